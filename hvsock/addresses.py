@@ -1,0 +1,340 @@
+"""Hyper-V socket addresses: the GUID constants, ``HyperVAddress``, and how ports, CIDs and container ids become GUIDs.
+
+Pure computation, the same on every platform. The constants and the layout of ``SOCKADDR_HV`` are those of the Windows
+SDK's ``hvsocket.h``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import reprlib
+import struct
+from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
+
+__all__ = [
+    "AF_HYPERV",
+    "HVSOCKET_CONNECTED_SUSPEND",
+    "HVSOCKET_CONNECT_TIMEOUT",
+    "HVSOCKET_CONNECT_TIMEOUT_MAX",
+    "HVSOCKET_CONTAINER_PASSTHRU",
+    "HVSOCKET_HIGH_VTL",
+    "HV_GUID_BROADCAST",
+    "HV_GUID_CHILDREN",
+    "HV_GUID_LOOPBACK",
+    "HV_GUID_PARENT",
+    "HV_GUID_SILOHOST",
+    "HV_GUID_VSOCK_TEMPLATE",
+    "HV_GUID_WILDCARD",
+    "HV_GUID_ZERO",
+    "HV_PROTOCOL_RAW",
+    "Address",
+    "HyperVAddress",
+    "as_address",
+    "cid_from_vm_id",
+    "container_vm_id",
+    "port_from_service_id",
+    "service_id_from_port",
+    "vm_id_from_cid",
+]
+
+AF_HYPERV: Final = 34
+HV_PROTOCOL_RAW: Final = 1
+
+# Socket options, level HV_PROTOCOL_RAW, each a 4-byte ULONG.
+HVSOCKET_CONNECT_TIMEOUT: Final = 0x01  # milliseconds
+HVSOCKET_CONNECT_TIMEOUT_MAX: Final = 300_000  # the largest value of the option above
+HVSOCKET_CONTAINER_PASSTHRU: Final = 0x02  # in older SDKs; newer ones no longer name it
+HVSOCKET_CONNECTED_SUSPEND: Final = 0x04  # non-zero: stay connected while the VM is paused
+HVSOCKET_HIGH_VTL: Final = 0x08  # non-zero: connect to the guest's VTL2
+
+HV_GUID_ZERO: Final = UUID("00000000-0000-0000-0000-000000000000")
+HV_GUID_WILDCARD: Final = HV_GUID_ZERO  # bind: accept from every partition
+HV_GUID_BROADCAST: Final = UUID("ffffffff-ffff-ffff-ffff-ffffffffffff")  # in the SDK, its use undocumented
+HV_GUID_CHILDREN: Final = UUID("90db8b89-0d35-4f79-8ce9-49ea0ac8b7cd")  # bind: accept from own children
+HV_GUID_LOOPBACK: Final = UUID("e0e16197-dd56-4a10-9195-5ee7a155a838")  # bind or connect: this partition
+HV_GUID_PARENT: Final = UUID("a42e7cda-d03f-480c-9cc2-a4de20abb878")  # bind or connect: the host, in a guest
+HV_GUID_SILOHOST: Final = UUID("36bd0c5c-7276-4223-88ba-7d03b654c568")  # connect: the host of a container's silo
+HV_GUID_VSOCK_TEMPLATE: Final = UUID("00000000-facb-11e6-bd58-64006a7986d3")  # a port's service id, the port first
+
+Address: TypeAlias = tuple[UUID | str, UUID | str | int]
+"""What is taken wherever an address is asked for: a VM (UUID, GUID string, alias) and a service (UUID, GUID string,
+port)."""
+
+_ALIASES: Final = {
+    "wildcard": HV_GUID_WILDCARD,
+    "children": HV_GUID_CHILDREN,
+    "loopback": HV_GUID_LOOPBACK,
+    "parent": HV_GUID_PARENT,
+    "silohost": HV_GUID_SILOHOST,
+}
+_ALIAS_OF: Final = {vm_id: alias for alias, vm_id in _ALIASES.items()}
+_CONSTANT_OF: Final = {
+    HV_GUID_WILDCARD: "HV_GUID_WILDCARD",
+    HV_GUID_BROADCAST: "HV_GUID_BROADCAST",
+    HV_GUID_CHILDREN: "HV_GUID_CHILDREN",
+    HV_GUID_LOOPBACK: "HV_GUID_LOOPBACK",
+    HV_GUID_PARENT: "HV_GUID_PARENT",
+    HV_GUID_SILOHOST: "HV_GUID_SILOHOST",
+}
+
+_SOCKADDR_HV: Final = struct.Struct("<HH16s16s")
+_GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_PORT: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_URI: Final = re.compile(r"hvsock://([^/?#@]*)/([^/?#@]*)", re.ASCII | re.IGNORECASE)
+_MAX_PORT: Final = 0x7FFFFFFF
+_MAX_U32: Final = 0xFFFFFFFF
+_FIRST_32_BITS: Final = 96  # shift of a GUID's first field within UUID.int
+
+# linux/vm_sockets.h: VMADDR_CID_LOCAL, VMADDR_CID_HOST, VMADDR_CID_ANY.
+_VM_ID_OF_CID: Final = {1: HV_GUID_LOOPBACK, 2: HV_GUID_PARENT, _MAX_U32: HV_GUID_WILDCARD}
+_CID_OF_VM_ID: Final = {vm_id: cid for cid, vm_id in _VM_ID_OF_CID.items()}
+# Version 8 is RFC 9562's for formats of one's own, so no id that Windows draws (version 4) has this form. The fixed
+# fields spell "cid" and "hvsock" in ASCII.
+_CID_TEMPLATE: Final = UUID("00000000-6369-8064-8000-6876736f636b")
+
+# hcsshim, internal/tools/hvsocketaddr/main.go, HCSIDToGUID.
+_HCS_NAMESPACE: Final = UUID("cab70344-facb-41e4-b5e5-ab6592283e6e")
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 100
+
+
+class HyperVAddress(NamedTuple):
+    """A Hyper-V socket address: which VM, and which service in it.
+
+    The fields are not checked here; `as_address` makes an address from looser input and says what is wrong with it.
+    """
+
+    vm_id: UUID
+    service_id: UUID
+
+    @property
+    def port(self) -> int | None:
+        """The vsock port (0..0x7fffffff) that the service id stands for, or None when it is no port's."""
+        return port_from_service_id(self.service_id)
+
+    def pack(self) -> bytes:
+        """Return the 36-byte ``SOCKADDR_HV``.
+
+        Little-endian u16 family (34), u16 Reserved (0), VM id at offset 4 and service id at 20, both as Windows lays
+        out a GUID (``UUID.bytes_le``). Source: ``hvsocket.h``.
+        """
+        return _SOCKADDR_HV.pack(AF_HYPERV, 0, self.vm_id.bytes_le, self.service_id.bytes_le)
+
+    @classmethod
+    def unpack(cls, buffer: bytes | bytearray | memoryview) -> HyperVAddress:
+        """Make an address from a ``SOCKADDR_HV``: the inverse of `pack`.
+
+        Reserved is ignored: it carries no part of the address, and refusing what a kernel left there would lose an
+        address that is otherwise good.
+
+        Raises:
+            TypeError: `buffer` is no bytes-like object.
+            ValueError: it is not 36 bytes long, or its family is not 34.
+        """
+        data = bytes(memoryview(buffer))
+        if len(data) != _SOCKADDR_HV.size:
+            raise ValueError(f"a SOCKADDR_HV has {_SOCKADDR_HV.size} bytes, not {len(data)}")
+        family, _reserved, vm_id, service_id = _SOCKADDR_HV.unpack(data)
+        if family != AF_HYPERV:
+            raise ValueError(f"the address family is {family}, not {AF_HYPERV} (AF_HYPERV)")
+        return cls(UUID(bytes_le=vm_id), UUID(bytes_le=service_id))
+
+    def __str__(self) -> str:
+        """Return the URI, ``hvsock://VM/SERVICE``: an alias or GUID, and a port or GUID; `parse` is the inverse."""
+        vm = _ALIAS_OF.get(self.vm_id, self.vm_id)
+        service = self.service_id if self.port is None else self.port
+        return f"hvsock://{vm}/{service}"
+
+    @classmethod
+    def parse(cls, text: str) -> HyperVAddress:
+        """Make an address from its URI, ``hvsock://VM/SERVICE``.
+
+        VM is an alias (wildcard, children, loopback, parent, silohost) or a GUID, SERVICE a decimal port without
+        leading zeros or a GUID. Scheme, aliases and GUIDs may be in any case, GUIDs may have braces. There is no user,
+        query or fragment, and no surrounding space.
+
+        Raises:
+            TypeError: `text` is no string.
+            ValueError: it is no such URI; the message says which part is wrong.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a Hyper-V socket URI must be a str, not {type(text).__name__}")
+        match = _URI.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE")
+        vm, service = match.groups()
+        return cls(_as_vm_id(vm), _as_service_id(int(service) if _PORT.fullmatch(service) else service))
+
+    def __repr__(self) -> str:
+        """Return an expression for this address, in which well-known ids go by name."""
+        vm_id: object = self.vm_id
+        service_id: object = self.service_id
+        vm = _CONSTANT_OF.get(vm_id, repr(vm_id)) if isinstance(vm_id, UUID) else repr(vm_id)
+        port = port_from_service_id(service_id) if isinstance(service_id, UUID) else None
+        service = repr(service_id) if port is None else f"service_id_from_port({port})"
+        return f"HyperVAddress(vm_id={vm}, service_id={service})"
+
+
+def as_address(address: Address) -> HyperVAddress:
+    """Make a `HyperVAddress` from any (vm, service) pair.
+
+    vm: a UUID, a GUID string, or an alias (wildcard, children, loopback, parent, silohost). service: a UUID, a GUID
+    string, or a port (0..0x7fffffff). A GUID string has the form 8-4-4-4-12, braces optional; case does not matter.
+
+    Raises:
+        TypeError: `address` is no tuple, or a member of it is of another type.
+        ValueError: it does not have two members, or one of them is malformed or out of range.
+    """
+    if not isinstance(address, tuple):
+        hint = "; HyperVAddress.parse() takes a URI" if isinstance(address, str) else ""
+        raise TypeError(f"an address must be a (vm, service) tuple, not {_shown.repr(address)}{hint}")
+    if len(address) != 2:
+        raise ValueError(f"an address must be a (vm, service) pair, not {_shown.repr(address)}")
+    vm, service = address
+    return HyperVAddress(_as_vm_id(vm), _as_service_id(service))
+
+
+def _as_vm_id(vm: UUID | str) -> UUID:
+    if isinstance(vm, UUID):
+        return vm
+    if not isinstance(vm, str):
+        raise TypeError(f"a VM must be a UUID or a str, not {_shown.repr(vm)}")
+    vm_id = _ALIASES.get(vm.lower()) if vm.isascii() else None
+    vm_id = vm_id or _parse_guid(vm)
+    if vm_id is None:
+        raise ValueError(f"{_shown.repr(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}")
+    return vm_id
+
+
+def _as_service_id(service: UUID | str | int) -> UUID:
+    if isinstance(service, UUID):
+        return service
+    if isinstance(service, int):
+        return service_id_from_port(service)
+    if not isinstance(service, str):
+        raise TypeError(f"a service must be a UUID, a str or a port number, not {_shown.repr(service)}")
+    service_id = _parse_guid(service)
+    if service_id is None:
+        raise ValueError(f"{_shown.repr(service)} is neither a GUID nor a port number")
+    return service_id
+
+
+def _parse_guid(text: str) -> UUID | None:
+    """Read the 8-4-4-4-12 form, braces optional; not the looser forms that ``UUID()`` takes."""
+    if text.startswith("{") and text.endswith("}"):
+        text = text[1:-1]
+    return UUID(text) if _GUID.fullmatch(text) else None
+
+
+def service_id_from_port(port: int) -> UUID:
+    """Return the service id that stands for a vsock port (0..0x7fffffff).
+
+    It is ``HV_GUID_VSOCK_TEMPLATE`` with the port as its first 32 bits; ``hvsocket.h``: "Valid port mappings are
+    0-0x7FFFFFFF".
+
+    Raises:
+        TypeError: `port` is no int, or a bool.
+        ValueError: it is out of range.
+    """
+    return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_PORT))
+
+
+def port_from_service_id(service_id: UUID) -> int | None:
+    """Return the port (0..0x7fffffff) that a service id stands for, or None: the inverse of `service_id_from_port`.
+
+    Raises:
+        TypeError: `service_id` is no UUID.
+    """
+    port = vsock_port_from_service_id(service_id)
+    return port if port is not None and port <= _MAX_PORT else None
+
+
+def service_id_from_vsock_port(port: int) -> UUID:
+    """Return the service id for any port that a Linux kernel reports (0..0xffffffff).
+
+    Linux draws the ports of unbound clients from the whole 32-bit range (``net/vmw_vsock/af_vsock.c``,
+    ``__vsock_bind_connectible``), so a peer's may lie above the largest one that `service_id_from_port` takes. The
+    address of such a peer has no ``port``, but connects like any other.
+
+    Raises:
+        TypeError: `port` is no int, or a bool.
+        ValueError: it is out of range.
+    """
+    return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_U32))
+
+
+def vsock_port_from_service_id(service_id: UUID) -> int | None:
+    """Return the 32-bit vsock port of a service id, or None: the inverse of `service_id_from_vsock_port`.
+
+    Raises:
+        TypeError: `service_id` is no UUID.
+    """
+    return _first_32_bits(HV_GUID_VSOCK_TEMPLATE, "service id", service_id)
+
+
+def vm_id_from_cid(cid: int) -> UUID:
+    """Return the VM id that stands for a vsock CID (0..0xffffffff).
+
+    VMADDR_CID_HOST (2) is PARENT and VMADDR_CID_ANY (0xffffffff) is WILDCARD, as in Linux's ``hyperv_transport.c``;
+    VMADDR_CID_LOCAL (1) is LOOPBACK. Every other CID, which only Linux/KVM hosts have, is the first 32 bits of
+    ``xxxxxxxx-6369-8064-8000-6876736f636b``, a form of this library's own.
+
+    Raises:
+        TypeError: `cid` is no int, or a bool.
+        ValueError: it is out of range.
+    """
+    _checked("CID", cid, _MAX_U32)
+    return _VM_ID_OF_CID.get(cid) or _with_first_32_bits(_CID_TEMPLATE, cid)
+
+
+def cid_from_vm_id(vm_id: UUID) -> int | None:
+    """Return the CID that a VM id stands for, or None: the inverse of `vm_id_from_cid`.
+
+    Raises:
+        TypeError: `vm_id` is no UUID.
+    """
+    cid = _first_32_bits(_CID_TEMPLATE, "VM id", vm_id)
+    return _CID_OF_VM_ID.get(vm_id) if cid is None or cid in _VM_ID_OF_CID else cid
+
+
+def container_vm_id(hcs_id: str) -> UUID:
+    """Return the VM id under which the host reaches a Windows container, from the container's full HCS id.
+
+    It is the version 5 GUID of the id in upper case and UTF-16LE, in the namespace
+    ``cab70344-facb-41e4-b5e5-ab6592283e6e``. Source: hcsshim, ``internal/tools/hvsocketaddr/main.go``.
+
+    Raises:
+        TypeError: `hcs_id` is no string.
+        ValueError: it is empty, or cannot be encoded.
+    """
+    if not isinstance(hcs_id, str):
+        raise TypeError(f"a container id must be a str, not {type(hcs_id).__name__}")
+    if not hcs_id:
+        raise ValueError("the container id is empty")
+    # Upper-cased one character at a time, as there: "ß" stays one character.
+    upper = "".join(c.upper() if len(c.upper()) == 1 else c for c in hcs_id)
+    # uuid.uuid5() takes bytes as a name only since 3.12.
+    digest = hashlib.sha1(_HCS_NAMESPACE.bytes + upper.encode("utf-16-le"), usedforsecurity=False).digest()
+    return UUID(bytes=digest[:16], version=5)
+
+
+def _checked(what: str, value: int, maximum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"a {what} must be an int, not {_shown.repr(value)}")
+    if not 0 <= value <= maximum:
+        raise ValueError(f"a {what} must be in the range 0..{maximum:#x}, not {value:#x}")
+    return value
+
+
+def _with_first_32_bits(template: UUID, value: int) -> UUID:
+    return UUID(int=template.int | value << _FIRST_32_BITS)
+
+
+def _first_32_bits(template: UUID, what: str, guid: UUID) -> int | None:
+    if not isinstance(guid, UUID):
+        raise TypeError(f"a {what} must be a UUID, not {_shown.repr(guid)}")
+    value = guid.int >> _FIRST_32_BITS
+    return value if _with_first_32_bits(template, value) == guid else None

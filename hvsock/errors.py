@@ -1,0 +1,96 @@
+"""What the system's errors mean on a Hyper-V socket: known causes, and which errors are worth another try."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from hvsock.addresses import HyperVAddress
+
+__all__ = ["add_notes", "is_transient", "known_cause"]
+
+# Winsock codes for hyperv, errno values for the others. Where a meaning was seen: microsoft/go-winio hvsock_test.go,
+# microsoft/hcsshim test/functional/hvsock_test.go, nbdd0121/wsld issues 5, 8 and 28, Linux net/vmw_vsock.
+_CAUSES: Final[dict[str, dict[int, str]]] = {
+    "hyperv": {
+        10013: "the service is not registered on the host, its security descriptor denies this user, "
+        "or the VM belongs to another user (WSL)",
+        10022: "the service is disabled for this VM, or the socket is in the wrong state (listen() before bind())",
+        10041: "a Hyper-V socket is made with protocol HV_PROTOCOL_RAW (1)",
+        10048: "another socket listens on this service",
+        10049: "wildcard and children can be bound, not connected to; a VM id must be one that this side knows",
+        10050: "the VM is starting, stopping or rebooting",
+        10051: "the VM is not running, its id is unknown here, or this machine has no parent",
+        10054: "the peer's process or VM ended",
+        10060: "nobody listens, the service is not registered on the host, or the VM is busy starting",
+        10061: "nobody listens on this service, or its listener is bound to another VM id; "
+        "a wildcard listener is never reached from WSL or where AllowWildcardBinds is off",
+    },
+    "vsock": {
+        errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+        errno.EADDRINUSE: "another socket has this port",
+        errno.EADDRNOTAVAIL: "a guest binds wildcard; parent and other VMs' ids are no addresses of its own",
+        errno.ECONNREFUSED: "nobody listens on this port",
+        errno.ECONNRESET: "nobody listens on this port, or the peer ended",
+        errno.ENETUNREACH: "no transport to that CID: loopback needs the module vsock_loopback",
+        errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, a parent needs a hypervisor",
+        errno.ETIMEDOUT: "nobody listens, or the service is not registered on a Windows host, which refuses silently",
+    },
+    "local": {
+        errno.EADDRINUSE: "a living process has this name",
+        errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
+        errno.ECONNREFUSED: "nobody listens there, or with a VM id that does not let this process in",
+        errno.ENETUNREACH: "a guest reaches its parent and itself only, and the host has no parent (HVSOCK_LOCAL_VM)",
+    },
+}
+
+# Those that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
+# Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock).
+_TRANSIENT: Final = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+        *(1201, 1225, 10050, 10051, 10054, 10060, 10061),
+    }
+)
+
+
+def _code(exc: OSError) -> int | None:
+    winerror: int | None = getattr(exc, "winerror", None)
+    return exc.errno if winerror is None else winerror
+
+
+def is_transient(exc: OSError) -> bool:
+    """Whether a failed connect may succeed a moment later, as while the VM or its service starts."""
+    return isinstance(exc, TimeoutError) or _code(exc) in _TRANSIENT
+
+
+def known_cause(exc: OSError, transport: str) -> str | None:
+    """Return what is known to cause this error on the transport of that name."""
+    code = _code(exc)
+    if code is None and isinstance(exc, TimeoutError):
+        code = 10060 if transport == "hyperv" else errno.ETIMEDOUT
+    return None if code is None else _CAUSES[transport].get(code)
+
+
+def add_notes(
+    exc: OSError,
+    operation: str,
+    transport: str,
+    *,
+    local: HyperVAddress | None = None,
+    peer: HyperVAddress | None = None,
+) -> None:
+    """Add to an error what was being done, between which addresses, and its known cause."""
+    parts = [f"{operation} on transport {transport}"]
+    if local is not None:
+        parts.append(f"local {local}")
+    if peer is not None:
+        parts.append(f"peer {peer}")
+    exc.add_note(", ".join(parts))
+    cause = known_cause(exc, transport) if operation in ("bind", "listen", "connect", "accept") else None
+    if cause is not None:
+        exc.add_note(f"known cause: {cause}")

@@ -1,0 +1,348 @@
+"""`HyperVSocket`: a `socket.socket` whose addresses are Hyper-V addresses, and functions that make one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import EllipsisType
+from typing import Any, Final, Self, cast
+
+from hvsock import errors
+from hvsock._hvsock import Socket
+from hvsock.addresses import (
+    HV_GUID_ZERO,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECTED_SUSPEND,
+    HVSOCKET_CONTAINER_PASSTHRU,
+    HVSOCKET_HIGH_VTL,
+    Address,
+    HyperVAddress,
+    as_address,
+)
+from hvsock.transports import Transport, default_transport, transport_named, transport_of_family
+
+__all__ = ["HyperVSocket", "create_connection", "create_server"]
+
+_FIRST_PAUSE: Final = 0.01  # seconds between two attempts of create_connection, doubled each time
+_LONGEST_PAUSE: Final = 0.5
+
+
+class HyperVSocket(Socket):
+    """A stream socket between a host and its virtual machines.
+
+    It is a `socket.socket`, and every method that is not described here is that class's. An address argument is any
+    (vm, service) pair that `as_address` takes; an address that comes back is a `HyperVAddress`.
+
+    Without arguments the socket uses `default_transport()`. `transport` names another one: ``"hyperv"``, ``"vsock"`` or
+    ``"local"``. With `fileno`, the socket takes over an open one, whose family tells the transport. A socket of any
+    other family behaves as a `socket.socket` with this class's data path.
+
+    Timeouts are `socket.settimeout`'s, and a timeout of connect() also replaces the system's own limit of about 2 s.
+    close() wakes every call that another thread is blocked in with an `OSError`; the handle is released after they have
+    left it. If calls were blocked, the connection is shut down for other owners of the handle too.
+
+    Raises:
+        ValueError: an unknown transport, or a type other than SOCK_STREAM.
+        OSError: the transport is not available here; a note says how to get one.
+    """
+
+    __slots__ = ("_before_close", "_options", "_transport")
+
+    _transport: Transport | None
+    _options: dict[int, bool]
+    _before_close: Callable[[], None] | None
+
+    def __init__(
+        self,
+        family: int = -1,
+        type: int = -1,  # noqa: A002 - socket.socket's own name for it
+        proto: int = -1,
+        fileno: int | None = None,
+        *,
+        transport: str | None = None,
+    ) -> None:
+        chosen = _choose(family, fileno, transport)
+        if chosen is not None and fileno is None:
+            if type not in (-1, socket.SOCK_STREAM):
+                raise ValueError(f"Hyper-V sockets are streams: the type must be SOCK_STREAM, not {type!r}")
+            family, proto = chosen.family, chosen.proto if proto == -1 else proto
+        self._transport = chosen
+        self._options = {}
+        self._before_close = None
+        try:
+            if chosen is not None and chosen.unsupported is not None:
+                raise OSError(errno.EAFNOSUPPORT, chosen.unsupported)
+            super().__init__(family, type, proto, fileno)
+        except OSError as exc:
+            if chosen is not None and not chosen.available:
+                exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
+                exc.add_note('transport="local", or HVSOCK_TRANSPORT=local, needs no hypervisor')
+            raise
+        if fileno is not None and transport is None:
+            self._transport = transport_of_family(self.family)
+
+    def bind(self, address: Any, /) -> None:
+        """Bind to a service, for the partitions that the VM id names: wildcard, children, loopback, parent, or one id.
+
+        Raises:
+            OSError: as the system says. A duplicate is refused here, or by listen() on transport hyperv.
+            ValueError: the transport cannot express the address.
+        """
+        if self._transport is None:
+            return super().bind(address)
+        to = as_address(address)
+        with self._noted("bind", local=to):
+            self._before_close = self._transport.bind(self, to)
+        return None
+
+    def listen(self, backlog: int = -1, /) -> None:
+        """Start to accept connections; as `socket.socket.listen`."""
+        with self._noted("listen"):
+            super().listen(*(() if backlog == -1 else (backlog,)))
+
+    def connect(self, address: Any, /) -> None:
+        """Connect to a service: of the parent, of this partition (loopback), or of the VM with that id.
+
+        Blocks for the timeout at most. After an error the socket can only be closed.
+
+        Raises:
+            TimeoutError: no answer within the timeout.
+            OSError: as the system says.
+            ValueError: the transport cannot express the address.
+        """
+        if self._transport is None:
+            return super().connect(address)
+        to = as_address(address)
+        with self._noted("connect", peer=to):
+            self._transport.connect(self, to)
+        return None
+
+    def connect_ex(self, address: Any, /) -> int:
+        """Connect, but return the system's error code instead of raising it; 0 is success."""
+        if self._transport is None:
+            return super().connect_ex(address)
+        try:
+            self.connect(address)
+        except OSError as exc:
+            code = getattr(exc, "winerror", None) or exc.errno
+            if code is None:  # the timeout's own error
+                return errno.WSAEWOULDBLOCK if sys.platform == "win32" else errno.EWOULDBLOCK
+            return cast(int, code)
+        return 0
+
+    def accept(self) -> tuple[Self, Any]:
+        """Wait for a connection within the timeout; return its socket, of this class, and the peer's address.
+
+        The options of this socket hold for the new one too.
+        """
+        with self._noted("accept"):
+            sock, native = super().accept()
+        if self._transport is None:
+            return sock, native
+        sock._options = dict(self._options)
+        return sock, self._transport.peer_address(native)
+
+    def getsockname(self) -> Any:
+        """Return the own address.
+
+        For a client the service id is one that the system has made. The VM id of an accepted socket is not reliable.
+        """
+        native = super().getsockname()
+        return native if self._transport is None else self._transport.local_address(native)
+
+    def getpeername(self) -> Any:
+        """Return the peer's address: what was dialled, or for an accepted socket who is calling."""
+        native = super().getpeername()
+        return native if self._transport is None else self._transport.peer_address(native)
+
+    def dup(self) -> Self:
+        """Duplicate the socket; the copy is not inheritable."""
+        copy = super().dup()
+        copy._options = dict(self._options)
+        return copy
+
+    def detach(self) -> int:
+        """Give the handle up without closing it, and return it. Calls that other threads are in go on."""
+        self._before_close = None
+        return super().detach()
+
+    def _real_close(self) -> None:
+        before, self._before_close = self._before_close, None
+        try:
+            if before is not None:
+                before()
+        finally:
+            super()._real_close()
+
+    @property
+    def connected_suspend(self) -> bool:
+        """Whether the connection survives a pause of the VM (HVSOCKET_CONNECTED_SUSPEND), False unless set.
+
+        Only on transport hyperv. Set it before connect() or listen(); accepted sockets inherit it. What is read is what
+        was set: the system's answer cannot be trusted on a connected socket.
+        """
+        return self._options.get(HVSOCKET_CONNECTED_SUSPEND, False)
+
+    @connected_suspend.setter
+    def connected_suspend(self, value: bool) -> None:
+        self._set_option(HVSOCKET_CONNECTED_SUSPEND, value)
+
+    @property
+    def high_vtl(self) -> bool:
+        """Whether connect() goes to VTL2 of the guest (HVSOCKET_HIGH_VTL), False unless set; hosts only.
+
+        As for `connected_suspend`, it is the value that was set.
+        """
+        return self._options.get(HVSOCKET_HIGH_VTL, False)
+
+    @high_vtl.setter
+    def high_vtl(self, value: bool) -> None:
+        self._set_option(HVSOCKET_HIGH_VTL, value)
+
+    @property
+    def container_passthru(self) -> bool:
+        """Whether connect() passes through the utility VM into the container (HVSOCKET_CONTAINER_PASSTHRU).
+
+        False unless set; newer Windows SDKs no longer name this option. As for `connected_suspend`, it is the value
+        that was set.
+        """
+        return self._options.get(HVSOCKET_CONTAINER_PASSTHRU, False)
+
+    @container_passthru.setter
+    def container_passthru(self, value: bool) -> None:
+        self._set_option(HVSOCKET_CONTAINER_PASSTHRU, value)
+
+    def _set_option(self, option: int, value: bool) -> None:
+        if self._transport is None or self._transport.name != "hyperv":
+            name = "this family" if self._transport is None else f"transport {self._transport.name}"
+            raise OSError(errno.ENOPROTOOPT, f"{name} has no such option: it is one of transport hyperv")
+        self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
+        self._options[option] = bool(value)
+
+    @contextlib.contextmanager
+    def _noted(
+        self, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None
+    ) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            if self._transport is not None:
+                local = local or _address_or_none(self.getsockname)
+                errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
+            raise
+
+    def _explain(self, exception: OSError, operation: str, /) -> None:
+        """Add notes to the error of a data call; called by C."""
+        if self._transport is not None:
+            local, peer = _address_or_none(self.getsockname), _address_or_none(self.getpeername)
+            errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
+
+
+def _choose(family: int, fileno: int | None, name: str | None) -> Transport | None:
+    """Return the transport that the arguments of `HyperVSocket` mean; None if that is for the handle to say."""
+    if name is not None:
+        chosen = transport_named(name)
+        if family not in (-1, chosen.family):
+            raise ValueError(f"transport {name} is of family {chosen.family}, not {family}")
+        return chosen
+    if family != -1:
+        return transport_of_family(family)
+    return default_transport() if fileno is None else None
+
+
+def _address_or_none(get: Callable[[], Any]) -> HyperVAddress | None:
+    try:
+        address = cast(HyperVAddress, get())
+    except OSError:
+        return None
+    return None if address.service_id == HV_GUID_ZERO else address
+
+
+def create_connection(
+    address: Address,
+    timeout: float | EllipsisType | None = ...,
+    *,
+    transport: str | None = None,
+    retry_for: float = 0.0,
+) -> HyperVSocket:
+    """Connect to a service and return the socket.
+
+    Args:
+        address: any (vm, service) pair that `as_address` takes.
+        timeout: seconds that an attempt may take, None for no limit; it stays set on the socket. By default it is
+            `socket.getdefaulttimeout()`.
+        transport: the name of a transport; by default `default_transport()`.
+        retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt:
+            refused, unreachable, down, reset, timed out, as while the VM or its service starts. The whole call ends by
+            then, attempts are cut short for it, and the last error is raised.
+
+    Raises:
+        TimeoutError: no answer in time.
+        OSError: as the system says.
+        ValueError: an unknown transport, an address that it cannot express, or a negative `retry_for`.
+    """
+    to = as_address(address)
+    if not (retry_for >= 0.0 and math.isfinite(retry_for)):
+        raise ValueError(f"retry_for must be a finite number of seconds, at least 0, not {retry_for!r}")
+    deadline = time.monotonic() + retry_for
+    pause = _FIRST_PAUSE
+    while True:
+        sock = HyperVSocket(transport=transport)
+        try:
+            if timeout is not ...:
+                sock.settimeout(timeout)
+            limit = sock.gettimeout()
+            if retry_for > 0.0 and limit != 0.0:
+                sock.settimeout(max(min(math.inf if limit is None else limit, deadline - time.monotonic()), 0.001))
+            sock.connect(to)
+            sock.settimeout(limit)
+        except OSError as exc:
+            sock.close()
+            if time.monotonic() + pause >= deadline or not errors.is_transient(exc):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def create_server(
+    address: Address,
+    *,
+    backlog: int | None = None,
+    transport: str | None = None,
+    connected_suspend: bool = False,
+) -> HyperVSocket:
+    """Bind to a service, listen, and return the socket.
+
+    Args:
+        address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        backlog: connections that may wait to be accepted; by default `socket.listen`'s.
+        transport: the name of a transport; by default `default_transport()`.
+        connected_suspend: keep accepted connections while their VM is paused. It is transport hyperv's; elsewhere a
+            pause is not known to end connections, and it does nothing.
+
+    Raises:
+        OSError: the address is in use, or as the system says.
+        ValueError: an unknown transport, or an address that it cannot express.
+    """
+    sock = HyperVSocket(transport=transport)
+    try:
+        if connected_suspend and sock._transport is not None and sock._transport.name == "hyperv":
+            sock.connected_suspend = True
+        sock.bind(as_address(address))
+        sock.listen(-1 if backlog is None else backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

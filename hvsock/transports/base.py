@@ -1,0 +1,70 @@
+"""What a transport is: a socket family that can carry Hyper-V addresses."""
+
+from __future__ import annotations
+
+import abc
+import socket
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from hvsock._hvsock import Socket
+from hvsock.addresses import HyperVAddress
+
+__all__ = ["Transport"]
+
+
+class Transport(abc.ABC):
+    """Carries Hyper-V addresses over one socket family.
+
+    The methods that take a socket are `HyperVSocket`'s side of its methods of the same name; they raise what the system
+    raises.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[int]
+    proto: ClassVar[int] = 0
+    unsupported: ClassVar[str | None]
+    """Why this platform cannot have it at all, or None."""
+
+    @property
+    def available(self) -> bool:
+        """Whether sockets of this family can be made here, now."""
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """A sentence that says why the transport is not available; None when it is.
+
+        Found out by making a socket and closing it; nothing is bound or connected.
+        """
+        if self.unsupported is not None:
+            return self.unsupported
+        try:
+            socket.socket(self.family, socket.SOCK_STREAM, self.proto).close()
+        except OSError as exc:
+            return self._refused(exc)
+        return None
+
+    @abc.abstractmethod
+    def _refused(self, exc: OSError) -> str:
+        """Say why the system made no socket."""
+
+    @abc.abstractmethod
+    def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None] | None:
+        """Bind; return what has to be done before the socket is closed, if anything."""
+
+    @abc.abstractmethod
+    def connect(self, sock: Socket, address: HyperVAddress) -> None:
+        """Connect within the socket's timeout."""
+
+    @abc.abstractmethod
+    def local_address(self, native: Any) -> HyperVAddress:
+        """Translate what getsockname() returned."""
+
+    @abc.abstractmethod
+    def peer_address(self, native: Any) -> HyperVAddress:
+        """Translate what accept() or getpeername() returned."""
+
+    def __repr__(self) -> str:
+        """Return the name and the state."""
+        return f"<transport {self.name}: {self.reason or 'available'}>"

@@ -1,0 +1,260 @@
+"""A stand-in for a hypervisor on one machine: Hyper-V addresses over ``AF_UNIX``, for development and tests.
+
+Each process is the host, or the VM whose GUID stands in HVSOCK_LOCAL_VM. Who reaches whom follows the rules of Hyper-V:
+a guest reaches its parent and itself, the host reaches every guest by id and itself, and siblings never meet.
+
+Every socket has a name in a private directory, ``PARTITION.VM.SERVICE``: who owns it, the VM id that it is bound to,
+and the service id. A client's name is removed as soon as the kernel has it, so that only listeners are seen there. All
+that an address says is in the names, which the kernel reports to both ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from hvsock._hvsock import SUN_PATH_SIZE, Socket
+from hvsock.addresses import (
+    HV_GUID_BROADCAST,
+    HV_GUID_CHILDREN,
+    HV_GUID_LOOPBACK,
+    HV_GUID_PARENT,
+    HV_GUID_SILOHOST,
+    HV_GUID_WILDCARD,
+    HV_GUID_ZERO,
+    HyperVAddress,
+    as_address,
+    port_from_service_id,
+    service_id_from_port,
+)
+from hvsock.transports.base import Transport
+
+__all__ = ["LocalTransport", "directory", "partition"]
+
+_HOST: Final = "host"
+_NAME_OF: Final = {
+    HV_GUID_WILDCARD: "wildcard",
+    HV_GUID_CHILDREN: "children",
+    HV_GUID_LOOPBACK: "loopback",
+    HV_GUID_PARENT: "parent",
+}
+_ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
+_NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
+_NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # what a socket without a name of ours is given
+
+
+class LocalTransport(Transport):
+    """``AF_UNIX`` under a private directory, by the rules of VM ids."""
+
+    name = "local"
+    family = getattr(socket, "AF_UNIX", -2)
+    unsupported = None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform."
+
+    def _refused(self, exc: OSError) -> str:
+        return f"This kernel has no AF_UNIX ({exc.strerror})."
+
+    def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None]:
+        """Bind, replacing the name of a listener that was killed; it is removed again before the socket is closed."""
+        me = partition()
+        unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
+        if address.vm_id in unbindable:
+            raise _os_error(errno.EADDRNOTAVAIL)
+        path = _path(me, address)
+        try:
+            Socket.bind(sock, str(path))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+            with _locked(path.parent):
+                if _is_live(path):
+                    raise
+                path.unlink(missing_ok=True)
+                Socket.bind(sock, str(path))
+        return _remover(path)
+
+    def connect(self, sock: Socket, address: HyperVAddress) -> None:
+        """Connect to the listener whose VM id is the most specific one that lets this process in."""
+        me = partition()
+        target, seen_as = _route(me, address.vm_id)
+        if Socket.getsockname(sock) == "":
+            vm_id = HV_GUID_CHILDREN if target == me else HV_GUID_WILDCARD
+            own = _path(me, HyperVAddress(vm_id, uuid4()))
+            Socket.bind(sock, str(own))
+            own.unlink()
+        for vm_id in seen_as:
+            path = _path(target, HyperVAddress(vm_id, address.service_id))
+            try:
+                Socket.connect(sock, str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                continue
+            return
+        raise _os_error(errno.ECONNREFUSED)
+
+    def local_address(self, native: Any) -> HyperVAddress:
+        """Translate the path: what was bound."""
+        name = _parse(native)
+        return _NOWHERE if name is None else name[1]
+
+    def peer_address(self, native: Any) -> HyperVAddress:
+        """Translate the path: the peer's partition as this one sees it, and its service."""
+        name = _parse(native)
+        if name is None:
+            return _NOWHERE
+        owner, address = name
+        vm_id = HV_GUID_LOOPBACK if owner == partition() else HV_GUID_PARENT if owner is None else owner
+        return HyperVAddress(vm_id, address.service_id)
+
+
+def partition() -> UUID | None:
+    """Return the id of the VM that this process plays, from HVSOCK_LOCAL_VM; None for the host.
+
+    Raises:
+        ValueError: HVSOCK_LOCAL_VM is no GUID of a VM.
+    """
+    text = os.environ.get("HVSOCK_LOCAL_VM")
+    if not text:
+        return None
+    try:
+        vm_id = as_address((text, HV_GUID_ZERO)).vm_id
+    except ValueError:
+        vm_id = HV_GUID_ZERO
+    if vm_id in _NO_PARTITION:
+        raise ValueError(f"HVSOCK_LOCAL_VM must be the GUID of a VM, not {text!r}")
+    return vm_id
+
+
+def directory() -> Path:
+    """Return the directory of the names, made if need be with mode 0700.
+
+    It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
+
+    Raises:
+        PermissionError: it belongs to somebody else, or others may write to it.
+        OSError: it cannot be made.
+    """
+    chosen, runtime = os.environ.get("HVSOCK_LOCAL_DIR"), os.environ.get("XDG_RUNTIME_DIR")
+    fallback = Path("/tmp", f"hvsock-{os.getuid()}")  # not TMPDIR's, which could differ between two ends
+    path = Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", str(path))
+    if status.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", str(path))
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", str(path))
+    return path.absolute()
+
+
+def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
+    """Return the partition that `me` means by `vm_id`, and the ids that let `me` in there, most specific first."""
+    if vm_id in (HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_BROADCAST):
+        raise _os_error(errno.EADDRNOTAVAIL)
+    if vm_id == HV_GUID_LOOPBACK:
+        return me, (HV_GUID_LOOPBACK, HV_GUID_WILDCARD)
+    if vm_id == HV_GUID_PARENT and me is not None:
+        return None, (me, HV_GUID_CHILDREN, HV_GUID_WILDCARD)
+    if vm_id not in _NO_PARTITION and me is None:
+        return vm_id, (HV_GUID_PARENT, HV_GUID_WILDCARD)
+    raise _os_error(errno.ENETUNREACH)
+
+
+def _os_error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+# A GUID is 26 characters of base32, which survive a file system that ignores case: two in hexadecimal would not leave
+# room for a directory in the 108 bytes of a sun_path. Ports and well-known ids are shorter, so that none is ambiguous.
+
+
+def _write_guid(guid: UUID) -> str:
+    return base64.b32encode(guid.bytes).decode().rstrip("=").lower()
+
+
+def _read_guid(text: str) -> UUID:
+    return UUID(bytes=base64.b32decode(text.upper() + "======"))
+
+
+def _path(owner: UUID | None, address: HyperVAddress) -> Path:
+    port = port_from_service_id(address.service_id)
+    parts = (
+        _HOST if owner is None else _write_guid(owner),
+        _NAME_OF.get(address.vm_id) or _write_guid(address.vm_id),
+        _write_guid(address.service_id) if port is None else str(port),
+    )
+    path = directory() / ".".join(parts)
+    if len(os.fsencode(path)) >= SUN_PATH_SIZE:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"the directory of the local transport is too long: names in it must stay below {SUN_PATH_SIZE} bytes; "
+            "choose a shorter HVSOCK_LOCAL_DIR",
+            str(path),
+        )
+    return path
+
+
+def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
+    """Read a path: its owner and address; None if it is no name of ours."""
+    parts = Path(os.fsdecode(native)).name.split(".")
+    if len(parts) != 3:
+        return None
+    owner, vm, service = parts
+    try:
+        vm_id = _ID_OF.get(vm) or _read_guid(vm)
+        service_id = service_id_from_port(int(service)) if service.isdecimal() else _read_guid(service)
+        return None if owner == _HOST else _read_guid(owner), HyperVAddress(vm_id, service_id)
+    except ValueError:
+        return None
+
+
+def _is_live(path: Path) -> bool:
+    """Whether a socket still has this name, in any process: asked in a way that its listener does not notice.
+
+    Connecting with another type of socket is refused as such (EPROTOTYPE) only when there is a socket at all.
+    """
+    if not path.is_socket():
+        return path.exists()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+    return True
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from replacing names in the directory meanwhile."""
+    import fcntl
+
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remover(path: Path) -> Callable[[], None]:
+    """Return what removes the name just bound: in this process only, and only while it is still that socket's."""
+    status = path.stat()
+    process = os.getpid()
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            now = path.stat()
+            if os.getpid() == process and (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
+                path.unlink()
+
+    return remove

@@ -1,0 +1,114 @@
+"""The transport of Linux guests and Linux/KVM hosts: ``AF_VSOCK``."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from hvsock._hvsock import Socket
+from hvsock.addresses import (
+    HV_GUID_CHILDREN,
+    HyperVAddress,
+    cid_from_vm_id,
+    service_id_from_vsock_port,
+    vm_id_from_cid,
+    vsock_port_from_service_id,
+)
+from hvsock.transports.base import Transport
+
+__all__ = ["VMADDR_CID_ANY", "VsockTransport", "has_loopback", "local_cid"]
+
+# linux/vm_sockets.h; the socket module names them only where its build saw that header.
+_AF_VSOCK: Final = 40
+_SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
+_IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
+VMADDR_CID_ANY: Final = 0xFFFFFFFF
+_DEVICE: Final = Path("/dev/vsock")
+_TIMEVAL: Final = struct.Struct("@ll")
+
+
+class VsockTransport(Transport):
+    """``AF_VSOCK``: a VM id is a CID, a service id is a port."""
+
+    name = "vsock"
+    family = _AF_VSOCK
+    unsupported = None if hasattr(socket, "AF_VSOCK") else "AF_VSOCK exists on Linux only."
+
+    def _refused(self, exc: OSError) -> str:
+        return f"This kernel has no AF_VSOCK ({exc.strerror}): load its module (hv_sock in a Hyper-V guest)."
+
+    def bind(self, sock: Socket, address: HyperVAddress) -> None:
+        """Bind to the CID, which in a Hyper-V guest can only be VMADDR_CID_ANY: wildcard or children."""
+        cid = VMADDR_CID_ANY if address.vm_id == HV_GUID_CHILDREN else _cid(address)
+        Socket.bind(sock, (cid, _port(address)))
+
+    def connect(self, sock: Socket, address: HyperVAddress) -> None:
+        """Connect. The kernel's own limit of 2 s is moved to the socket's timeout."""
+        target = (_cid(address), _port(address))
+        timeout = sock.gettimeout()
+        if timeout:
+            seconds, microseconds = divmod(int(timeout * 1e6) + 1, 1_000_000)
+            sock.setsockopt(_AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, microseconds))
+        Socket.connect(sock, target)
+
+    def local_address(self, native: Any) -> HyperVAddress:
+        """Translate (cid, port)."""
+        cid, port = native
+        return HyperVAddress(vm_id_from_cid(cid), service_id_from_vsock_port(port))
+
+    def peer_address(self, native: Any) -> HyperVAddress:
+        """Translate (cid, port)."""
+        return self.local_address(native)
+
+
+def _cid(address: HyperVAddress) -> int:
+    cid = cid_from_vm_id(address.vm_id)
+    if cid is None:
+        raise ValueError(
+            f"{address} names a VM that AF_VSOCK cannot: a Linux guest reaches its parent, itself (loopback), "
+            "and on a KVM host the ids of vm_id_from_cid()"
+        )
+    return cid
+
+
+def _port(address: HyperVAddress) -> int:
+    port = vsock_port_from_service_id(address.service_id)
+    if port is None:
+        raise ValueError(
+            f"{address} names a service that is no port, and AF_VSOCK has ports only: "
+            "both ends need a service id made by service_id_from_port()"
+        )
+    return port
+
+
+def local_cid() -> int | None:
+    """Return this machine's own CID, or None where the kernel does not tell.
+
+    Read from /dev/vsock, without a socket. A Hyper-V guest reports VMADDR_CID_ANY (0xffffffff), since the host alone
+    knows its id: `hvs_get_local_cid` in the kernel's ``hyperv_transport.c``.
+    """
+    try:
+        import fcntl
+
+        with _DEVICE.open("rb", buffering=0) as device:
+            answer = fcntl.ioctl(device, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
+    except (ImportError, OSError):
+        return None
+    return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def has_loopback() -> bool:
+    """Whether the kernel has CID 1 (VMADDR_CID_LOCAL), seen by its files; nothing is connected.
+
+    The module ``vsock_loopback`` is loaded, or built in.
+    """
+    if Path("/sys/module/vsock_loopback").exists():
+        return True
+    try:
+        built_in = Path("/lib/modules", platform.release(), "modules.builtin").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "/vsock_loopback.ko" in built_in

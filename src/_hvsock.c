@@ -1,0 +1,1052 @@
+/* hvsock._hvsock: a socket type whose data path, waiting, closing and Hyper-V addresses are its own,
+ * and whose everything else is socket.socket's. Layers of a call: arguments and objects (sock_*),
+ * the driver that owns the GIL, the gate and signals (drive), one attempt on the system (hv_*). */
+#include "hv_abi.h"
+
+#include "hv_platform.h"
+
+#define RECV_ON_STACK 8192 /* recv() up to this size allocates once, for what arrived */
+
+/* The state lies behind the instance data of socket.socket, whose size only the interpreter knows. */
+static Py_ssize_t state_offset;
+
+static int sock_init(PyObject *self, PyObject *args, PyObject *kwargs);
+
+static inline hv_socket *
+state_of(PyObject *self)
+{
+    return (hv_socket *)((char *)self + state_offset);
+}
+
+/* socket.socket, found as the base of the last type that is initialised by sock_init. */
+static PyObject *
+base_of(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self), *base = NULL;
+    PyTypeObject *found = NULL;
+    for (; type != NULL; type = base) {
+        base = (PyTypeObject *)PyType_GetSlot(type, Py_tp_base);
+        if (PyType_GetSlot(type, Py_tp_init) == (void *)sock_init) {
+            found = base;
+        }
+    }
+    return (PyObject *)found;
+}
+
+/* ---- the driver ---- */
+
+/* Runs an operation to its end: HV_DONE, HV_TIMED_OUT, HV_FAILED (op->error), or HV_INTERRUPTED with
+ * the exception of a signal handler set. The gate is not held while handlers run: they may close the
+ * socket, or fork. */
+static hv_status
+drive(hv_socket *s, hv_op *op)
+{
+    hv_status status;
+    do {
+        hv_socket_sync(s);
+        if (!hv_gate_enter(&s->gate)) {
+            op->error = HV_ERROR_CLOSED;
+            return HV_FAILED;
+        }
+        op->handle = s->handle;
+        Py_BEGIN_ALLOW_THREADS status = op->start(op);
+        while (status == HV_BLOCKED && op->waits) {
+            status = hv_wait(s, op);
+            if (status == HV_READY) {
+                status = op->start(op);
+            }
+        }
+        Py_END_ALLOW_THREADS if (hv_gate_leave(&s->gate))
+        {
+            hv_close(s->handle);
+        }
+    } while (status == HV_INTERRUPTED && PyErr_CheckSignals() == 0);
+    if (hv_gate_is_closed(&s->gate) && status != HV_INTERRUPTED && !hv_op_has_result(op, status)) {
+        op->error = HV_ERROR_CLOSED; /* how close() woke it does not matter */
+        return HV_FAILED;
+    }
+    return status == HV_BLOCKED ? HV_FAILED : status;
+}
+
+/* Lets the Python class add notes to the exception that is set. */
+static void
+explain(PyObject *self, const char *operation)
+{
+    PyObject *type, *value, *traceback, *result;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    result = PyObject_CallMethod(self, "_explain", "Os", value, operation);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(self);
+    }
+    Py_XDECREF(result);
+    PyErr_Restore(type, value, traceback);
+}
+
+/* Sets the exception for an operation that did not end in HV_DONE. */
+static PyObject *
+fail(const hv_op *op, hv_status status)
+{
+    if (status == HV_TIMED_OUT) {
+        PyErr_SetString(PyExc_TimeoutError, "timed out");
+    } else if (status == HV_FAILED) {
+        hv_raise_error(op->error);
+    }
+    return NULL;
+}
+
+/* The same for the data path; "not yet" is part of normal work and stays as cheap as it is. */
+static PyObject *
+fail_explained(PyObject *self, const hv_op *op, hv_status status, const char *operation)
+{
+    fail(op, status);
+    if (status != HV_INTERRUPTED && !(status == HV_FAILED && hv_error_is_not_yet(op->error))) {
+        explain(self, operation);
+    }
+    return NULL;
+}
+
+/* ---- arguments ---- */
+
+static int
+check_count(const char *name, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most)
+{
+    if (given >= least && given <= most) {
+        return 1;
+    }
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd to %zd positional arguments (%zd given)", name, least, most, given);
+    return 0;
+}
+
+static int
+as_int(PyObject *object, int *value)
+{
+    long wide = PyLong_AsLong(object);
+    if (wide == -1 && PyErr_Occurred()) {
+        return 0;
+    }
+    if (wide != (int)wide) {
+        PyErr_SetString(PyExc_OverflowError, "the flags do not fit a C int");
+        return 0;
+    }
+    *value = (int)wide;
+    return 1;
+}
+
+/* A buffer length: an integer that is not negative. */
+static int
+as_length(PyObject *object, const char *operation, Py_ssize_t *value)
+{
+    *value = PyNumber_AsSsize_t(object, PyExc_OverflowError);
+    if (*value == -1 && PyErr_Occurred()) {
+        return 0;
+    }
+    if (*value < 0) {
+        PyErr_Format(PyExc_ValueError, "negative buffersize in %s", operation);
+        return 0;
+    }
+    return 1;
+}
+
+/* ---- the data path ---- */
+
+static PyObject *
+sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    hv_socket *s = state_of(self);
+    hv_op op;
+    hv_iovec iov;
+    hv_status status;
+    Py_buffer view;
+    hv_op_init(&op, s, hv_send_start);
+    op.writes = 1;
+    op.buffers = &iov;
+    op.count = 1;
+    if (!check_count("send", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
+        PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
+        return NULL;
+    }
+    hv_iovec_set(&iov, view.buf, (size_t)view.len);
+    status = drive(s, &op);
+    PyBuffer_Release(&view);
+    if (status != HV_DONE) {
+        return fail_explained(self, &op, status, "send");
+    }
+    return PyLong_FromSize_t(op.result);
+}
+
+static PyObject *
+sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    hv_socket *s = state_of(self);
+    hv_op op;
+    hv_iovec iov;
+    hv_status status;
+    Py_buffer view;
+    const char *from;
+    size_t left;
+    hv_op_init(&op, s, hv_send_start); /* one deadline for the whole of it */
+    op.writes = 1;
+    op.buffers = &iov;
+    op.count = 1;
+    if (!check_count("sendall", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
+        PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
+        return NULL;
+    }
+    from = view.buf;
+    left = (size_t)view.len;
+    do {
+        hv_iovec_set(&iov, (void *)from, left);
+        status = drive(s, &op);
+        if (status != HV_DONE) {
+            break;
+        }
+        from += op.result;
+        left -= op.result;
+        /* A signal that cut a blocking send short has to be seen before the next one blocks. */
+        if (left > 0 && PyErr_CheckSignals() != 0) {
+            status = HV_INTERRUPTED;
+            break;
+        }
+    } while (left > 0);
+    PyBuffer_Release(&view);
+    if (status != HV_DONE) {
+        return fail_explained(self, &op, status, "sendall");
+    }
+    Py_RETURN_NONE;
+}
+
+/* Receives into memory of the caller. A length of zero asks nothing of the system, as in CPython. */
+static hv_status
+receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
+{
+    hv_iovec iov;
+    hv_op_init(op, s, hv_recv_start);
+    if (length == 0) {
+        return HV_DONE;
+    }
+    hv_iovec_set(&iov, buffer, length);
+    op->buffers = &iov;
+    op->count = 1;
+    op->flags = flags;
+    return drive(s, op);
+}
+
+static PyObject *
+sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    char room[RECV_ON_STACK];
+    PyObject *bytes = NULL;
+    hv_op op;
+    hv_status status;
+    Py_ssize_t length;
+    int flags = 0;
+    if (!check_count("recv", nargs, 1, 2) || !as_length(args[0], "recv", &length) ||
+        (nargs > 1 && !as_int(args[1], &flags))) {
+        return NULL;
+    }
+    if (length > RECV_ON_STACK && (bytes = PyBytes_FromStringAndSize(NULL, length)) == NULL) {
+        return NULL;
+    }
+    status = receive(state_of(self), &op, bytes == NULL ? room : PyBytes_AsString(bytes), (size_t)length, flags);
+    if (status != HV_DONE) {
+        Py_XDECREF(bytes);
+        return fail_explained(self, &op, status, "recv");
+    }
+    if (bytes == NULL) {
+        return PyBytes_FromStringAndSize(room, (Py_ssize_t)op.result);
+    }
+    if ((Py_ssize_t)op.result < length) { /* the stable ABI cannot shrink it in place */
+        PyObject *shorter = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), (Py_ssize_t)op.result);
+        Py_DECREF(bytes);
+        return shorter;
+    }
+    return bytes;
+}
+
+/* recv_into(buffer, nbytes=0, flags=0), each also by keyword: fills `given`. */
+static int
+recv_into_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject *given[3])
+{
+    static const char *const names[] = {"buffer", "nbytes", "flags"};
+    Py_ssize_t i, count = kwnames == NULL ? 0 : PyTuple_Size(kwnames);
+    int n;
+    if (nargs > 3) {
+        return check_count("recv_into", nargs, 1, 3);
+    }
+    for (i = 0; i < nargs; i++) {
+        given[i] = args[i];
+    }
+    for (i = 0; i < count; i++) {
+        PyObject *name = PyTuple_GetItem(kwnames, i);
+        for (n = 0; n < 3 && PyUnicode_CompareWithASCIIString(name, names[n]) != 0; n++) {
+        }
+        if (n == 3 || given[n] != NULL) {
+            PyErr_Format(PyExc_TypeError, "recv_into() got an unexpected or repeated argument %R", name);
+            return 0;
+        }
+        given[n] = args[nargs + i];
+    }
+    if (given[0] == NULL) {
+        PyErr_SetString(PyExc_TypeError, "recv_into() is missing its argument 'buffer'");
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *
+sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *given[3] = {NULL, NULL, NULL};
+    Py_buffer view;
+    hv_op op;
+    hv_status status;
+    Py_ssize_t length = 0;
+    int flags = 0;
+    if (!recv_into_arguments(args, nargs, kwnames, given) ||
+        (given[1] != NULL && !as_length(given[1], "recv_into", &length)) ||
+        (given[2] != NULL && !as_int(given[2], &flags))) {
+        return NULL;
+    }
+    if (PyObject_GetBuffer(given[0], &view, PyBUF_WRITABLE) != 0) {
+        PyObject *name = PyType_GetName(Py_TYPE(given[0]));
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "recv_into() argument 1 must be read-write bytes-like object, not %V", name, "?");
+        Py_XDECREF(name);
+        return NULL;
+    }
+    if (length > view.len) {
+        PyBuffer_Release(&view);
+        PyErr_SetString(PyExc_ValueError, "nbytes is greater than the length of the buffer");
+        return NULL;
+    }
+    status = receive(state_of(self), &op, view.buf, (size_t)(length > 0 ? length : view.len), flags);
+    PyBuffer_Release(&view);
+    if (status != HV_DONE) {
+        return fail_explained(self, &op, status, "recv_into");
+    }
+    return PyLong_FromSize_t(op.result);
+}
+
+/* The buffers of a gather call and their views; released together. */
+typedef struct {
+    Py_ssize_t count;
+    Py_buffer *views;
+    hv_iovec *iov;
+    size_t iov_count; /* fewer than `count` if the length of one call is reached before the end */
+} gather;
+
+static void
+gather_release(gather *g)
+{
+    while (g->count > 0) {
+        PyBuffer_Release(&g->views[--g->count]);
+    }
+    PyMem_Free(g->views);
+    PyMem_Free(g->iov);
+}
+
+/* `items` is a tuple. False with an exception set; gather_release() is due either way. */
+static int
+gather_fill(gather *g, PyObject *items)
+{
+    Py_ssize_t i, size = PyTuple_Size(items);
+    size_t room = HV_IO_MAX;
+    g->count = 0;
+    g->iov_count = 0;
+    g->views = PyMem_Calloc((size_t)size + 1, sizeof *g->views);
+    g->iov = PyMem_Calloc((size_t)size + 1, sizeof *g->iov);
+    if (g->views == NULL || g->iov == NULL) {
+        PyErr_NoMemory();
+        return 0;
+    }
+    for (i = 0; i < size; i++) {
+        Py_buffer *view = &g->views[i];
+        if (PyObject_GetBuffer(PyTuple_GetItem(items, i), view, PyBUF_SIMPLE) != 0) {
+            return 0;
+        }
+        g->count++;
+        if (room > 0) {
+            size_t length = (size_t)view->len < room ? (size_t)view->len : room;
+            hv_iovec_set(&g->iov[g->iov_count++], view->buf, length);
+            room = length == (size_t)view->len ? room - length : 0;
+        }
+    }
+    return 1;
+}
+
+static PyObject *
+sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    hv_socket *s = state_of(self);
+    PyObject *items;
+    gather g;
+    hv_op op;
+    hv_status status = HV_INTERRUPTED;
+    hv_op_init(&op, s, hv_sendmsg_start);
+    op.writes = 1;
+    if (!check_count("sendmsg", nargs, 1, 4)) {
+        return NULL;
+    }
+    if ((nargs > 1 && PyObject_IsTrue(args[1]) != 0) || (nargs > 3 && args[3] != Py_None)) {
+        /* Ancillary data or an address: not ours. */
+        return PyObject_CallMethod(base_of(self), "sendmsg", "OOOOO", self, args[0], args[1],
+                                   nargs > 2 ? args[2] : Py_False, nargs > 3 ? args[3] : Py_None);
+    }
+    if (nargs > 2 && !as_int(args[2], &op.flags)) {
+        return NULL;
+    }
+    items = PySequence_Tuple(args[0]);
+    if (items == NULL) {
+        return NULL;
+    }
+    if (gather_fill(&g, items)) {
+        op.buffers = g.iov;
+        op.count = g.iov_count;
+        status = drive(s, &op);
+    }
+    gather_release(&g);
+    Py_DECREF(items);
+    if (status != HV_DONE) {
+        return fail_explained(self, &op, status, "sendmsg");
+    }
+    return PyLong_FromSize_t(op.result);
+}
+
+/* ---- addresses ---- */
+
+static int
+parse_hyperv(PyObject *object, hv_sockaddr *address)
+{
+    Py_buffer view;
+    const char *wrong;
+    if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) != 0) {
+        return 0;
+    }
+    wrong = hv_sockaddr_set_hyperv(address, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    if (wrong != NULL) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+        return 0;
+    }
+    return 1;
+}
+
+#ifdef AF_VSOCK
+static int
+as_uint32(PyObject *object, uint32_t *value)
+{
+    unsigned long long wide = PyLong_AsUnsignedLongLong(object);
+    if (PyErr_Occurred()) {
+        return 0;
+    }
+    if (wide > UINT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "a CID and a port have 32 bits");
+        return 0;
+    }
+    *value = (uint32_t)wide;
+    return 1;
+}
+
+static int
+parse_vsock(PyObject *object, hv_sockaddr *address)
+{
+    uint32_t cid, port;
+    if (!PyTuple_Check(object) || PyTuple_Size(object) != 2) {
+        PyErr_SetString(PyExc_TypeError, "an AF_VSOCK address is a tuple (cid, port)");
+        return 0;
+    }
+    if (!as_uint32(PyTuple_GetItem(object, 0), &cid) || !as_uint32(PyTuple_GetItem(object, 1), &port)) {
+        return 0;
+    }
+    hv_sockaddr_set_vsock(address, cid, port);
+    return 1;
+}
+#endif
+
+#ifndef _WIN32
+static int
+parse_unix(PyObject *object, hv_sockaddr *address)
+{
+    Py_buffer view;
+    PyObject *path = PyUnicode_Check(object) ? PyUnicode_EncodeFSDefault(object) : Py_NewRef(object);
+    int fits;
+    if (path == NULL || PyObject_GetBuffer(path, &view, PyBUF_SIMPLE) != 0) {
+        Py_XDECREF(path);
+        return 0;
+    }
+    fits = hv_sockaddr_set_unix(address, view.buf, (size_t)view.len) == 0;
+    PyBuffer_Release(&view);
+    Py_DECREF(path);
+    if (!fits) {
+        PyErr_SetString(PyExc_OSError, "AF_UNIX path too long");
+    }
+    return fits;
+}
+#endif
+
+/* A Python address of the socket's family; false with an exception set. */
+static int
+parse_address(const hv_socket *s, PyObject *object, hv_sockaddr *address)
+{
+    switch (hv_address_kind_of(s->family)) {
+    case HV_ADDRESS_HYPERV:
+        return parse_hyperv(object, address);
+#ifdef AF_VSOCK
+    case HV_ADDRESS_VSOCK:
+        return parse_vsock(object, address);
+#endif
+#ifndef _WIN32
+    case HV_ADDRESS_UNIX:
+        return parse_unix(object, address);
+#endif
+    default:
+        PyErr_SetString(PyExc_SystemError, "no address of ours");
+        return 0;
+    }
+}
+
+/* What the system said, as a Python object. */
+static PyObject *
+format_address(const hv_socket *s, const hv_sockaddr *address)
+{
+    switch (hv_address_kind_of(s->family)) {
+    case HV_ADDRESS_HYPERV:
+        if (!hv_sockaddr_is_hyperv(address)) {
+            PyErr_Format(PyExc_OSError, "the system returned %d bytes of family %d for an AF_HYPERV address",
+                         (int)address->length, (int)address->u.any.sa_family);
+            return NULL;
+        }
+        return PyBytes_FromStringAndSize((const char *)&address->u.hyperv, sizeof address->u.hyperv);
+#ifdef AF_VSOCK
+    case HV_ADDRESS_VSOCK:
+        return Py_BuildValue("II", address->u.vm.svm_cid, address->u.vm.svm_port);
+#endif
+#ifndef _WIN32
+    case HV_ADDRESS_UNIX: {
+        const char *path = address->u.un.sun_path;
+        size_t length = hv_sockaddr_unix_length(address);
+        return length > 0 && path[0] == 0 ? PyBytes_FromStringAndSize(path, (Py_ssize_t)length)
+                                          : PyUnicode_DecodeFSDefaultAndSize(path, (Py_ssize_t)length);
+    }
+#endif
+    default:
+        PyErr_SetString(PyExc_SystemError, "no address of ours");
+        return NULL;
+    }
+}
+
+/* Addresses of other families stay socket.socket's business. */
+static inline int
+is_foreign(const hv_socket *s)
+{
+    return hv_address_kind_of(s->family) == HV_ADDRESS_OTHER;
+}
+
+static hv_status
+bind_start(hv_op *op)
+{
+    return bind(op->handle, &op->address->u.any, op->address->length) == 0 ? HV_DONE : hv_failed_now(op);
+}
+
+static hv_status
+sockname_start(hv_op *op)
+{
+    hv_sockaddr_clear(op->address);
+    return getsockname(op->handle, &op->address->u.any, &op->address->length) == 0 ? HV_DONE : hv_failed_now(op);
+}
+
+static hv_status
+peername_start(hv_op *op)
+{
+    hv_sockaddr_clear(op->address);
+    return getpeername(op->handle, &op->address->u.any, &op->address->length) == 0 ? HV_DONE : hv_failed_now(op);
+}
+
+static hv_status
+drive_address(hv_socket *s, hv_op *op, hv_status (*start)(hv_op *op), hv_sockaddr *address)
+{
+    hv_op_init(op, s, start);
+    op->address = address;
+    return drive(s, op);
+}
+
+static PyObject *
+sock_bind(PyObject *self, PyObject *address)
+{
+    hv_socket *s = state_of(self);
+    hv_sockaddr to;
+    hv_op op;
+    hv_status status;
+    if (is_foreign(s)) {
+        return PyObject_CallMethod(base_of(self), "bind", "OO", self, address);
+    }
+    if (!parse_address(s, address, &to)) {
+        return NULL;
+    }
+    status = drive_address(s, &op, bind_start, &to);
+    return status == HV_DONE ? Py_NewRef(Py_None) : fail(&op, status);
+}
+
+static hv_status
+connect_to(hv_socket *s, hv_op *op, hv_sockaddr *to)
+{
+    hv_op_init(op, s, hv_connect_start);
+    op->writes = 1;
+    op->waits = s->timeout != 0;
+    op->address = to;
+    return drive(s, op);
+}
+
+static PyObject *
+sock_connect(PyObject *self, PyObject *address)
+{
+    hv_socket *s = state_of(self);
+    hv_sockaddr to;
+    hv_op op;
+    hv_status status;
+    if (is_foreign(s)) {
+        return PyObject_CallMethod(base_of(self), "connect", "OO", self, address);
+    }
+    if (!parse_address(s, address, &to)) {
+        return NULL;
+    }
+    status = connect_to(s, &op, &to);
+    return status == HV_DONE ? Py_NewRef(Py_None) : fail(&op, status);
+}
+
+static PyObject *
+sock_connect_ex(PyObject *self, PyObject *address)
+{
+    hv_socket *s = state_of(self);
+    hv_sockaddr to;
+    hv_op op;
+    hv_status status;
+    if (is_foreign(s)) {
+        return PyObject_CallMethod(base_of(self), "connect_ex", "OO", self, address);
+    }
+    if (!parse_address(s, address, &to)) {
+        return NULL;
+    }
+    status = connect_to(s, &op, &to);
+    if (status == HV_INTERRUPTED) {
+        return NULL;
+    }
+    return PyLong_FromLong(status == HV_DONE ? 0 : status == HV_TIMED_OUT ? HV_ERROR_WOULD_BLOCK : op.error);
+}
+
+static PyObject *
+name_of(PyObject *self, const char *method, hv_status (*start)(hv_op *op))
+{
+    hv_socket *s = state_of(self);
+    hv_sockaddr address;
+    hv_op op;
+    hv_status status;
+    if (is_foreign(s)) {
+        return PyObject_CallMethod(base_of(self), method, "O", self);
+    }
+    status = drive_address(s, &op, start, &address);
+    return status == HV_DONE ? format_address(s, &address) : fail(&op, status);
+}
+
+static PyObject *
+sock_getsockname(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return name_of(self, "getsockname", sockname_start);
+}
+
+static PyObject *
+sock_getpeername(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return name_of(self, "getpeername", peername_start);
+}
+
+/* A new socket of self's class around `handle`, which it owns from then on; on failure it is closed,
+ * by the half-made object if that has taken it over. */
+static PyObject *
+wrap_accepted(PyObject *self, hv_handle handle)
+{
+    PyObject *type = (PyObject *)Py_TYPE(self);
+    PyObject *family = PyObject_GetAttrString(self, "family");
+    PyObject *kind = PyObject_GetAttrString(self, "type");
+    PyObject *proto = PyObject_GetAttrString(self, "proto");
+    PyObject *made = NULL, *result = NULL;
+    if (family != NULL && kind != NULL && proto != NULL) {
+        made = PyObject_CallMethod(type, "__new__", "O", type);
+    }
+    if (made != NULL) {
+        result = PyObject_CallMethod(made, "__init__", "OOOL", family, kind, proto, (long long)handle);
+    }
+    if (result == NULL) {
+        PyObject *error_type, *error, *traceback, *closed = NULL;
+        PyErr_Fetch(&error_type, &error, &traceback);
+        if (made != NULL && hv_gate_is_open(&state_of(made)->gate)) {
+            closed = PyObject_CallMethod(made, "close", NULL);
+        } else {
+            hv_close(handle);
+        }
+        Py_XDECREF(closed);
+        Py_CLEAR(made);
+        PyErr_Restore(error_type, error, traceback);
+    }
+    Py_XDECREF(result);
+    Py_XDECREF(family);
+    Py_XDECREF(kind);
+    Py_XDECREF(proto);
+    return made;
+}
+
+/* socket.socket's accept makes a socket.socket: its handle moves into one of our class. */
+static PyObject *
+accept_foreign(PyObject *self)
+{
+    PyObject *pair = PyObject_CallMethod(base_of(self), "accept", "O", self);
+    PyObject *handle, *made = NULL, *result = NULL;
+    if (pair == NULL) {
+        return NULL;
+    }
+    handle = PyObject_CallMethod(PyTuple_GetItem(pair, 0), "detach", NULL);
+    if (handle != NULL) {
+        made = wrap_accepted(self, (hv_handle)PyLong_AsLongLong(handle));
+        Py_DECREF(handle);
+    }
+    if (made != NULL) {
+        result = PyTuple_Pack(2, made, PyTuple_GetItem(pair, 1));
+        Py_DECREF(made);
+    }
+    Py_DECREF(pair);
+    return result;
+}
+
+static PyObject *
+sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_socket *s = state_of(self);
+    hv_sockaddr from;
+    PyObject *address, *made, *result = NULL;
+    hv_op op;
+    hv_status status;
+    if (is_foreign(s)) {
+        return accept_foreign(self);
+    }
+    hv_op_init(&op, s, hv_accept_start);
+    op.waits = s->timeout != 0;
+    op.address = &from;
+    status = drive(s, &op);
+    if (status != HV_DONE) {
+        return fail(&op, status);
+    }
+    made = wrap_accepted(self, op.accepted);
+    if (made == NULL) {
+        return NULL;
+    }
+    address = format_address(s, &from);
+    if (address != NULL) {
+        result = PyTuple_Pack(2, made, address);
+        Py_DECREF(address);
+    }
+    Py_DECREF(made);
+    return result;
+}
+
+/* ---- life: init, modes, close ---- */
+
+/* Takes over what the base has just set up: handle, family and timeout. */
+static int
+adopt_timeout(PyObject *self, PyObject *base)
+{
+    PyObject *timeout = PyObject_CallMethod(base, "gettimeout", "O", self);
+    double seconds;
+    if (timeout == NULL) {
+        return 0;
+    }
+    seconds = timeout == Py_None ? -1.0 : PyFloat_AsDouble(timeout);
+    Py_DECREF(timeout);
+    if (seconds < 0.0 && PyErr_Occurred()) {
+        return 0;
+    }
+    /* A century at most, so that a deadline cannot overflow; a nanosecond at least. */
+    seconds = seconds > 3e9 ? 3e9 : seconds;
+    state_of(self)->timeout = seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1;
+    return 1;
+}
+
+static int
+adopt(PyObject *self, PyObject *base)
+{
+    hv_socket *s = state_of(self);
+    PyObject *handle = PyObject_CallMethod(base, "fileno", "O", self);
+    PyObject *family = PyObject_GetAttrString(self, "family");
+    if (handle != NULL && family != NULL) {
+        s->handle = (hv_handle)PyLong_AsLongLong(handle);
+        s->family = (int)PyLong_AsLong(family);
+    }
+    Py_XDECREF(handle);
+    Py_XDECREF(family);
+    if (PyErr_Occurred() || !adopt_timeout(self, base)) {
+        return 0;
+    }
+    hv_socket_init(s);
+    s->gate = HV_GATE_OPEN;
+    return 1;
+}
+
+static int
+sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    hv_socket *s = state_of(self);
+    PyObject *base = base_of(self), *init, *selfs, *all, *result = NULL;
+    if (hv_gate_is_open(&s->gate) || !hv_gate_is_empty(&s->gate)) {
+        PyErr_SetString(PyExc_RuntimeError, "the socket is open already");
+        return -1;
+    }
+    init = PyObject_GetAttrString(base, "__init__");
+    selfs = PyTuple_Pack(1, self);
+    all = selfs == NULL ? NULL : PySequence_Concat(selfs, args);
+    if (init != NULL && all != NULL) {
+        result = PyObject_Call(init, all, kwargs);
+    }
+    Py_XDECREF(init);
+    Py_XDECREF(selfs);
+    Py_XDECREF(all);
+    if (result == NULL) {
+        return -1;
+    }
+    Py_DECREF(result);
+    return adopt(self, base) ? 0 : -1;
+}
+
+static PyObject *
+sock_settimeout(PyObject *self, PyObject *value)
+{
+    PyObject *base = base_of(self);
+    PyObject *result = PyObject_CallMethod(base, "settimeout", "OO", self, value);
+    if (result != NULL && !adopt_timeout(self, base)) {
+        Py_CLEAR(result);
+    }
+    return result;
+}
+
+static PyObject *
+sock_setblocking(PyObject *self, PyObject *flag)
+{
+    PyObject *base = base_of(self);
+    PyObject *result = PyObject_CallMethod(base, "setblocking", "OO", self, flag);
+    if (result != NULL && !adopt_timeout(self, base)) {
+        Py_CLEAR(result);
+    }
+    return result;
+}
+
+static PyObject *
+sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_socket *s = state_of(self);
+    hv_socket_sync(s);
+    if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
+        hv_release_mode(s);
+        hv_gate_leave(&s->gate);
+    }
+    return PyObject_CallMethod(base_of(self), "detach", "O", self);
+}
+
+/* The one place where the handle of an open socket goes away: socket.socket.close() calls it when the
+ * last file object is closed too. The base gives its handle up first; then every call inside is woken,
+ * and the last one to leave releases the handle. */
+static PyObject *
+sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_socket *s = state_of(self);
+    PyObject *handle;
+    int error = 0;
+    hv_socket_sync(s);
+    if (!hv_gate_shut(&s->gate, 0)) {
+        return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
+    }
+    handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
+    Py_BEGIN_ALLOW_THREADS if (hv_gate_has_others(&s->gate))
+    {
+        hv_wake_all(s);
+    }
+    if (hv_gate_leave(&s->gate)) {
+        error = hv_close(s->handle);
+    }
+    Py_END_ALLOW_THREADS if (handle == NULL)
+    {
+        return NULL;
+    }
+    Py_DECREF(handle);
+    if (error != 0 && !hv_error_is_reset(error)) {
+        return hv_raise_error(error);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+sock_explain(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
+{
+    Py_RETURN_NONE;
+}
+
+/* ---- the type and the module ---- */
+
+PyDoc_STRVAR(send_doc, "send($self, data, flags=0, /)\n--\n\n"
+                       "Send bytes; return how many were taken, which may be fewer than given.\n"
+                       "\n"
+                       "With a timeout set, waits only if nothing can be sent at once.");
+PyDoc_STRVAR(sendall_doc, "sendall($self, data, flags=0, /)\n--\n\n"
+                          "Send all bytes within one timeout. After an error it is unknown how many were sent.");
+PyDoc_STRVAR(sendmsg_doc, "sendmsg($self, buffers, ancdata=(), flags=0, address=None, /)\n--\n\n"
+                          "Send the concatenation of buffers in one gather call; return how many bytes were taken.");
+PyDoc_STRVAR(recv_doc, "recv($self, bufsize, flags=0, /)\n--\n\n"
+                       "Receive up to bufsize bytes; b'' at the end of the stream.");
+PyDoc_STRVAR(
+    recv_into_doc,
+    "recv_into($self, buffer, nbytes=0, flags=0)\n--\n\n"
+    "Receive into a writable buffer, up to nbytes (0: all of it); return the length, 0 at the end of the stream.");
+PyDoc_STRVAR(bind_doc, "bind($self, address, /)\n--\n\n"
+                       "Bind to the family's own address: 36 bytes of SOCKADDR_HV, (cid, port), or a path.");
+PyDoc_STRVAR(connect_doc, "connect($self, address, /)\n--\n\n"
+                          "Connect to the family's own address within the timeout. After an error, close the socket.");
+PyDoc_STRVAR(connect_ex_doc, "connect_ex($self, address, /)\n--\n\n"
+                             "Like connect, but return the system's error code instead of raising it; 0 is success.");
+PyDoc_STRVAR(accept_doc, "accept($self)\n--\n\n"
+                         "Wait for a connection; return (socket of this class, address of the peer).");
+PyDoc_STRVAR(getsockname_doc, "getsockname($self)\n--\n\n"
+                              "Return the own address.");
+PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
+                              "Return the peer's address.");
+PyDoc_STRVAR(settimeout_doc, "settimeout($self, value, /)\n--\n\n"
+                             "Set the timeout in seconds; None blocks without limit, 0 never blocks.");
+PyDoc_STRVAR(setblocking_doc, "setblocking($self, flag, /)\n--\n\n"
+                              "settimeout(None) if flag is true, settimeout(0) otherwise.");
+PyDoc_STRVAR(detach_doc, "detach($self)\n--\n\n"
+                         "Give the handle up without closing it, and return it.");
+PyDoc_STRVAR(real_close_doc, "_real_close($self)\n--\n\n"
+                             "Close the handle once no call uses it; wake those that do.");
+PyDoc_STRVAR(explain_doc, "_explain($self, exception, operation, /)\n--\n\n"
+                          "Called with a failed data call's exception before it is raised.");
+
+#define FAST(function) ((PyCFunction)(void (*)(void))(function))
+
+static PyMethodDef sock_methods[] = {
+    {"send", FAST(sock_send), METH_FASTCALL, send_doc},
+    {"sendall", FAST(sock_sendall), METH_FASTCALL, sendall_doc},
+    {"sendmsg", FAST(sock_sendmsg), METH_FASTCALL, sendmsg_doc},
+    {"recv", FAST(sock_recv), METH_FASTCALL, recv_doc},
+    {"recv_into", FAST(sock_recv_into), METH_FASTCALL | METH_KEYWORDS, recv_into_doc},
+    {"bind", sock_bind, METH_O, bind_doc},
+    {"connect", sock_connect, METH_O, connect_doc},
+    {"connect_ex", sock_connect_ex, METH_O, connect_ex_doc},
+    {"accept", sock_accept, METH_NOARGS, accept_doc},
+    {"getsockname", sock_getsockname, METH_NOARGS, getsockname_doc},
+    {"getpeername", sock_getpeername, METH_NOARGS, getpeername_doc},
+    {"settimeout", sock_settimeout, METH_O, settimeout_doc},
+    {"setblocking", sock_setblocking, METH_O, setblocking_doc},
+    {"detach", sock_detach, METH_NOARGS, detach_doc},
+    {"_real_close", sock_real_close, METH_NOARGS, real_close_doc},
+    {"_explain", sock_explain, METH_VARARGS, explain_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot sock_slots[] = {
+    {Py_tp_init, (void *)sock_init},
+    {Py_tp_methods, sock_methods},
+    {0, NULL},
+};
+
+/* The base must be CPython's own class: a replacement (gevent's) has no handle that C could use. */
+static int
+check_base(PyObject *base)
+{
+    PyObject *module = PyImport_ImportModule("_socket");
+    PyObject *root = module == NULL ? NULL : PyObject_GetAttrString(module, "socket");
+    int is_one = root == NULL ? -1 : PyObject_IsSubclass(base, root);
+    Py_XDECREF(module);
+    Py_XDECREF(root);
+    if (is_one == 0) {
+        PyErr_SetString(PyExc_ImportError, "socket.socket has been replaced; import hvsock before patching it");
+    }
+    return is_one == 1;
+}
+
+/* Creates the type on top of `base`, the state behind the base's instance data. */
+static PyObject *
+make_type(PyObject *module, PyObject *base)
+{
+    PyObject *size = PyObject_GetAttrString(base, "__basicsize__");
+    Py_ssize_t offset = size == NULL ? -1 : PyLong_AsSsize_t(size);
+    PyType_Spec spec = {
+        .name = "hvsock._hvsock.Socket",
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+        .slots = sock_slots,
+    };
+    PyObject *bases, *type;
+    Py_XDECREF(size);
+    if (offset < 0) {
+        return NULL;
+    }
+    offset = (offset + 15) / 16 * 16;
+    if (state_offset != 0 && state_offset != offset) {
+        PyErr_SetString(PyExc_ImportError, "socket.socket has another layout than in the first interpreter");
+        return NULL;
+    }
+    state_offset = offset;
+    spec.basicsize = (int)(offset + (Py_ssize_t)sizeof(hv_socket));
+    bases = PyTuple_Pack(1, base);
+    type = bases == NULL ? NULL : PyType_FromModuleAndSpec(module, &spec, bases);
+    Py_XDECREF(bases);
+    return type;
+}
+
+static int
+module_exec(PyObject *module)
+{
+    PyObject *socket_module = NULL, *base = NULL, *type = NULL;
+    int result = -1;
+    if (hv_platform_init() != 0) {
+        goto done;
+    }
+    socket_module = PyImport_ImportModule("socket");
+    base = socket_module == NULL ? NULL : PyObject_GetAttrString(socket_module, "socket");
+    if (base == NULL || !check_base(base)) {
+        goto done;
+    }
+    type = make_type(module, base);
+    if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
+        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0) {
+        result = 0;
+    }
+done:
+    Py_XDECREF(socket_module);
+    Py_XDECREF(base);
+    Py_XDECREF(type);
+    return result;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+    {0, NULL},
+};
+
+/* From 3.12 on: state is per socket, and the statics are the same in every interpreter. */
+static PyModuleDef_Slot module_slots_3_12[] = {
+    {Py_mod_exec, (void *)module_exec},
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "hvsock._hvsock",
+    .m_doc = "The data path of hvsock; see hvsock.HyperVSocket.",
+};
+
+PyMODINIT_FUNC PyInit__hvsock(void);
+
+PyMODINIT_FUNC
+PyInit__hvsock(void)
+{
+    module_definition.m_slots = Py_Version >= 0x030c0000 ? module_slots_3_12 : module_slots;
+    return PyModuleDef_Init(&module_definition);
+}

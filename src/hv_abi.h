@@ -1,0 +1,20 @@
+/* The ABI seam: which Python C API this file is compiled for, and the module slots that the headers
+ * of the stable ABI 3.11 do not name yet but that a newer interpreter understands. */
+#ifndef HV_ABI_H
+#define HV_ABI_H
+
+#ifdef _WIN32
+/* Before Python.h, which would include windows.h with the old winsock.h in it. */
+#define WIN32_LEAN_AND_MEAN
+#include <winsock2.h>
+#endif
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#ifndef Py_mod_multiple_interpreters /* 3.12 */
+#define Py_mod_multiple_interpreters 3
+#define Py_MOD_PER_INTERPRETER_GIL_SUPPORTED ((void *)2)
+#endif
+
+#endif

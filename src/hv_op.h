@@ -1,0 +1,107 @@
+/* A socket's own state, and one operation on it as the platform seam sees it. Included by hv_posix.h
+ * and hv_windows.h after they have named the platform's types. */
+#ifndef HV_OP_H
+#define HV_OP_H
+
+#include "hv_address.h"
+#include "hv_gate.h"
+
+typedef enum {
+    HV_DONE,        /* finished; op->result or op->accepted holds what came of it */
+    HV_READY,       /* worth another try */
+    HV_BLOCKED,     /* cannot go on yet; op->error is the system's word for that */
+    HV_INTERRUPTED, /* a signal arrived before anything was transferred */
+    HV_TIMED_OUT,   /* the deadline passed, and nothing of the operation is left pending */
+    HV_FAILED,      /* op->error says why */
+} hv_status;
+
+typedef struct hv_op hv_op;
+
+struct hv_op {
+    hv_status (*start)(hv_op *op); /* one attempt that does not wait, or may wait in the kernel */
+    hv_handle handle;
+    int64_t timeout;  /* ns; 0 never waits, < 0 waits without end */
+    int64_t deadline; /* hv_now() clock; 0 until the first wait of a timed operation */
+    int writes;       /* waits for room, not for data */
+    int waits;        /* HV_BLOCKED is waited for, not reported */
+    int flags;
+    hv_iovec *buffers;
+    size_t count;
+    hv_sockaddr *address; /* connect: where to; accept: filled with the peer's */
+    size_t result;        /* bytes */
+    hv_handle accepted;
+    int error;
+    hv_pending pending; /* what the platform remembers between attempts */
+    hv_op *next;        /* in hv_socket.waiting */
+};
+
+typedef struct {
+    hv_gate gate;
+    hv_handle handle; /* readable while the gate is open or a call is inside */
+    int family;
+    int64_t timeout; /* ns, as in hv_op */
+    unsigned generation;
+    hv_lock lock;   /* guards waiting */
+    hv_op *waiting; /* operations that close() must wake by name */
+} hv_socket;
+
+/* One operation of `s`, not started yet. */
+static inline void
+hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
+{
+    op->start = start;
+    op->timeout = s->timeout;
+    op->deadline = 0;
+    op->writes = 0;
+    op->waits = HV_WAITS(s->timeout);
+    op->flags = 0;
+    op->buffers = NULL;
+    op->count = 0;
+    op->address = NULL;
+    op->result = 0;
+    op->accepted = HV_NO_HANDLE;
+    op->error = 0;
+    hv_pending_init(&op->pending);
+}
+
+/* Something came of it that must not be lost, whatever else happened. */
+static inline int
+hv_op_has_result(const hv_op *op, hv_status status)
+{
+    return status == HV_DONE && (op->result > 0 || op->accepted != HV_NO_HANDLE);
+}
+
+/* Puts a waiting operation where close() finds it. False if close() has been here already. */
+static inline int
+hv_waiting_add(hv_socket *s, hv_op *op)
+{
+    hv_lock_acquire(&s->lock);
+    op->next = s->waiting;
+    s->waiting = op;
+    hv_lock_release(&s->lock);
+    return hv_gate_is_open(&s->gate);
+}
+
+static inline void
+hv_waiting_remove(hv_socket *s, hv_op *op)
+{
+    hv_op **link;
+    hv_lock_acquire(&s->lock);
+    for (link = &s->waiting; *link != op; link = &(*link)->next) {
+    }
+    *link = op->next;
+    hv_lock_release(&s->lock);
+}
+
+static inline void
+hv_waiting_wake(hv_socket *s, void (*wake)(hv_op *op))
+{
+    hv_op *op;
+    hv_lock_acquire(&s->lock);
+    for (op = s->waiting; op != NULL; op = op->next) {
+        wake(op);
+    }
+    hv_lock_release(&s->lock);
+}
+
+#endif

@@ -1,0 +1,388 @@
+/* The platform seam on POSIX: try the call; on would-block, poll. */
+#ifndef HV_POSIX_H
+#define HV_POSIX_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+
+typedef int hv_handle;
+typedef struct iovec hv_iovec;
+typedef pthread_mutex_t hv_lock;
+
+#define HV_NO_HANDLE (-1)
+#define HV_IO_MAX ((size_t)SSIZE_MAX)
+#define HV_ERROR_CLOSED EBADF
+#define HV_ERROR_WOULD_BLOCK EWOULDBLOCK
+/* A handle without a timeout is in blocking mode: its would-block (MSG_DONTWAIT) is for the caller. */
+#define HV_WAITS(timeout) ((timeout) > 0)
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+typedef enum { HV_CONNECT_NEW, HV_CONNECT_PENDING, HV_CONNECT_SETTLED } hv_connect_phase;
+
+typedef struct {
+    int woken_by_name;      /* shutdown() does not wake accept and connect everywhere: close() signals `wake` */
+    int wake[2];            /* read end, write end; the same eventfd on Linux */
+    hv_connect_phase phase; /* of a connect */
+    int64_t pause;          /* ns to sleep instead of polling the handle */
+} hv_pending;
+
+static inline void
+hv_pending_init(hv_pending *pending)
+{
+    pending->woken_by_name = 0;
+    pending->phase = HV_CONNECT_NEW;
+    pending->pause = 0;
+}
+
+static inline void
+hv_lock_acquire(hv_lock *lock)
+{
+    pthread_mutex_lock(lock);
+}
+
+static inline void
+hv_lock_release(hv_lock *lock)
+{
+    pthread_mutex_unlock(lock);
+}
+
+#include "hv_op.h"
+
+/* Counts forks: calls that other threads had inside a socket do not exist in the child. */
+static unsigned hv_generation;
+
+static void
+hv_count_fork(void)
+{
+    hv_generation++;
+}
+
+static int
+hv_platform_init(void)
+{
+    static int done;
+    if (!done && (errno = pthread_atfork(NULL, NULL, hv_count_fork)) != 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    done = 1;
+    return 0;
+}
+
+static PyObject *
+hv_raise_error(int error)
+{
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* True for the codes that say "not yet" on a non-blocking socket: part of normal work. */
+static inline int
+hv_error_is_not_yet(int error)
+{
+    return error == EWOULDBLOCK || error == EAGAIN || error == EINPROGRESS;
+}
+
+static inline int
+hv_error_is_reset(int error)
+{
+    return error == ECONNRESET;
+}
+
+static inline void
+hv_iovec_set(hv_iovec *iov, void *base, size_t length)
+{
+    iov->iov_base = base;
+    iov->iov_len = length;
+}
+
+static int64_t
+hv_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void
+hv_socket_init(hv_socket *s)
+{
+    pthread_mutex_init(&s->lock, NULL);
+    s->waiting = NULL;
+    s->generation = hv_generation;
+}
+
+/* Called before the gate is used: in a forked child, forgets the calls of the parent's threads. */
+static inline void
+hv_socket_sync(hv_socket *s)
+{
+    if (s->generation != hv_generation) {
+        s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
+        hv_socket_init(s);
+    }
+}
+
+static int
+hv_close(hv_handle handle)
+{
+    return close(handle) == 0 ? 0 : errno;
+}
+
+static int
+hv_set_nonblocking(hv_handle handle, int on)
+{
+    int flags = fcntl(handle, F_GETFL);
+    int wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+    return flags >= 0 && (flags == wanted || fcntl(handle, F_SETFL, wanted) == 0) ? 0 : -1;
+}
+
+/* Undoes what hv_accept_start did to the handle of a blocking socket, for its next owner. */
+static void
+hv_release_mode(hv_socket *s)
+{
+    if (s->timeout < 0) {
+        hv_set_nonblocking(s->handle, 0);
+    }
+}
+
+/* ---- attempts ---- */
+
+static hv_status
+hv_failed(hv_op *op, int error)
+{
+    op->error = error;
+    if (error == EINTR) {
+        return HV_INTERRUPTED;
+    }
+    return error == EWOULDBLOCK || error == EAGAIN ? HV_BLOCKED : HV_FAILED;
+}
+
+static hv_status
+hv_failed_now(hv_op *op)
+{
+    return hv_failed(op, errno);
+}
+
+static inline hv_status
+hv_transferred(hv_op *op, ssize_t n)
+{
+    if (n < 0) {
+        return hv_failed_now(op);
+    }
+    op->result = (size_t)n;
+    return HV_DONE;
+}
+
+static hv_status
+hv_recv_start(hv_op *op)
+{
+    return hv_transferred(op, recv(op->handle, op->buffers->iov_base, op->buffers->iov_len, op->flags));
+}
+
+static hv_status
+hv_send_start(hv_op *op)
+{
+    return hv_transferred(op, send(op->handle, op->buffers->iov_base, op->buffers->iov_len, op->flags | MSG_NOSIGNAL));
+}
+
+static hv_status
+hv_sendmsg_start(hv_op *op)
+{
+    struct msghdr message = {0};
+    message.msg_iov = op->buffers;
+    message.msg_iovlen = op->count;
+    return hv_transferred(op, sendmsg(op->handle, &message, op->flags | MSG_NOSIGNAL));
+}
+
+/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always
+ * non-blocking here and the waiting is poll's. */
+static hv_status
+hv_accept_start(hv_op *op)
+{
+    hv_sockaddr_clear(op->address);
+    op->pending.woken_by_name = 1;
+    if (op->timeout < 0 && hv_set_nonblocking(op->handle, 1) != 0) {
+        return hv_failed_now(op);
+    }
+#ifdef __linux__
+    op->accepted = accept4(op->handle, &op->address->u.any, &op->address->length, SOCK_CLOEXEC);
+#else
+    op->accepted = accept(op->handle, &op->address->u.any, &op->address->length);
+    if (op->accepted >= 0) {
+        fcntl(op->accepted, F_SETFD, FD_CLOEXEC);
+        hv_set_nonblocking(op->accepted, 0); /* BSD: inherited from the listener */
+    }
+#endif
+    return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
+}
+
+static hv_status
+hv_connect_attempt(hv_op *op)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    if (op->pending.phase == HV_CONNECT_PENDING) {
+        return HV_BLOCKED; /* interrupted while waiting */
+    }
+    if (op->pending.phase == HV_CONNECT_SETTLED) {
+        return getsockopt(op->handle, SOL_SOCKET, SO_ERROR, &error, &length) != 0 ? hv_failed_now(op)
+               : error != 0                                                       ? hv_failed(op, error)
+                                                                                  : HV_DONE;
+    }
+    if (connect(op->handle, &op->address->u.any, op->address->length) == 0) {
+        return HV_DONE;
+    }
+    op->error = errno;
+    if (op->error == EINPROGRESS || op->error == EINTR) { /* EINTR: it goes on by itself */
+        op->error = EINPROGRESS;
+        op->pending.phase = HV_CONNECT_PENDING;
+        return HV_BLOCKED;
+    }
+    if (op->error == EAGAIN) { /* AF_UNIX: the backlog is full, and nothing tells when it is not */
+        op->pending.pause = op->pending.pause == 0         ? 1000000
+                            : op->pending.pause < 16000000 ? 2 * op->pending.pause
+                                                           : op->pending.pause;
+        return HV_BLOCKED;
+    }
+    return HV_FAILED;
+}
+
+/* As for accept: the handle is non-blocking for the time of the call. */
+static hv_status
+hv_connect_start(hv_op *op)
+{
+    hv_status status;
+    op->pending.woken_by_name = 1;
+    if (op->timeout >= 0) {
+        return hv_connect_attempt(op);
+    }
+    if (hv_set_nonblocking(op->handle, 1) != 0) {
+        return hv_failed_now(op);
+    }
+    status = hv_connect_attempt(op);
+    hv_set_nonblocking(op->handle, 0);
+    return status;
+}
+
+/* ---- waiting ---- */
+
+static int
+hv_wake_open(int wake[2])
+{
+#ifdef __linux__
+    wake[0] = wake[1] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return wake[0] < 0 ? -1 : 0;
+#else
+    if (pipe(wake) != 0) {
+        return -1;
+    }
+    fcntl(wake[0], F_SETFD, FD_CLOEXEC);
+    fcntl(wake[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+#endif
+}
+
+static void
+hv_wake_close(int wake[2])
+{
+    if (wake[1] != wake[0]) {
+        close(wake[1]);
+    }
+    close(wake[0]);
+}
+
+static void
+hv_wake_one(hv_op *op)
+{
+    uint64_t one = 1;
+    ssize_t n = write(op->pending.wake[1], &one, sizeof one);
+    (void)n; /* can only fail if it is signalled already */
+}
+
+/* Wakes what is inside the shut gate. Data calls may be blocked in the kernel itself: only shutdown()
+ * reaches those. A listener is spared, since other processes may share it and accept() polls. */
+static void
+hv_wake_all(hv_socket *s)
+{
+    int listening = 0;
+    socklen_t length = sizeof listening;
+    if (getsockopt(s->handle, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) != 0 || !listening) {
+        shutdown(s->handle, SHUT_RDWR);
+    }
+    hv_waiting_wake(s, hv_wake_one);
+}
+
+/* Milliseconds for poll, rounded up; -1 for ever. */
+static int
+hv_poll_timeout(int64_t ns)
+{
+    int64_t ms = ns / 1000000 + (ns % 1000000 != 0);
+    return ns < 0 ? -1 : ms > INT_MAX ? INT_MAX : (int)ms;
+}
+
+static hv_status
+hv_poll(hv_op *op, struct pollfd fds[2])
+{
+    int64_t left = -1;
+    int paused = op->pending.pause > 0;
+    int n;
+    if (op->timeout > 0) {
+        int64_t now = hv_now();
+        if (op->deadline == 0) {
+            op->deadline = now + op->timeout;
+        }
+        left = op->deadline - now;
+        if (left <= 0) {
+            return HV_TIMED_OUT;
+        }
+    }
+    if (paused && (left < 0 || op->pending.pause < left)) {
+        left = op->pending.pause;
+    }
+    n = poll(fds, 2, hv_poll_timeout(left));
+    if (n < 0) {
+        return hv_failed_now(op);
+    }
+    if (fds[1].revents != 0) {
+        return hv_failed(op, HV_ERROR_CLOSED);
+    }
+    if (n > 0 && op->pending.phase == HV_CONNECT_PENDING) {
+        op->pending.phase = HV_CONNECT_SETTLED;
+    }
+    return n > 0 || paused ? HV_READY : HV_BLOCKED;
+}
+
+/* HV_READY, or why not. HV_BLOCKED: poll's own limit passed before the deadline; call it again. */
+static hv_status
+hv_wait(hv_socket *s, hv_op *op)
+{
+    struct pollfd fds[2] = {{op->pending.pause > 0 ? -1 : op->handle, op->writes ? POLLOUT : POLLIN, 0},
+                            {-1, POLLIN, 0}};
+    hv_status status;
+    if (!op->pending.woken_by_name) {
+        return hv_poll(op, fds);
+    }
+    if (hv_wake_open(op->pending.wake) != 0) {
+        return hv_failed_now(op);
+    }
+    fds[1].fd = op->pending.wake[0];
+    status = hv_waiting_add(s, op) ? hv_poll(op, fds) : hv_failed(op, HV_ERROR_CLOSED);
+    hv_waiting_remove(s, op);
+    hv_wake_close(op->pending.wake);
+    return status;
+}
+
+#endif
