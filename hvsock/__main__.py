@@ -8,6 +8,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; without the extra `hvsock[cli]`, say in one line how to get it."""
     try:
+        import rich  # noqa: F401 - the command line imports the parts of it only when it prints
+
         from hvsock.cli import cli
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]

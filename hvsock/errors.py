@@ -91,6 +91,6 @@ def add_notes(
     if peer is not None:
         parts.append(f"peer {peer}")
     exc.add_note(", ".join(parts))
-    cause = known_cause(exc, transport) if operation in ("bind", "listen", "connect", "accept") else None
+    cause = known_cause(exc, transport) if operation in ("bind", "listen", "connect") else None
     if cause is not None:
         exc.add_note(f"known cause: {cause}")

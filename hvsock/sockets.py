@@ -6,7 +6,6 @@ import contextlib
 import errno
 import math
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from types import EllipsisType
@@ -86,6 +85,11 @@ class HyperVSocket(Socket):
         if fileno is not None and transport is None:
             self._transport = transport_of_family(self.family)
 
+    @property
+    def proto(self) -> int:
+        """The protocol number, also where CPython on Windows forgets it: on accepted and other adopted handles."""
+        return super().proto if self._transport is None else self._transport.proto
+
     def bind(self, address: Any, /) -> None:
         """Bind to a service, for the partitions that the VM id names: wildcard, children, loopback, parent, or one id.
 
@@ -100,10 +104,10 @@ class HyperVSocket(Socket):
             self._before_close = self._transport.bind(self, to)
         return None
 
-    def listen(self, backlog: int = -1, /) -> None:
-        """Start to accept connections; as `socket.socket.listen`."""
+    def listen(self, backlog: int | None = None, /) -> None:
+        """Start to accept connections, of which `backlog` may wait; None leaves the number to `socket.socket.listen`."""
         with self._noted("listen"):
-            super().listen(*(() if backlog == -1 else (backlog,)))
+            super().listen(*(() if backlog is None else (backlog,)))
 
     def connect(self, address: Any, /) -> None:
         """Connect to a service: of the parent, of this partition (loopback), or of the VM with that id.
@@ -131,7 +135,7 @@ class HyperVSocket(Socket):
         except OSError as exc:
             code = getattr(exc, "winerror", None) or exc.errno
             if code is None:  # the timeout's own error
-                return errno.WSAEWOULDBLOCK if sys.platform == "win32" else errno.EWOULDBLOCK
+                return errno.EWOULDBLOCK
             return cast(int, code)
         return 0
 
@@ -341,7 +345,7 @@ def create_server(
         if connected_suspend and sock._transport is not None and sock._transport.name == "hyperv":
             sock.connected_suspend = True
         sock.bind(as_address(address))
-        sock.listen(-1 if backlog is None else backlog)
+        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

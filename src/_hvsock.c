@@ -317,7 +317,7 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     }
     if (length > view.len) {
         PyBuffer_Release(&view);
-        PyErr_SetString(PyExc_ValueError, "nbytes is greater than the length of the buffer");
+        PyErr_SetString(PyExc_ValueError, "buffer too small for requested bytes");
         return NULL;
     }
     status = receive(state_of(self), &op, view.buf, (size_t)(length > 0 ? length : view.len), flags);
@@ -375,6 +375,25 @@ gather_fill(gather *g, PyObject *items)
     return 1;
 }
 
+/* sendmsg with ancillary data or an address is not ours: socket.socket has it, where the system does. */
+static PyObject *
+sendmsg_of_base(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    PyObject *base = base_of(self);
+    if (!PyObject_HasAttrString(base, "sendmsg")) {
+        PyErr_SetString(PyExc_NotImplementedError, "this platform sends no ancillary data");
+        return NULL;
+    }
+    return PyObject_CallMethod(base, "sendmsg", "OOOOO", self, args[0], args[1], nargs > 2 ? args[2] : Py_False,
+                               nargs > 3 ? args[3] : Py_None);
+}
+
+static inline int
+is_empty_sequence(PyObject *object)
+{
+    return (PyTuple_Check(object) || PyList_Check(object)) && PySequence_Size(object) == 0;
+}
+
 static PyObject *
 sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
@@ -388,10 +407,8 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (!check_count("sendmsg", nargs, 1, 4)) {
         return NULL;
     }
-    if ((nargs > 1 && PyObject_IsTrue(args[1]) != 0) || (nargs > 3 && args[3] != Py_None)) {
-        /* Ancillary data or an address: not ours. */
-        return PyObject_CallMethod(base_of(self), "sendmsg", "OOOOO", self, args[0], args[1],
-                                   nargs > 2 ? args[2] : Py_False, nargs > 3 ? args[3] : Py_None);
+    if ((nargs > 1 && !is_empty_sequence(args[1])) || (nargs > 3 && args[3] != Py_None)) {
+        return sendmsg_of_base(self, args, nargs);
     }
     if (nargs > 2 && !as_int(args[2], &op.flags)) {
         return NULL;
