@@ -716,7 +716,7 @@ def check_transport(ctx: click.Context, param: click.Parameter, name: str | None
     help="hyperv, vsock or local; by default the best that can serve here.",
 )
 @click.option("--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips.")
-@click.option("--size", type=click.IntRange(1, 65_536), default=64, show_default=True, help="MiB to stream.")
+@click.option("--size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="MiB to stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def demo(transport: str | None, count: int, size: int, as_json: bool) -> None:
     """Run an echo service and a client of it, and measure.

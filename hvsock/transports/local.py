@@ -16,6 +16,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -140,6 +141,8 @@ def directory() -> Path:
         PermissionError: it belongs to somebody else, or others may write to it.
         OSError: it cannot be made.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError(LocalTransport.unsupported)
     chosen, runtime = os.environ.get("HVSOCK_LOCAL_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     fallback = Path("/tmp", f"hvsock-{os.getuid()}")  # not TMPDIR's, which could differ between two ends
     path = Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback
@@ -221,6 +224,8 @@ def _is_live(path: Path) -> bool:
 
     Connecting with another type of socket is refused as such (EPROTOTYPE) only when there is a socket at all.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError(LocalTransport.unsupported)
     if not path.is_socket():
         return path.exists()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
@@ -236,6 +241,8 @@ def _is_live(path: Path) -> bool:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from replacing names in the directory meanwhile."""
+    if sys.platform == "win32":
+        raise NotImplementedError(LocalTransport.unsupported)
     import fcntl
 
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,12 +91,14 @@ def local_cid() -> int | None:
     Read from /dev/vsock, without a socket. A Hyper-V guest reports VMADDR_CID_ANY (0xffffffff), since the host alone
     knows its id: `hvs_get_local_cid` in the kernel's ``hyperv_transport.c``.
     """
-    try:
-        import fcntl
+    if sys.platform == "win32":
+        return None
+    import fcntl
 
+    try:
         with _DEVICE.open("rb", buffering=0) as device:
             answer = fcntl.ioctl(device, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
-    except (ImportError, OSError):
+    except OSError:
         return None
     return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
 
