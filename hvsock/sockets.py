@@ -29,6 +29,7 @@ __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
 _FIRST_PAUSE: Final = 0.01  # seconds between two attempts of create_connection, doubled each time
 _LONGEST_PAUSE: Final = 0.5
+_TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
 class HyperVSocket(Socket):
@@ -56,6 +57,14 @@ class HyperVSocket(Socket):
     _options: dict[int, bool]
     _before_close: Callable[[], None] | None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make a closed socket; __init__ opens it."""
+        self = super().__new__(cls, *args, **kwargs)
+        self._transport = None
+        self._options = {}
+        self._before_close = None
+        return self
+
     def __init__(
         self,
         family: int = -1,
@@ -67,12 +76,9 @@ class HyperVSocket(Socket):
     ) -> None:
         chosen = _choose(family, fileno, transport)
         if chosen is not None and fileno is None:
-            if type not in (-1, socket.SOCK_STREAM):
+            if type not in (-1, socket.SOCK_STREAM, socket.SOCK_STREAM | _TYPE_FLAGS & type):
                 raise ValueError(f"Hyper-V sockets are streams: the type must be SOCK_STREAM, not {type!r}")
             family, proto = chosen.family, chosen.proto if proto == -1 else proto
-        self._transport = chosen
-        self._options = {}
-        self._before_close = None
         try:
             if chosen is not None and chosen.unsupported is not None:
                 raise OSError(errno.EAFNOSUPPORT, chosen.unsupported)
@@ -82,8 +88,7 @@ class HyperVSocket(Socket):
                 exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
                 exc.add_note('transport="local", or HVSOCK_TRANSPORT=local, needs no hypervisor')
             raise
-        if fileno is not None and transport is None:
-            self._transport = transport_of_family(self.family)
+        self._transport = transport_of_family(self.family)
 
     @property
     def proto(self) -> int:
@@ -105,7 +110,7 @@ class HyperVSocket(Socket):
         return None
 
     def listen(self, backlog: int | None = None, /) -> None:
-        """Start to accept connections, of which `backlog` may wait; None leaves the number to `socket.socket.listen`."""
+        """Start to accept connections, of which `backlog` may wait; by default `socket.listen`'s number."""
         with self._noted("listen"):
             super().listen(*(() if backlog is None else (backlog,)))
 

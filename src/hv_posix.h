@@ -229,6 +229,20 @@ hv_accept_start(hv_op *op)
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
 }
 
+/* AF_VSOCK gives up after 2 s by itself: a longer timeout needs the kernel's own to move. */
+static int
+hv_set_connect_timeout(const hv_op *op)
+{
+#ifdef SO_VM_SOCKETS_CONNECT_TIMEOUT
+    if (op->timeout > 0 && op->address->u.any.sa_family == AF_VSOCK) {
+        struct timeval limit = {op->timeout / 1000000000, op->timeout % 1000000000 / 1000 + 1};
+        return setsockopt(op->handle, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
+    }
+#endif
+    (void)op;
+    return 0;
+}
+
 static hv_status
 hv_connect_attempt(hv_op *op)
 {
@@ -241,6 +255,9 @@ hv_connect_attempt(hv_op *op)
         return getsockopt(op->handle, SOL_SOCKET, SO_ERROR, &error, &length) != 0 ? hv_failed_now(op)
                : error != 0                                                       ? hv_failed(op, error)
                                                                                   : HV_DONE;
+    }
+    if (hv_set_connect_timeout(op) != 0) {
+        return hv_failed_now(op);
     }
     if (connect(op->handle, &op->address->u.any, op->address->length) == 0) {
         return HV_DONE;

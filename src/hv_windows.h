@@ -23,7 +23,11 @@ typedef SRWLOCK hv_lock;
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
 /* Whatever is pending must be waited for. */
 #define HV_WAITS(timeout) ((timeout) != 0)
-#define HV_HVSOCKET_CONNECTED_SUSPEND 0x04 /* not in every SDK's hvsocket.h */
+
+/* hvsocket.h, which not every SDK has in full */
+#define HV_HVSOCKET_CONNECT_TIMEOUT 0x01
+#define HV_HVSOCKET_CONNECT_TIMEOUT_MAX 300000
+#define HV_HVSOCKET_CONNECTED_SUSPEND 0x04
 
 typedef struct {
     OVERLAPPED overlapped;
@@ -381,6 +385,21 @@ hv_connect_finish(hv_handle handle, hv_handle accepted, hv_sockaddr *address, ch
     }
 }
 
+/* The provider gives up after about 2 s by itself: a longer timeout needs its own to move. */
+static int
+hv_set_connect_timeout(const hv_op *op)
+{
+    int64_t milliseconds = op->timeout / 1000000 + 1;
+    ULONG limit = HV_HVSOCKET_CONNECT_TIMEOUT_MAX;
+    if (op->timeout < 0) {
+        return 0;
+    }
+    if (milliseconds < limit) {
+        limit = (ULONG)milliseconds;
+    }
+    return setsockopt(op->handle, HV_PROTOCOL_RAW, HV_HVSOCKET_CONNECT_TIMEOUT, (char *)&limit, sizeof limit);
+}
+
 static hv_status
 hv_connect_start(hv_op *op)
 {
@@ -392,6 +411,9 @@ hv_connect_start(hv_op *op)
     if (overlapped == NULL) {
         ok = connect(op->handle, &op->address->u.any, op->address->length) == 0;
         return hv_started(op, ok, 0);
+    }
+    if (hv_set_connect_timeout(op) != 0) {
+        return hv_failed_now(op);
     }
     /* ConnectEx wants a bound socket; WSAEINVAL: it is bound already. */
     if (bind(op->handle, (const struct sockaddr *)&any, sizeof any) != 0 && WSAGetLastError() != WSAEINVAL) {

@@ -6,13 +6,7 @@ import sys
 from typing import Any
 
 from hvsock._hvsock import Socket
-from hvsock.addresses import (
-    AF_HYPERV,
-    HV_PROTOCOL_RAW,
-    HVSOCKET_CONNECT_TIMEOUT,
-    HVSOCKET_CONNECT_TIMEOUT_MAX,
-    HyperVAddress,
-)
+from hvsock.addresses import AF_HYPERV, HV_PROTOCOL_RAW, HyperVAddress
 from hvsock.transports.base import Transport
 
 __all__ = ["HyperVTransport"]
@@ -34,11 +28,7 @@ class HyperVTransport(Transport):
         Socket.bind(sock, address.pack())
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
-        """Connect. The system's own limit of about 2 s is moved to the socket's timeout."""
-        timeout = sock.gettimeout()
-        if timeout:
-            milliseconds = min(int(timeout * 1000) + 1, HVSOCKET_CONNECT_TIMEOUT_MAX)
-            sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, milliseconds)
+        """Connect."""
         Socket.connect(sock, address.pack())
 
     def local_address(self, native: Any) -> HyperVAddress:

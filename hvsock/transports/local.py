@@ -68,7 +68,7 @@ class LocalTransport(Transport):
         unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
         if address.vm_id in unbindable:
             raise _os_error(errno.EADDRNOTAVAIL)
-        path = _path(me, address)
+        path = _path(_made_directory(), me, address)
         try:
             Socket.bind(sock, str(path))
         except OSError as exc:
@@ -85,13 +85,14 @@ class LocalTransport(Transport):
         """Connect to the listener whose VM id is the most specific one that lets this process in."""
         me = partition()
         target, seen_as = _route(me, address.vm_id)
+        where = _made_directory()
         if Socket.getsockname(sock) == "":
             vm_id = HV_GUID_CHILDREN if target == me else HV_GUID_WILDCARD
-            own = _path(me, HyperVAddress(vm_id, uuid4()))
+            own = _path(where, me, HyperVAddress(vm_id, uuid4()))
             Socket.bind(sock, str(own))
             own.unlink()
         for vm_id in seen_as:
-            path = _path(target, HyperVAddress(vm_id, address.service_id))
+            path = _path(where, target, HyperVAddress(vm_id, address.service_id))
             try:
                 Socket.connect(sock, str(path))
             except (FileNotFoundError, ConnectionRefusedError):
@@ -133,29 +134,39 @@ def partition() -> UUID | None:
 
 
 def directory() -> Path:
-    """Return the directory of the names, made if need be with mode 0700.
+    """Return the directory of the names. It need not exist yet: the first bind or connect makes it, with mode 0700.
 
     It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
 
     Raises:
         PermissionError: it belongs to somebody else, or others may write to it.
-        OSError: it cannot be made.
+        NotADirectoryError: it is something else.
     """
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     chosen, runtime = os.environ.get("HVSOCK_LOCAL_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     fallback = Path("/tmp", f"hvsock-{os.getuid()}")  # not TMPDIR's, which could differ between two ends
-    path = Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    status = path.lstat()
+    path = (Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback).absolute()
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return path
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", str(path))
     if status.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", str(path))
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", str(path))
-    return path.absolute()
+    return path
+
+
+def _made_directory() -> Path:
+    path = directory()
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        path = directory()  # it may have been made by somebody else meanwhile
+    return path
 
 
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
@@ -187,14 +198,14 @@ def _read_guid(text: str) -> UUID:
     return UUID(bytes=base64.b32decode(text.upper() + "======"))
 
 
-def _path(owner: UUID | None, address: HyperVAddress) -> Path:
+def _path(where: Path, owner: UUID | None, address: HyperVAddress) -> Path:
     port = port_from_service_id(address.service_id)
     parts = (
         _HOST if owner is None else _write_guid(owner),
         _NAME_OF.get(address.vm_id) or _write_guid(address.vm_id),
         _write_guid(address.service_id) if port is None else str(port),
     )
-    path = directory() / ".".join(parts)
+    path = where / ".".join(parts)
     if len(os.fsencode(path)) >= SUN_PATH_SIZE:
         raise OSError(
             errno.ENAMETOOLONG,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import socket
-import struct
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +23,9 @@ __all__ = ["VMADDR_CID_ANY", "VsockTransport", "has_loopback", "local_cid"]
 
 # linux/vm_sockets.h; the socket module names them only where its build saw that header.
 _AF_VSOCK: Final = 40
-_SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
 VMADDR_CID_ANY: Final = 0xFFFFFFFF
 _DEVICE: Final = Path("/dev/vsock")
-_TIMEVAL: Final = struct.Struct("@ll")
 
 
 class VsockTransport(Transport):
@@ -47,13 +44,8 @@ class VsockTransport(Transport):
         Socket.bind(sock, (cid, _port(address)))
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
-        """Connect. The kernel's own limit of 2 s is moved to the socket's timeout."""
-        target = (_cid(address), _port(address))
-        timeout = sock.gettimeout()
-        if timeout:
-            seconds, microseconds = divmod(int(timeout * 1e6) + 1, 1_000_000)
-            sock.setsockopt(_AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, _TIMEVAL.pack(seconds, microseconds))
-        Socket.connect(sock, target)
+        """Connect to the CID and port."""
+        Socket.connect(sock, (_cid(address), _port(address)))
 
     def local_address(self, native: Any) -> HyperVAddress:
         """Translate (cid, port)."""
@@ -100,7 +92,7 @@ def local_cid() -> int | None:
             answer = fcntl.ioctl(device, _IOCTL_VM_SOCKETS_GET_LOCAL_CID, bytes(4))
     except OSError:
         return None
-    return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+    return int.from_bytes(answer, sys.byteorder)
 
 
 def has_loopback() -> bool:
