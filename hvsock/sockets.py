@@ -266,12 +266,13 @@ def _choose(family: int, fileno: int | None, name: str | None) -> Transport | No
     return default_transport() if fileno is None else None
 
 
-def _address_or_none(get: Callable[[], Any]) -> HyperVAddress | None:
+def _address_or_none(get: Callable[[], object]) -> HyperVAddress | None:
     try:
-        address = cast(HyperVAddress, get())
+        address = get()
     except OSError:
         return None
-    return None if address.service_id == HV_GUID_ZERO else address
+    known = isinstance(address, HyperVAddress) and address.service_id != HV_GUID_ZERO
+    return cast(HyperVAddress, address) if known else None
 
 
 def create_connection(

@@ -214,7 +214,11 @@ hv_failed(hv_op *op, int error)
         op->pending.creates = 0;
     }
     op->error = error;
-    return error == WSAEWOULDBLOCK ? HV_BLOCKED : error == WSAEINTR ? HV_INTERRUPTED : HV_FAILED;
+    if (error == WSAEINTR) {
+        return HV_INTERRUPTED;
+    }
+    /* An overlapped call means something else by it: too many are outstanding, and this one is not. */
+    return error == WSAEWOULDBLOCK && op->timeout == 0 ? HV_BLOCKED : HV_FAILED;
 }
 
 static hv_status

