@@ -147,7 +147,8 @@ class HyperVSocket(Socket):
     def accept(self) -> tuple[Self, Any]:
         """Wait for a connection within the timeout; return its socket, of this class, and the peer's address.
 
-        The options of this socket hold for the new one too.
+        The options of this socket hold for the new one too. On POSIX the handle is non-blocking after the first call,
+        whatever the timeout, so that close() can end the wait: another object on the same handle has to expect that.
         """
         with self._noted("accept"):
             sock, native = super().accept()

@@ -1,0 +1,830 @@
+"""What runs in child processes: `python -I children.py NAME ARGUMENT...` calls the function of that name.
+
+Each checks for itself: an assertion that fails is a traceback and exit code 1, which `utils.Child.finish` reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import utils
+from utils import LIMIT, TICK, Task, connected
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+# Streams
+
+
+def many_connections(transport: str, count: str) -> None:
+    """`count` connections are open at the same time, and each has its own peer."""
+    import hvsock
+
+    number = int(count)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * number + 100
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(hard, wanted), hard))
+    with utils.listen(transport) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+
+        def serve() -> None:
+            accepted = [stack.enter_context(listener.accept()[0]) for _ in range(number)]
+            for sock in accepted:
+                sock.settimeout(LIMIT)
+                sock.sendall(b"%8d" % (int(utils.receive_exactly(sock, 8)) + 1))
+
+        def dial() -> hvsock.HyperVSocket:
+            return hvsock.create_connection(address, timeout=LIMIT, transport=transport, retry_for=LIMIT)
+
+        def dial_some(share: int) -> None:
+            sockets.extend(stack.enter_context(dial()) for _ in range(share))
+
+        serving = Task(serve)
+        sockets: list[hvsock.HyperVSocket] = []
+        dialling = [Task(dial_some, number // 4) for _ in range(4)]
+        for task in dialling:
+            task.result()
+        for index, sock in enumerate(sockets):
+            sock.sendall(b"%8d" % index)
+        for index, sock in enumerate(sockets):
+            assert int(utils.receive_exactly(sock, 8)) == index + 1
+        serving.result()
+
+
+def wait_for_child(pid: int) -> None:
+    """Wait for a forked process and check that it ended well."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            raise AssertionError("the forked process hangs")
+        time.sleep(TICK / 5)
+
+
+@contextlib.contextmanager
+def forked() -> Iterator[bool]:
+    """Fork; the forked process runs the block with True and exits, this one runs it with False and waits."""
+    import warnings
+
+    with warnings.catch_warnings():
+        # 3.12 and later warn of a fork in a process that has threads, which is what some of this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            yield True
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    yield False
+    wait_for_child(pid)
+
+
+def fork_and_talk(implementation: str) -> None:
+    """Both processes use the socket that was there before the fork."""
+    with connected(implementation) as (a, b):
+        with forked() as in_child:
+            if in_child:
+                assert utils.receive_exactly(a, 4) == b"ping"
+                a.sendall(b"from child")
+            else:
+                b.sendall(b"ping")
+                assert utils.receive_exactly(b, 10) == b"from child"
+        a.sendall(b"from parent")
+        assert utils.receive_exactly(b, 11) == b"from parent"
+
+
+def fork_and_close(implementation: str) -> None:
+    """A close in the forked process closes its own descriptor, not the connection."""
+    with connected(implementation) as (a, b):
+        with forked() as in_child:
+            if in_child:
+                descriptor = a.fileno()
+                a.close()
+                b.close()
+                try:
+                    os.fstat(descriptor)
+                except OSError:
+                    pass
+                else:
+                    raise AssertionError("the descriptor is still open")
+        a.sendall(b"alive")
+        assert utils.receive_exactly(b, 5) == b"alive"
+        b.sendall(b"and well")
+        assert utils.receive_exactly(a, 8) == b"and well"
+
+
+def fork_while_receiving(implementation: str) -> None:
+    """The same where another thread was blocked in a call at the fork: that thread is not in the child."""
+    with connected(implementation, None) as (a, b):
+        receiving = Task(a.recv, 100)
+        time.sleep(2 * TICK)
+        with forked() as in_child:
+            if in_child:
+                descriptor = a.fileno()
+                a.close()
+                try:
+                    os.fstat(descriptor)
+                except OSError:
+                    pass
+                else:
+                    raise AssertionError("the descriptor is still open")
+        time.sleep(2 * TICK)
+        assert receiving.running, "a close in the forked process ended a call in this one"
+        b.sendall(b"alive")
+        assert receiving.result() == b"alive"
+
+
+def blocking_call(operation: str, a: socket.socket, size: int = 64 << 20) -> Callable[[], Any]:
+    """Return a call that blocks: to receive where nothing comes, or to send more than fits."""
+    data = bytes(size)
+    calls: dict[str, Callable[[], Any]] = {
+        "recv": lambda: a.recv(5),
+        "recv_into": lambda: a.recv_into(bytearray(5)),
+        "send": lambda: a.send(b"12345"),
+        "sendall": lambda: a.sendall(data),
+        "sendmsg": lambda: a.sendmsg([b"12", b"345"]),
+        "accept": lambda: a.accept(),
+    }
+    return calls[operation]
+
+
+def block(operation: str, a: socket.socket) -> int:
+    """Make the next send block by filling the buffer, and return the number of bytes in it."""
+    if operation not in ("send", "sendmsg"):
+        return 0
+    timeout = a.gettimeout()
+    filled = utils.fill(a)
+    a.settimeout(timeout)
+    return filled
+
+
+def signal_handled(implementation: str, operation: str, timeout: str) -> None:
+    """Signals interrupt the call several times before it can go on; their handler runs while it waits."""
+    with connected(implementation, None if timeout == "none" else LIMIT) as (a, b):
+        runs: list[float] = []
+        release = threading.Event()
+
+        def handler(*_: object) -> None:
+            runs.append(time.monotonic())
+            if len(runs) == 5:
+                release.set()
+
+        def let_go() -> int:
+            assert release.wait(LIMIT), "the signal handler did not run while the call waited"
+            if operation.startswith("recv"):
+                b.sendall(b"hello")
+                return 0
+            return len(utils.receive_exactly(b, filled + size))
+
+        filled = block(operation, a)
+        size = (16 << 20) if operation == "sendall" else 5
+        call = blocking_call(operation, a, size)
+        helper = Task(let_go)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        try:
+            result = call()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        expected = {"recv": b"hello", "recv_into": 5, "send": 5, "sendmsg": 5, "sendall": None}
+        assert result == expected[operation], result
+        assert len(runs) >= 5
+        assert helper.result() == (0 if operation.startswith("recv") else filled + size)
+
+
+def signal_raises(implementation: str, operation: str, timeout: str) -> None:
+    """What the handler raises ends the call."""
+
+    class FromHandlerError(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise FromHandlerError
+
+    with contextlib.ExitStack() as stack:
+        if operation == "accept":
+            a = b = stack.enter_context(utils.listen(implementation))
+        else:
+            a, b = stack.enter_context(connected(implementation))
+        a.settimeout(None if timeout == "none" else LIMIT)
+        block(operation, a)
+        call = blocking_call(operation, a)
+        signal.signal(signal.SIGALRM, handler)
+        # More than one: the first could come before the call waits.
+        signal.setitimer(signal.ITIMER_REAL, 2 * TICK, 2 * TICK)
+        try:
+            call()
+        except FromHandlerError:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        else:
+            raise AssertionError("the call was not interrupted")
+        if operation.startswith("recv"):
+            b.sendall(b"later")
+            assert utils.receive_exactly(a, 5) == b"later"
+
+
+def signals_and_timeout(implementation: str, operation: str) -> None:
+    """Signals that come all the time do not make a timeout start again."""
+    runs: list[None] = []
+    signal.signal(signal.SIGALRM, lambda *_: runs.append(None))
+    with connected(implementation, 10 * TICK) as (a, _b):
+        call = blocking_call(operation, a)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        start = time.monotonic()
+        try:
+            call()
+        except TimeoutError:
+            elapsed = time.monotonic() - start
+        else:
+            raise AssertionError("no timeout")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    assert runs
+    assert 10 * TICK * 0.9 <= elapsed <= 100 * TICK, elapsed
+
+
+# Semantics
+
+
+def one_call_each(implementation: str, timeout: str) -> None:
+    """Make every call 100 times where it can proceed; `access` calls in the trace mark where they begin and end."""
+    data, buffer = b"x" * 10, bytearray(10)
+    with connected(implementation) as (a, b):
+        a.settimeout({"limit": LIMIT, "none": None, "zero": 0.0}[timeout])
+        calls: dict[str, Callable[[], Any]] = {
+            "recv": lambda: a.recv(10),
+            "recv_into": lambda: a.recv_into(buffer),
+            "send": lambda: a.send(data),
+            "sendall": lambda: a.sendall(data),
+            "sendmsg": lambda: a.sendmsg([data, data]),
+        }
+        for name, call in calls.items():
+            if name.startswith("recv"):
+                b.sendall(bytes(1000))
+            os.access(f"hvsock-begin-{name}", os.F_OK)
+            for _ in range(100):
+                call()
+            os.access(f"hvsock-end-{name}", os.F_OK)
+            if name.startswith("send"):
+                utils.receive_exactly(b, 2000 if name == "sendmsg" else 1000)
+
+
+def make_blocked(stack: contextlib.ExitStack, implementation: str, operation: str, timeout: str) -> Any:
+    """Return a socket and the call on it that blocks."""
+    limit = None if timeout == "none" else LIMIT
+    if operation == "connect":
+        address = utils.full_listener(implementation, stack).getsockname()
+        a = stack.enter_context(utils.dialler(implementation))
+        a.settimeout(limit)
+        return a, lambda: a.connect(address)
+    if operation == "accept":
+        a = stack.enter_context(utils.listen(implementation))
+        a.settimeout(limit)
+        return a, a.accept
+    a, _ = stack.enter_context(connected(implementation))
+    a.settimeout(limit)
+    block(operation, a)
+    return a, blocking_call(operation, a)
+
+
+def check_error_of_closed(error: BaseException | None) -> None:
+    assert isinstance(error, OSError), repr(error)
+    assert not isinstance(error, TimeoutError), repr(error)
+    if sys.platform != "win32":
+        assert error.errno == errno.EBADF, repr(error)
+
+
+@contextlib.contextmanager
+def bystanders(number: int = 8) -> Iterator[None]:
+    """Open sockets that take the descriptors just freed, and check that nobody else touches their bytes."""
+    pairs = [socket.socketpair() for _ in range(number)]
+    for index, (one, _) in enumerate(pairs):
+        one.sendall(b"%8d" % index)
+    yield
+    for index, (one, other) in enumerate(pairs):
+        other.settimeout(LIMIT)
+        assert utils.receive_exactly(other, 8) == b"%8d" % index
+        for sock in (one, other):
+            sock.setblocking(False)
+            try:
+                stray = sock.recv(100)
+            except BlockingIOError:
+                continue
+            raise AssertionError(f"stray bytes or a stray end of stream: {stray!r}")
+    for one, other in pairs:
+        one.close()
+        other.close()
+
+
+def close_wakes(implementation: str, operation: str, timeout: str, rounds: str) -> None:
+    """Close a socket while another thread is blocked in a call on it, or just about to be."""
+    for index in range(int(rounds)):
+        with contextlib.ExitStack() as stack:
+            a, call = make_blocked(stack, implementation, operation, timeout)
+            task = Task(call)
+            # Mostly while it waits, sometimes at its very start.
+            time.sleep((0.2 * TICK, 0, 0.001, 0.02 * TICK)[index % 4])
+            a.close()
+            assert a.fileno() == -1
+            with bystanders():
+                check_error_of_closed(task.error())
+            with contextlib.suppress(OSError):
+                call()
+                raise AssertionError("a call on a closed socket succeeded")
+
+
+def close_races(implementation: str, rounds: str) -> None:
+    """Receive and send without a pause in four threads until the socket is closed."""
+
+    def receive(sock: socket.socket) -> None:
+        while sock.recv(100):
+            pass
+
+    def receive_into(sock: socket.socket) -> None:
+        buffer = bytearray(100)
+        while sock.recv_into(buffer):
+            pass
+
+    def send(sock: socket.socket) -> None:
+        while True:
+            sock.send(b"ours")
+
+    def send_all(sock: socket.socket) -> None:
+        while True:
+            sock.sendall(b"ours")
+
+    def echo(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := sock.recv(1000):
+                sock.sendall(data)
+
+    for index in range(int(rounds)):
+        with connected(implementation, LIMIT if index % 2 else None) as (a, b):
+            peer = Task(echo, b)
+            tasks = [Task(function, a) for function in (receive, receive_into, send, send_all)]
+            time.sleep(0.0005 * (index % 10))
+            a.close()
+            with bystanders(4):
+                for task in tasks:
+                    check_error_of_closed(task.error())
+            peer.result()
+
+
+def exit_while_blocked(implementation: str, operation: str) -> None:
+    """End with the main thread, while a daemon thread waits."""
+    stack = contextlib.ExitStack()
+    _, call = make_blocked(stack, implementation, operation, "none")
+    task = Task(call)
+    time.sleep(2 * TICK)
+    assert task.running
+    # Keep the sockets from being closed by the stack's own destructor before the interpreter's end.
+    globals()["_kept"] = stack, task
+
+
+def interrupted(implementation: str, operation: str, timeout: str) -> None:
+    """Wait for Ctrl-C in a blocked call."""
+
+    def raise_signal() -> None:
+        sys.stdin.readline()
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.ExitStack() as stack:
+        _, call = make_blocked(stack, implementation, operation, timeout)
+        if sys.platform == "win32":
+            Task(raise_signal)
+        say("waiting")
+        try:
+            call()
+        except KeyboardInterrupt:
+            say("interrupted")
+        else:
+            raise AssertionError("the call returned")
+
+
+def descriptor_leaks(transport: str, what: str) -> None:
+    """Count descriptors before and after 2,000 operations."""
+    import hvsock
+
+    service = utils.new_service()
+    nobody = ("loopback", utils.new_service())
+    listener = utils.listen(transport, ("loopback", service))
+    listener.settimeout(0)
+    bad_addresses: list[Any] = [None, (), ("loopback",), ("nowhere", 1), ("loopback", -1), ("loopback", 1, 2), "text"]
+
+    def errors() -> None:
+        sock = hvsock.HyperVSocket(transport=transport)
+        with sock:
+            attempts: list[Callable[[], Any]] = [
+                lambda: sock.connect(nobody),
+                lambda: sock.bind(("loopback", service)),
+                lambda: sock.recv(1),
+                lambda: sock.accept(),
+                lambda: listener.accept(),
+                lambda: hvsock.create_connection(nobody, timeout=LIMIT, transport=transport),
+                lambda: hvsock.create_server(("loopback", service), transport=transport),
+                lambda: hvsock.HyperVSocket(socket.AF_UNIX, socket.SOCK_DGRAM, transport=transport),
+                lambda: hvsock.HyperVSocket(fileno=1 << 20),
+                lambda: hvsock.HyperVSocket(transport="pigeon"),
+                *[
+                    lambda bad=bad: hvsock.create_connection(bad, transport=transport)  # type: ignore[misc]
+                    for bad in bad_addresses
+                ],
+                *[lambda bad=bad: hvsock.create_server(bad, transport=transport) for bad in bad_addresses],  # type: ignore[misc]
+            ]
+            for attempt in attempts:
+                try:
+                    attempt()
+                except (OSError, ValueError, TypeError):
+                    continue
+                raise AssertionError("an operation that must fail did not")
+
+    def connections() -> None:
+        with hvsock.create_connection(("loopback", service), timeout=LIMIT, transport=transport) as client:
+            listener.settimeout(LIMIT)
+            accepted, _ = listener.accept()
+            with accepted, accepted.dup() as twin:
+                client.sendall(b"x")
+                twin.recv(1)
+            hvsock.HyperVSocket(fileno=client.detach()).close()
+
+    def adopted() -> None:
+        with connected("adopted") as (a, b):
+            a.makefile("rwb").close()
+            b.sendall(b"x")
+            a.close()
+            with contextlib.suppress(OSError):
+                a.recv(1)
+
+    operation, times = {"errors": (errors, 90), "connections": (connections, 700), "adopted": (adopted, 1000)}[what]
+    operation()
+    before = utils.open_descriptors()
+    files = len(os.listdir(os.environ["HVSOCK_LOCAL_DIR"]))
+    for _ in range(times):
+        operation()
+    assert utils.open_descriptors() == before
+    assert len(os.listdir(os.environ["HVSOCK_LOCAL_DIR"])) == files
+    listener.close()
+    assert utils.open_descriptors() == before - 1
+    assert os.listdir(os.environ["HVSOCK_LOCAL_DIR"]) == []
+
+
+# Transports
+
+
+def listen_and_wait(vm: str, port: str) -> None:
+    """Listen, and tell what the first client sends; end when it does, or when told to."""
+    import hvsock
+
+    with hvsock.create_server((vm, int(port)), transport="local") as listener:
+        listener.settimeout(LIMIT)
+        say("listening")
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(LIMIT)
+            say("accepted", accepted.recv(100).decode())
+
+
+def race_to_listen(vm: str, port: str) -> None:
+    """Listen when told to, unless somebody else does, and welcome one client."""
+    import hvsock
+
+    say("ready")
+    sys.stdin.readline()
+    try:
+        listener = hvsock.create_server((vm, int(port)), transport="local")
+    except OSError as error:
+        say("in use" if error.errno == errno.EADDRINUSE else repr(error))
+        return
+    with listener:
+        listener.settimeout(LIMIT)
+        say("listening")
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.sendall(b"welcome")
+
+
+# The scene
+
+
+def payload(seed: int, size: int) -> Iterator[bytes]:
+    """Yield the blocks of a random stream."""
+    rng = random.Random(seed)
+    while size:
+        block = rng.randbytes(min(size, rng.randrange(1, 200_000)))
+        size -= len(block)
+        yield block
+
+
+def send_payload(sock: socket.socket, seed: int, size: int) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for block in payload(seed, size):
+        sock.sendall(block)
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def receive_payload(sock: socket.socket) -> tuple[int, str]:
+    import hashlib
+
+    digest, buffer, size = hashlib.sha256(), bytearray(1 << 17), 0
+    while count := sock.recv_into(buffer):
+        digest.update(memoryview(buffer)[:count])
+        size += count
+    return size, digest.hexdigest()
+
+
+def scene_host(transport: str, vm: str, size: str) -> None:
+    """A host service on the wildcard: it says its address, then serves one guest and checks who that is."""
+    import hvsock
+
+    service = utils.new_service()
+    with hvsock.create_server(("wildcard", service), transport=transport) as listener:
+        listener.settimeout(LIMIT)
+        assert listener.getsockname() == (hvsock.HV_GUID_WILDCARD, service)
+        assert listener.getsockname().port == hvsock.port_from_service_id(service)
+        say(listener.getsockname().port)
+        sock, guest = listener.accept()
+        with sock:
+            sock.settimeout(LIMIT)
+            assert type(sock) is hvsock.HyperVSocket
+            assert type(guest) is hvsock.HyperVAddress
+            assert str(guest.vm_id) == vm, guest
+            assert sock.getpeername() == guest
+            assert hvsock.HyperVAddress.parse(str(guest)) == guest
+            if transport != "hyperv":  # go-winio: there it is arbitrary
+                assert sock.getsockname().service_id == service
+            say(guest.service_id)
+            # The guest ends its stream first, and still hears all of the answer.
+            say(*receive_payload(sock))
+            say(send_payload(sock, 2, int(size)))
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(1) == b""
+
+
+def scene_guest(transport: str, target: str, port: str, size: str) -> None:
+    """A guest agent: it dials the host's service, checks both addresses, sends, half-closes, and receives."""
+    import hvsock
+
+    with hvsock.create_connection((target, int(port)), timeout=LIMIT, transport=transport, retry_for=LIMIT) as sock:
+        dialled = hvsock.addresses.as_address((target, int(port)))
+        assert sock.getpeername() == dialled
+        mine = sock.getsockname()
+        assert type(mine) is hvsock.HyperVAddress
+        assert mine.service_id != dialled.service_id
+        say(mine.service_id)
+        say(send_payload(sock, 1, int(size)))
+        # Linux forgets the peer of an AF_VSOCK socket at its shutdown.
+        assert sock.getpeername() == dialled
+        sock.shutdown(socket.SHUT_WR)
+        say(*receive_payload(sock))
+
+
+def serve_default() -> None:
+    """Serve one client on the default transport."""
+    import hvsock
+
+    with hvsock.create_server(("wildcard", utils.new_service())) as listener:
+        listener.settimeout(LIMIT)
+        say(listener.getsockname().port)
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(LIMIT)
+            sock.sendall(utils.receive_all(sock).upper())
+
+
+def dial_default(port: str) -> None:
+    """Dial it."""
+    import hvsock
+
+    with hvsock.create_connection(("loopback", int(port)), timeout=LIMIT) as sock:
+        sock.sendall(b"hello")
+        sock.shutdown(socket.SHUT_WR)
+        say(utils.receive_all(sock).decode())
+
+
+# CPython's own tests
+
+
+def swapped_socket(kind: str) -> type[socket.socket]:
+    """Return the class that CPython's tests shall take for `socket.socket`."""
+    import hvsock
+    from hvsock._hvsock import Socket
+
+    if kind == "stdlib":
+        return socket.socket
+    if kind == "_hvsock.Socket":
+        return Socket
+    if kind == "HyperVSocket":
+
+        class OurSocket(hvsock.HyperVSocket):
+            """Without arguments it is a TCP socket, as the original."""
+
+            def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+                if family == -1 and kwargs.get("fileno") is None and len(args) < 3:
+                    family = socket.AF_INET
+                super().__init__(family, *args, **kwargs)
+
+        return OurSocket
+
+    class TransportSocket(hvsock.HyperVSocket):
+        """A socket of a transport that passes for TCP: 127.0.0.1 is the loopback, and ports are ports."""
+
+        def __init__(
+            self,
+            family: int = -1,
+            type: int = -1,  # noqa: A002 - the original's name
+            proto: int = -1,
+            fileno: int | None = None,
+        ) -> None:
+            del proto
+            if family not in (-1, socket.AF_INET) and fileno is None:
+                raise OSError(errno.EAFNOSUPPORT, f"no sockets of family {family} over a transport")
+            # A handle's own family tells: it may be an end of a socketpair.
+            super().__init__(-1, type, -1, fileno, transport=kind if fileno is None else None)
+
+        @staticmethod
+        def to_hyperv(address: Any) -> Any:
+            host, port = address
+            if not isinstance(host, str):
+                raise TypeError("a host is a str")
+            return "loopback", port
+
+        @staticmethod
+        def to_inet(address: Any) -> Any:
+            if not isinstance(address, hvsock.HyperVAddress):
+                return address
+            return "127.0.0.1", address.service_id.int >> 96
+
+        def bind(self, address: Any, /) -> None:
+            host, port = address
+            # getaddrinfo, on the way of create_connection, takes 16 bits.
+            super().bind(self.to_hyperv((host, port or random.SystemRandom().randrange(0x2000, 0x10000))))
+
+        def connect(self, address: Any, /) -> None:
+            super().connect(self.to_hyperv(address))
+
+        def accept(self) -> Any:
+            sock, address = super().accept()
+            return sock, self.to_inet(address)
+
+        def getsockname(self) -> Any:
+            return self.to_inet(super().getsockname())
+
+        def getpeername(self) -> Any:
+            return self.to_inet(super().getpeername())
+
+    return TransportSocket
+
+
+def cpython_socket(kind: str, *names: str) -> None:
+    """Run classes or tests of `test.test_socket`, but none whose name follows a "-", with `socket.socket` swapped."""
+    import re
+    import tempfile
+    import unittest
+    import warnings
+
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+    from test import test_socket
+
+    def name_of(test: unittest.TestCase) -> str:
+        return re.sub(r"^.*\btest_socket\.", "", test.id())
+
+    def flat(tests: Any) -> Iterator[unittest.TestCase]:
+        for test in tests:
+            if isinstance(test, unittest.TestSuite):
+                yield from flat(test)
+            else:
+                yield test
+
+    socket.socket = socket.SocketType = swapped_socket(kind)  # type: ignore[misc]
+    loader = unittest.defaultTestLoader
+    excluded = {name.removeprefix("-") for name in names if name.startswith("-")}
+    loaded = [
+        loader.loadTestsFromName(name, test_socket)
+        for name in names
+        # Not every Python has every class.
+        if not name.startswith("-") and hasattr(test_socket, name.split(".")[0])
+    ]
+    suite = unittest.TestSuite(test for test in flat(loaded) if name_of(test) not in excluded)
+    # They make sockets and files in the current directory.
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+        result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2).run(suite)
+        os.chdir("/")
+    say("ran", result.testsRun)
+    for test, text in [*result.failures, *result.errors]:
+        say("failed", name_of(test), text.strip().splitlines()[-1])
+
+
+def cpython_names(*names: str) -> None:
+    """Check that `test.test_socket` has these tests, where it has their classes."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    from test import test_socket
+
+    for name in names:
+        case, _, method = name.partition(".")
+        assert not hasattr(test_socket, case) or hasattr(getattr(test_socket, case), method), name
+
+
+def import_is_light() -> None:
+    """Import the package once more, in a fresh interpreter: `utils` has imported it in this one."""
+    import subprocess
+
+    code = (
+        "import os, sys, threading\n"
+        "fds = lambda: len(os.listdir('/proc/self/fd')) if os.path.isdir('/proc/self/fd') else 0\n"
+        "import socket\n"
+        "before = fds()\n"
+        "import hvsock\n"
+        "assert fds() == before\n"
+        "assert threading.active_count() == 1\n"
+        "assert not {'asyncio', 'click', 'rich', 'ssl', 'subprocess'} & set(sys.modules), 'heavy'\n"
+        "assert not os.listdir(os.environ['HVSOCK_LOCAL_DIR'])\n"
+    )
+    subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], check=True, timeout=LIMIT)
+
+
+def memory_leaks() -> None:
+    """Print, for every operation of the comparison with the oracle, by how many blocks of memory it grew."""
+    import gc
+
+    from test_streams import OPERATIONS
+
+    gc.collect()
+    gc.freeze()
+    with connected("adopted") as (a, b):
+        for name, operation in OPERATIONS.items():
+            if name.startswith(("listen", "accept", "close", "detach")) or name == "recv huge":
+                continue
+
+            def once(operation: Callable[[socket.socket], object] = operation) -> None:
+                b.setblocking(False)
+                a.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    b.send(b"ready")
+                with contextlib.suppress(Exception):
+                    operation(a)
+                a.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    a.recv(1000)
+                with contextlib.suppress(BlockingIOError):
+                    b.recv(1000)
+
+            growth = []
+            for _ in range(3):
+                for _ in range(10):
+                    once()
+                gc.collect()
+                before = sys.getallocatedblocks()
+                for _ in range(100):
+                    once()
+                gc.collect()
+                growth.append(sys.getallocatedblocks() - before)
+            say(f"{name}\t{min(growth)}")
+
+
+def main(name: str, *arguments: str) -> None:
+    # Ends the process, with the stack of every thread, even where the parent is gone.
+    faulthandler.dump_traceback_later(5 * LIMIT, exit=True)
+    globals()[name](*arguments)
+    faulthandler.cancel_dump_traceback_later()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,85 @@
+"""Fixtures: a local directory of its own for every test, and the same streams over every implementation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import utils
+
+
+def pytest_report_header() -> list[str]:
+    reasons = {name: utils.reason_to_skip(name) for name in utils.TRANSPORTS}
+    return [f"hvsock {name}: {reason or 'tested'}" for name, reason in reasons.items()]
+
+
+def require(implementation: str) -> None:
+    """Skip the test where `implementation` cannot be tested, or fail it where HVSOCK_REQUIRE says so."""
+    reason = utils.reason_to_skip(implementation)
+    if reason and implementation in utils.required():
+        pytest.fail(f"required, but {reason}", pytrace=False)
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def local_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give every test, and its children, an empty HVSOCK_LOCAL_DIR and no other setting of the environment."""
+    for name in ("HVSOCK_TRANSPORT", "HVSOCK_LOCAL_VM"):
+        monkeypatch.delenv(name, raising=False)
+    # Directly under a short directory: a socket's path has 104 to 108 bytes, and pytest's own tmp_path is long.
+    parent = "/tmp" if os.name == "posix" and os.access("/tmp", os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="hv", dir=parent))
+    monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(directory))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+TESTED = utils.tested()
+
+
+@pytest.fixture(params=TESTED)
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Every implementation of a stream, the standard library's as the oracle first."""
+    require(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=[name for name in TESTED if name != "stdlib"])
+def ours(request: pytest.FixtureRequest) -> str:
+    """Every implementation of a stream by HyperVSocket."""
+    require(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=[name for name in TESTED if name in utils.TRANSPORTS])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Every transport."""
+    require(request.param)
+    return str(request.param)
+
+
+@pytest.fixture
+def local() -> str:
+    """The local transport."""
+    require("local")
+    return "local"
+
+
+@pytest.fixture
+def pair(implementation: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connected pair of every implementation; a call that hangs ends with a TimeoutError."""
+    with utils.connected(implementation) as sockets:
+        yield sockets
+
+
+@pytest.fixture
+def our_pair(ours: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connected pair of every implementation by HyperVSocket."""
+    with utils.connected(ours) as sockets:
+        yield sockets

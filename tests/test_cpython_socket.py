@@ -1,0 +1,138 @@
+"""CPython's own tests of stream sockets, run with `socket.socket` swapped for ours, in child processes.
+
+Three kinds of ours: the C type on AF_UNIX, with that family's own addresses; `HyperVSocket` on TCP; and each transport,
+whose loopback passes for 127.0.0.1. A test that fails with the standard library's socket too says nothing about ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+
+import pytest
+import utils
+from utils import LIMIT, WINDOWS, Child
+
+#: Classes that take about the same time together; each group runs in its own process at the same time.
+STREAMS = (
+    ("NetworkConnectionBehaviourTest", "BasicTCPTest", "BasicTCPTest2", "TCPCloserTest", "SendmsgTCPTest"),
+    ("SendfileUsingSendTest", "SendfileUsingSendfileTest", "TCPTimeoutTest", "InterruptedSendTimeoutTest"),
+    (
+        "FileObjectClassTestCase",
+        "UnbufferedFileObjectClassTestCase",
+        "LineBufferedFileObjectClassTestCase",
+        "BufferIOTest",
+        "NetworkConnectionAttributesTest",
+        "NetworkConnectionNoServer",
+        "InheritanceTest",
+        "NonblockConstantTest",
+        "TestSocketSharing",
+    ),
+    (
+        "SmallBufferedFileObjectClassTestCase",
+        "UnicodeReadFileObjectClassTestCase",
+        "UnicodeWriteFileObjectClassTestCase",
+        "UnicodeReadWriteFileObjectClassTestCase",
+        "NonBlockingTCPTests",
+        "ContextManagersTest",
+        "BasicSocketPairTest",
+        "PurePythonSocketPairTest",
+        "RecvmsgTCPTest",
+        "RecvmsgIntoTCPTest",
+    ),
+)
+#: What needs addresses of TCP, or other types of socket too.
+TCP = (
+    ("GeneralModuleTests",),
+    ("CreateServerTest", "CreateServerFunctionalTest", "SendRecvFdsTests", "TestExceptions"),
+)
+#: What binds sockets to paths.
+UNIX = (
+    (
+        "SendmsgUnixStreamTest",
+        "RecvmsgUnixStreamTest",
+        "RecvmsgIntoUnixStreamTest",
+        "RecvmsgSCMRightsStreamTest",
+        "RecvmsgIntoSCMRightsStreamTest",
+        "TestUnixDomain",
+        "TestLinuxAbstractNamespace",
+    ),
+)
+
+SWAP = {
+    "GeneralModuleTests.test_SocketType_is_socketobject": "it compares the swapped class with the original one",
+}
+HYPERV_SOCKET = {
+    "GeneralModuleTests.test_socket_fileno": "it binds an AF_UNIX socket to a path: ours takes Hyper-V addresses",
+    "SendRecvFdsTests.testSendAndRecvFds": "its files have no addresses of ours",
+}
+C_TYPE = {
+    "TestLinuxAbstractNamespace.testAutobind": "a name made up by the kernel is AF_UNIX's own, and no transport's",
+}
+TRANSPORT = {
+    "NetworkConnectionAttributesTest.testFamily": "it compares the family with TCP's",
+    "NetworkConnectionBehaviourTest.testOutsideTimeout": "its server sends after the client has gone: an error at "
+    "once on AF_UNIX and AF_VSOCK, and later on TCP",
+    "ContextManagersTest.testCreateConnectionClose": "the same",
+    "BufferIOTest.testRecvFromIntoEmptyBuffer": "the same, the other way round: its server does not wait",
+    "SendfileUsingSendTest.test_errors": "it makes a datagram socket, which Hyper-V has not",
+    "SendfileUsingSendfileTest.test_errors": "the same",
+    "InterruptedSendTimeoutTest.testInterruptedSendtoTimeout": "sendto() with an address is TCP's",
+    "PurePythonSocketPairTest.test_ipv6": "there is no IPv6 over a transport",
+}
+#: What AF_VSOCK does otherwise than AF_UNIX and TCP.
+VSOCK = {
+    "NetworkConnectionNoServer.test_connect": "where nobody listens, AF_VSOCK says ECONNRESET and TCP ECONNREFUSED",
+    "NetworkConnectionNoServer.test_create_connection": "the same",
+}
+
+
+def run(kind: str, groups: tuple[tuple[str, ...], ...], excluded: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """Run groups of classes at the same time; return how many tests ran, and which failed with what last line."""
+    ran, failed = 0, {}
+    with contextlib.ExitStack() as stack:
+        children = [
+            stack.enter_context(Child("cpython_socket", kind, *group, *(f"-{name}" for name in excluded)))
+            for group in groups
+        ]
+        for child in children:
+            for line in child.finish(4 * LIMIT):
+                what, _, rest = line.partition(" ")
+                if what == "ran":
+                    ran += int(rest)
+                else:
+                    name, _, error = rest.partition(" ")
+                    failed[name] = error
+    return ran, failed
+
+
+def check(kind: str, groups: tuple[tuple[str, ...], ...], excluded: dict[str, str]) -> None:
+    """Run the groups; what fails must fail with the standard library's socket too."""
+    if importlib.util.find_spec("test.test_socket") is None:
+        pytest.skip("this interpreter comes without its `test` package: install it (Debian: libpython3-testsuite)")
+    ran, failed = run(kind, groups, {**SWAP, **excluded})
+    assert ran > 10 * len(groups)
+    if failed:
+        _, expected = run("stdlib", (tuple(failed),), {})
+        failed = {name: error for name, error in failed.items() if name not in expected}
+    assert not failed, "\n".join(f"{name}: {error}" for name, error in failed.items())
+
+
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: Python has no AF_UNIX on Windows")
+def test_c_type_on_unix() -> None:
+    check("_hvsock.Socket", UNIX, C_TYPE)
+
+
+def test_hyperv_socket_on_tcp() -> None:
+    check("HyperVSocket", STREAMS + TCP, HYPERV_SOCKET)
+
+
+def test_transport(transport: str) -> None:
+    check(transport, STREAMS, {**TRANSPORT, **(VSOCK if transport == "vsock" else {})})
+
+
+def test_exclusions_exist() -> None:
+    """An exclusion of a test that is gone would hide that its successor is not run."""
+    if importlib.util.find_spec("test.test_socket") is None:
+        pytest.skip("this interpreter comes without its `test` package: install it (Debian: libpython3-testsuite)")
+    utils.run_child("cpython_names", *SWAP, *HYPERV_SOCKET, *C_TYPE, *TRANSPORT, *VSOCK)

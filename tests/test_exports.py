@@ -1,0 +1,134 @@
+"""The package exports the exact sum of its modules, and every source module has its test module."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import socket
+import uuid
+from pathlib import Path
+
+import pytest
+import utils
+from utils import run_child
+
+import hvsock
+
+#: Public modules that are used by their own name and not re-exported.
+NAMESPACES = {"aio", "relay", "services", "vms"}
+#: What the package gives of the modules that it does not give the whole of.
+FROM_OTHERS = {"default_transport", "transports"}
+#: Modules whose test module has another name than their own.
+TESTED_ELSEWHERE = {
+    "__init__": "test_exports",
+    "__main__": "test_main",
+    "_hvsock": "test_streams",
+    "transports": "test_sockets",
+    "transports_base": "test_sockets",
+}
+
+INTS = {
+    "AF_HYPERV": 34,
+    "HV_PROTOCOL_RAW": 1,
+    "HVSOCKET_CONNECT_TIMEOUT": 1,
+    "HVSOCKET_CONNECT_TIMEOUT_MAX": 300_000,
+    "HVSOCKET_CONTAINER_PASSTHRU": 2,
+    "HVSOCKET_CONNECTED_SUSPEND": 4,
+    "HVSOCKET_HIGH_VTL": 8,
+}
+GUIDS = ["ZERO", "WILDCARD", "BROADCAST", "CHILDREN", "LOOPBACK", "PARENT", "SILOHOST", "VSOCK_TEMPLATE"]
+CALLABLES = [
+    "HyperVAddress",
+    "HyperVSocket",
+    "cid_from_vm_id",
+    "container_vm_id",
+    "create_connection",
+    "create_server",
+    "default_transport",
+    "port_from_service_id",
+    "service_id_from_port",
+    "transports",
+    "vm_id_from_cid",
+]
+
+
+def modules() -> list[str]:
+    """Return the names of the package's modules, without the package's own."""
+    found = pkgutil.walk_packages(hvsock.__path__, "hvsock.")
+    return sorted(module.name.removeprefix("hvsock.") for module in found)
+
+
+def test_all_is_the_sum_of_the_modules() -> None:
+    expected = set(FROM_OTHERS)
+    for module in (hvsock.addresses, hvsock.sockets):
+        for name in module.__all__:
+            assert getattr(hvsock, name) is getattr(module, name)
+        assert not expected & set(module.__all__)
+        expected |= set(module.__all__)
+    assert set(hvsock.__all__) - NAMESPACES == expected
+    assert len(set(hvsock.__all__)) == len(hvsock.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if not name.startswith("_") and name != "cli"])
+def test_module_exports_what_it_defines(name: str) -> None:
+    """`__all__` is sorted, and holds every public class and function that the module defines, and nothing private."""
+    module = importlib.import_module(f"hvsock.{name}")
+    assert [export for export in module.__all__ if export.startswith("_")] == []
+    for export in module.__all__:
+        assert hasattr(module, export), export
+    own = {
+        key
+        for key, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
+    }
+    internal = {"service_id_from_vsock_port", "vsock_port_from_service_id"}
+    assert {key for key in own if not key.startswith("_")} - internal <= set(module.__all__)
+
+
+def test_public_names() -> None:
+    """The names that design and documentation promise, and what they are."""
+    for name, value in INTS.items():
+        assert getattr(hvsock, name) == value
+        assert type(getattr(hvsock, name)) is int
+    for name in GUIDS:
+        assert type(getattr(hvsock, f"HV_GUID_{name}")) is uuid.UUID
+    for name in CALLABLES:
+        assert callable(getattr(hvsock, name))
+    assert {*INTS, *(f"HV_GUID_{name}" for name in GUIDS), *CALLABLES} <= set(hvsock.__all__)
+    assert issubclass(hvsock.HyperVSocket, socket.socket)
+    assert isinstance(hvsock.__version__, str)
+    assert set(dir(hvsock)) >= set(hvsock.__all__)
+
+
+def test_public_things_are_documented() -> None:
+    for name in hvsock.__all__:
+        value = getattr(hvsock, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name
+    for name, value in vars(hvsock.HyperVSocket).items():
+        if not name.startswith("_"):
+            assert inspect.getdoc(value), name
+
+
+def test_every_module_has_its_tests() -> None:
+    tests = {path.stem for path in utils.TESTS.glob("test_*.py")}
+    for name in modules():
+        flat = name.replace(".", "_")
+        assert TESTED_ELSEWHERE.get(flat, f"test_{flat}") in tests, name
+
+
+def test_the_package_is_typed() -> None:
+    directory = Path(hvsock.__file__).parent
+    assert (directory / "py.typed").exists()
+    assert (directory / "_hvsock.pyi").exists()
+
+
+def test_import_is_light_and_has_no_side_effects() -> None:
+    """Importing needs no third-party package, opens no descriptor, starts no thread and makes no directory."""
+    run_child("import_is_light")
+
+
+def test_tests_are_not_a_package() -> None:
+    """So that `python -Im pytest` tests what is installed, and not the checkout."""
+    assert not (utils.TESTS / "__init__.py").exists()

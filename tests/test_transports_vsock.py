@@ -1,0 +1,210 @@
+"""AF_VSOCK: how Hyper-V addresses become CIDs and ports, and what its kernel does, where it may be tried.
+
+Nothing here connects or binds an AF_VSOCK socket unless HVSOCK_REQUIRE names it: the machine's own may lead to a
+hypervisor. `tests/guest/loopback` runs the suite where it leads nowhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+import uuid
+from typing import Any
+
+import pytest
+import utils
+from conftest import require
+from utils import LIMIT, TICK, Task
+
+import hvsock
+from hvsock.transports import vsock
+
+TRANSPORT = vsock.VsockTransport()
+ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2
+SLACK = 100 * TICK
+
+
+class Recorder:
+    """In place of a socket: nothing is asked of it."""
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Record the native calls of the transport instead of making them."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Socket:
+        @staticmethod
+        def bind(_sock: object, address: object) -> None:
+            calls.append(("bind", address))
+
+        @staticmethod
+        def connect(_sock: object, address: object) -> None:
+            calls.append(("connect", address))
+
+    monkeypatch.setattr(vsock, "Socket", Socket)
+    return calls
+
+
+def address(vm: Any, service: Any = 5000) -> hvsock.HyperVAddress:
+    return hvsock.addresses.as_address((vm, service))
+
+
+def test_is_tested() -> None:
+    """The one skip that says how to have the streams of every other module run over vsock too."""
+    require("vsock")
+
+
+# Mapping
+
+
+@pytest.mark.parametrize(
+    ("vm", "cid"),
+    [
+        ("wildcard", ANY),
+        ("children", ANY),
+        ("loopback", LOCAL),
+        ("parent", HOST),
+        (hvsock.vm_id_from_cid(3), 3),
+        (hvsock.vm_id_from_cid(77), 77),
+    ],
+)
+@pytest.mark.parametrize("port", [0, 1, 5000, 0x7FFFFFFF])
+def test_bind(recorded: list[tuple[Any, ...]], vm: Any, cid: int, port: int) -> None:
+    TRANSPORT.bind(Recorder(), address(vm, port))  # type: ignore[arg-type]
+    assert recorded == [("bind", (cid, port))]
+
+
+@pytest.mark.parametrize(
+    ("vm", "cid"), [("loopback", LOCAL), ("parent", HOST), (hvsock.vm_id_from_cid(3), 3), (hvsock.vm_id_from_cid(0), 0)]
+)
+def test_connect(recorded: list[tuple[Any, ...]], vm: Any, cid: int) -> None:
+    TRANSPORT.connect(Recorder(), address(vm))  # type: ignore[arg-type]
+    assert recorded == [("connect", (cid, 5000))]
+
+
+@pytest.mark.parametrize("service", [uuid.UUID(int=0), uuid.UUID(int=5000), uuid.uuid4()], ids=str)
+@pytest.mark.parametrize("operation", ["bind", "connect"])
+def test_service_that_is_no_port(recorded: list[tuple[Any, ...]], operation: str, service: uuid.UUID) -> None:
+    with pytest.raises(ValueError, match="port") as info:
+        getattr(TRANSPORT, operation)(Recorder(), address("loopback", service))
+    assert str(service) in str(info.value)
+    assert recorded == []
+
+
+@pytest.mark.parametrize("vm", [uuid.uuid4(), hvsock.HV_GUID_SILOHOST, hvsock.HV_GUID_BROADCAST], ids=str)
+@pytest.mark.parametrize("operation", ["bind", "connect"])
+def test_vm_that_is_no_cid(recorded: list[tuple[Any, ...]], operation: str, vm: uuid.UUID) -> None:
+    with pytest.raises(ValueError, match="VM"):
+        getattr(TRANSPORT, operation)(Recorder(), address(vm))
+    assert recorded == []
+
+
+@pytest.mark.parametrize("cid", [0, LOCAL, HOST, 3, 77, 0x7FFFFFFF, 0xFFFFFFFE, ANY])
+@pytest.mark.parametrize("port", [0, 1024, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_native_addresses_come_back(recorded: list[tuple[Any, ...]], cid: int, port: int) -> None:
+    """Whatever the kernel reports is an address, and the address is that CID and port again: peers too, above 2**31."""
+    local, peer = TRANSPORT.local_address((cid, port)), TRANSPORT.peer_address((cid, port))
+    assert type(local) is type(peer) is hvsock.HyperVAddress
+    TRANSPORT.bind(Recorder(), local)  # type: ignore[arg-type]
+    TRANSPORT.connect(Recorder(), peer)  # type: ignore[arg-type]
+    assert recorded == [("bind", (cid, port)), ("connect", (cid, port))]
+
+
+@pytest.mark.parametrize(
+    ("cid", "vm"),
+    [(LOCAL, hvsock.HV_GUID_LOOPBACK), (HOST, hvsock.HV_GUID_PARENT), (ANY, hvsock.HV_GUID_WILDCARD)],
+)
+def test_well_known_cids(cid: int, vm: uuid.UUID) -> None:
+    assert TRANSPORT.peer_address((cid, 5000)) == (vm, hvsock.service_id_from_port(5000))
+
+
+def test_reason_is_a_sentence() -> None:
+    reason = TRANSPORT._refused(OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol"))
+    assert reason.endswith(".") and "module" in reason
+
+
+def test_local_cid_needs_no_socket() -> None:
+    """It is read from a device file; where there is none, it is None."""
+    cid = vsock.local_cid()
+    assert cid is None or 0 <= cid <= ANY
+
+
+def test_loopback_is_seen_by_file() -> None:
+    assert isinstance(vsock.has_loopback(), bool)
+
+
+# In a kernel
+
+
+@pytest.fixture
+def kernel() -> None:
+    """Only where HVSOCK_REQUIRE names vsock."""
+    if "vsock" not in utils.required():
+        pytest.skip(utils.reason_to_skip("vsock") or "")
+    require("vsock")
+
+
+@pytest.mark.usefixtures("kernel")
+class TestKernel:
+    def test_wildcard_and_children_accept_loopback(self) -> None:
+        for bound in ("wildcard", "children"):
+            service = utils.new_service()
+            with utils.listen("vsock", (bound, service)) as listener:
+                assert listener.getsockname() == (hvsock.HV_GUID_WILDCARD, service)
+                with hvsock.create_connection(("loopback", service), timeout=LIMIT, transport="vsock") as client:
+                    accepted, peer = listener.accept()
+                    with accepted:
+                        assert peer.vm_id == hvsock.HV_GUID_LOOPBACK
+                        assert peer == accepted.getpeername()
+                        assert client.getpeername() == (hvsock.HV_GUID_LOOPBACK, service)
+                        assert client.getsockname().service_id == peer.service_id
+
+    def test_nobody_listens(self) -> None:
+        start = time.monotonic()
+        with pytest.raises(OSError) as info:
+            hvsock.create_connection(("loopback", utils.new_service()), timeout=LIMIT, transport="vsock")
+        assert info.value.errno in (errno.ECONNRESET, errno.ECONNREFUSED)
+        assert time.monotonic() - start < LIMIT / 2
+        assert "nobody listens" in "\n".join(info.value.__notes__)
+
+    def test_no_host(self) -> None:
+        """A guest without a hypervisor that answers: an error, and within the timeout."""
+        with pytest.raises(OSError) as info:
+            Task(hvsock.create_connection, ("parent", 5000), 10 * TICK, transport="vsock").result(SLACK)
+        assert info.value.errno in (None, errno.ECONNRESET, errno.ENODEV, errno.ENETUNREACH, errno.ETIMEDOUT)
+
+    @pytest.mark.parametrize("timeout", [0.1, 1.0, 2.5, 30.0, 1e-9, 1e6])
+    def test_connect_timeout_is_the_kernels_too(self, timeout: float) -> None:
+        """SO_VM_SOCKETS_CONNECT_TIMEOUT (6) at level AF_VSOCK: the kernel's own limit of 2 s is moved, either way."""
+        with hvsock.HyperVSocket(transport="vsock") as sock:
+            sock.settimeout(timeout)
+            with pytest.raises(OSError):
+                sock.connect(("loopback", utils.new_service()))
+            # CPython's getsockopt reads integers only on AF_VSOCK, so it must not know the family.
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(sock.fileno())) as plain:
+                seconds, microseconds = struct.unpack("@ll", plain.getsockopt(40, 6, struct.calcsize("@ll")))
+        # The kernel counts in jiffies, of at most 10 ms, and knows no zero.
+        assert max(timeout - 0.01, 1e-6) <= seconds + microseconds / 1e6 <= timeout + 0.02
+
+    def test_connect_timeout_holds(self) -> None:
+        """No answer at all, which here only a peer gives that does not exist, ends in time as well."""
+        start = time.monotonic()
+        with pytest.raises(OSError):
+            hvsock.create_connection((hvsock.vm_id_from_cid(77), 5000), timeout=4 * TICK, transport="vsock")
+        assert time.monotonic() - start < SLACK
+
+    def test_service_that_is_no_port(self) -> None:
+        with hvsock.HyperVSocket(transport="vsock") as sock:
+            for operation in (sock.bind, sock.connect):
+                with pytest.raises(ValueError, match="port"):
+                    operation(("loopback", uuid.uuid4()))
+
+    def test_duplicate(self) -> None:
+        with utils.listen("vsock") as listener:
+            with pytest.raises(OSError) as info:
+                hvsock.create_server(listener.getsockname(), transport="vsock")
+            assert info.value.errno == errno.EADDRINUSE

@@ -1,0 +1,343 @@
+"""What the tests share: the time unit, connected pairs, threads and child processes with a time limit.
+
+It imports no pytest, so that `children.py`, which runs in the child processes, starts fast and can use it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import hvsock
+
+TESTS = Path(__file__).resolve().parent
+WINDOWS = sys.platform == "win32"
+
+#: `HVSOCK_TEST_SCALE=10` gives a slow machine (an emulated one) ten times as long for everything.
+SCALE = float(os.environ.get("HVSOCK_TEST_SCALE", "1"))
+#: The one unit of time: long enough for another thread to run, short enough to wait for many times.
+TICK = 0.05 * SCALE
+#: How long a thing may take that must happen; only a hang reaches it.
+LIMIT = 600 * TICK
+
+#: The oracle, then our type over what the oracle is made of, then the transports.
+IMPLEMENTATIONS = ("stdlib", "adopted", "local", "vsock", "hyperv")
+TRANSPORTS = IMPLEMENTATIONS[2:]
+
+
+def required() -> frozenset[str]:
+    """Return the transports that must not be skipped: `HVSOCK_REQUIRE=vsock,hyperv,local`."""
+    names = os.environ.get("HVSOCK_REQUIRE", "").replace(",", " ").split()
+    if unknown := set(names) - set(TRANSPORTS):
+        raise ValueError(f"HVSOCK_REQUIRE names unknown transports: {sorted(unknown)}")
+    return frozenset(names)
+
+
+def reason_to_skip(implementation: str) -> str | None:
+    """Say in a sentence why `implementation` cannot be tested here and what would change that, or return None."""
+    if implementation not in TRANSPORTS:
+        return None
+    if implementation == "vsock" and "vsock" not in required():
+        # The machine's own AF_VSOCK may lead to a hypervisor: never touch it unasked.
+        return "vsock is tested in a guest kernel: run tests/guest/loopback (it sets HVSOCK_REQUIRE=vsock)"
+    for transport in hvsock.transports():
+        if transport.name == implementation:
+            if transport.available:
+                return None
+            return f"{implementation}: {transport.reason}; HVSOCK_REQUIRE={implementation} makes this a failure"
+    return f"hvsock.transports() does not know {implementation}"
+
+
+def tested() -> tuple[str, ...]:
+    """Return the implementations that can be tested here, and those that must be.
+
+    The others would only fill the report with skips: `test_is_tested` in each transport's module has the one that
+    says why.
+    """
+    return tuple(name for name in IMPLEMENTATIONS if name in required() or not reason_to_skip(name))
+
+
+# Streams
+
+
+def new_service() -> uuid.UUID:
+    """Return a service id that every transport can serve: a random port's."""
+    return hvsock.service_id_from_port(random.SystemRandom().randrange(0x10000, 0x7FFFFFFF))
+
+
+def new_vm() -> uuid.UUID:
+    """Return the id of a virtual machine that does not exist."""
+    return uuid.uuid4()
+
+
+def listen(implementation: str, address: Any = None, **kwargs: Any) -> Any:
+    """Return a socket that listens on `address`, which is a free one of the loopback by default.
+
+    What no transport made, but the standard library, listens on TCP.
+    """
+    listener: socket.socket
+    if implementation == "stdlib":
+        listener = socket.create_server(("127.0.0.1", 0), **kwargs)
+    elif implementation == "adopted":
+        listener = hvsock.HyperVSocket(fileno=socket.create_server(("127.0.0.1", 0), **kwargs).detach())
+    else:
+        address = address or ("loopback", new_service())
+        listener = hvsock.create_server(address, transport=implementation, **kwargs)
+    listener.settimeout(LIMIT)
+    return listener
+
+
+def full_listener(implementation: str, stack: contextlib.ExitStack) -> Any:
+    """Return a listener of AF_UNIX or TCP whose backlog is full, so that a connect to it waits."""
+    listener = stack.enter_context(listen(implementation, backlog=0))
+    for _ in range(10):
+        sock = stack.enter_context(dialler(implementation))
+        sock.settimeout(2 * TICK)
+        try:
+            sock.connect(listener.getsockname())
+        except TimeoutError:
+            return listener
+    raise AssertionError("ten connections fit into a backlog of none")
+
+
+def dialler(implementation: str) -> socket.socket:
+    """Return a socket that can connect to what `listen` returned."""
+    if implementation == "stdlib":
+        return socket.socket()
+    if implementation == "adopted":
+        return hvsock.HyperVSocket(socket.AF_INET, socket.SOCK_STREAM)
+    return hvsock.HyperVSocket(transport=implementation)
+
+
+def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets of `implementation`; on a transport the first is the one that dialled."""
+    pair: tuple[socket.socket, socket.socket]
+    if implementation == "stdlib":
+        pair = socket.socketpair()
+    elif implementation == "adopted":
+        one, other = socket.socketpair()
+        pair = hvsock.HyperVSocket(fileno=one.detach()), hvsock.HyperVSocket(fileno=other.detach())
+    else:
+        with listen(implementation) as listener:
+            client = hvsock.create_connection(listener.getsockname(), timeout=LIMIT, transport=implementation)
+            pair = client, listener.accept()[0]
+    for sock in pair:
+        sock.settimeout(timeout)
+    return pair
+
+
+@contextlib.contextmanager
+def connected(implementation: str, timeout: float | None = LIMIT) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Lend a connected pair."""
+    pair = make_pair(implementation, timeout)
+    with pair[0], pair[1]:
+        yield pair
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """Receive `size` bytes, or what came before the end of the stream."""
+    chunks = []
+    while size and (chunk := sock.recv(min(size, 1 << 20))):
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def receive_all(sock: socket.socket) -> bytes:
+    """Receive until the end of the stream."""
+    return b"".join(iter(functools.partial(sock.recv, 1 << 16), b""))
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until a send would block and return the number of bytes; the socket stays non-blocking."""
+    sock.setblocking(False)
+    sent = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(b"\xaa" * 65536)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sent += sock.send(b"\xaa")
+    return sent
+
+
+def random_bytes(size: int, seed: int = 0) -> bytes:
+    """Return `size` bytes that are the same in every process."""
+    return random.Random(seed).randbytes(size)
+
+
+def open_descriptors() -> int:
+    """Count this process's open descriptors."""
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return len(os.listdir(directory))
+    raise NotImplementedError("this platform does not list a process's descriptors")
+
+
+# Threads and child processes
+
+
+class Task:
+    """A call in a daemon thread, whose result or exception the test collects within a time limit."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._call = functools.partial(function, *args, **kwargs)
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait, and return whether the call has ended."""
+        self._thread.join(timeout)
+        return not self.running
+
+    def error(self, timeout: float = LIMIT) -> BaseException | None:
+        """Return what the call raised, once it has ended."""
+        if not self.wait(timeout):
+            frame = sys._current_frames().get(self._thread.ident or 0)
+            raise AssertionError(f"still running after {timeout:g} s:\n" + "".join(traceback.format_stack(frame)))
+        return self._error
+
+    def result(self, timeout: float = LIMIT) -> Any:
+        """Return what the call returned, once it has ended, or raise what it raised."""
+        if error := self.error(timeout):
+            raise error
+        return self._value
+
+
+class Child:
+    """A function of `children.py` in a process of its own, spoken to line by line.
+
+    The interpreter runs isolated, as the tests do, and with warnings as errors. `under` is a command to run it under.
+    """
+
+    def __init__(
+        self, name: str, *args: object, env: Mapping[str, str] | None = None, under: tuple[str, ...] = ()
+    ) -> None:
+        self.name = name
+        flags = ("-I", "-B", "-X", "faulthandler", "-W", "error")
+        self.process = subprocess.Popen(
+            [*under, sys.executable, *flags, str(TESTS / "children.py"), name, *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._errors: list[str] = []
+        self._readers = [threading.Thread(target=reader, daemon=True) for reader in (self._read, self._read_errors)]
+        for thread in self._readers:
+            thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self._lines.put(line.rstrip("\r\n"))
+        self._lines.put(None)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr
+        self._errors.extend(self.process.stderr)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for thread in self._readers:
+            thread.join(LIMIT)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def kill(self) -> None:
+        """Kill it as `kill -9` does."""
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        self.process.wait(LIMIT)
+
+    def stacks(self) -> str:
+        """End it, and return its errors with the stack of every thread, which faulthandler prints for SIGABRT."""
+        if not WINDOWS:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self.process.send_signal(signal.SIGABRT)
+                self.process.wait(20 * TICK)
+        self.kill()
+        self._readers[1].join(LIMIT)
+        return self.errors()
+
+    def tell(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def line(self, timeout: float = LIMIT) -> str:
+        """Return the next line it printed."""
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise AssertionError(f"{self.name} printed nothing for {timeout:g} s\n{self.stacks()}") from None
+        if line is None:
+            self.process.wait(LIMIT)
+            raise AssertionError(f"{self.name} ended ({self.process.returncode})\n{self.errors()}")
+        return line
+
+    def errors(self) -> str:
+        """Return what it has written to its standard error."""
+        return "".join(self._errors)
+
+    def finish(self, timeout: float = LIMIT, code: int = 0) -> list[str]:
+        """Wait for its end, check the exit code and that nothing was warned of, and return the lines left."""
+        assert self.process.stdin
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} was still running after {timeout:g} s\n{self.stacks()}") from None
+        for thread in self._readers:
+            thread.join(LIMIT)
+        assert self.process.returncode == code, f"{self.name} ended ({self.process.returncode})\n{self.errors()}"
+        for word in ("Exception ignored", "Fatal Python error"):
+            assert word not in self.errors(), self.errors()
+        return list(iter(self._lines.get_nowait, None))
+
+
+def run_child(
+    name: str,
+    *args: object,
+    timeout: float = LIMIT,
+    env: Mapping[str, str] | None = None,
+    under: tuple[str, ...] = (),
+) -> list[str]:
+    """Run a function of `children.py` to its end in a process of its own and return the lines that it printed."""
+    with Child(name, *args, env=env, under=under) as child:
+        return child.finish(timeout)
