@@ -49,15 +49,16 @@ drive(hv_socket *s, hv_op *op)
             return HV_FAILED;
         }
         op->handle = s->handle;
-        Py_BEGIN_ALLOW_THREADS status = op->start(op);
+        Py_BEGIN_ALLOW_THREADS
+        status = op->start(op);
         while (status == HV_BLOCKED && op->waits) {
             status = hv_wait(s, op);
             if (status == HV_READY) {
                 status = op->start(op);
             }
         }
-        Py_END_ALLOW_THREADS if (hv_gate_leave(&s->gate))
-        {
+        Py_END_ALLOW_THREADS
+        if (hv_gate_leave(&s->gate)) {
             hv_close(s->handle);
         }
     } while (status == HV_INTERRUPTED && PyErr_CheckSignals() == 0);
@@ -881,15 +882,15 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
     handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
-    Py_BEGIN_ALLOW_THREADS if (hv_gate_has_others(&s->gate))
-    {
+    Py_BEGIN_ALLOW_THREADS
+    if (hv_gate_has_others(&s->gate)) {
         hv_wake_all(s);
     }
     if (hv_gate_leave(&s->gate)) {
         error = hv_close(s->handle);
     }
-    Py_END_ALLOW_THREADS if (handle == NULL)
-    {
+    Py_END_ALLOW_THREADS
+    if (handle == NULL) {
         return NULL;
     }
     Py_DECREF(handle);

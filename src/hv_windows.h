@@ -211,6 +211,7 @@ hv_failed(hv_op *op, int error)
 {
     if (op->pending.creates) {
         closesocket(op->accepted);
+        op->accepted = INVALID_SOCKET;
         op->pending.creates = 0;
     }
     op->error = error;
