@@ -66,6 +66,7 @@ drive(hv_socket *s, hv_op *op)
         op->error = HV_ERROR_CLOSED; /* how close() woke it does not matter */
         return HV_FAILED;
     }
+    assert(status != HV_READY && (status != HV_FAILED || op->error != 0));
     return status == HV_BLOCKED ? HV_FAILED : status;
 }
 
@@ -450,7 +451,6 @@ parse_hyperv(PyObject *object, hv_sockaddr *address)
     return 1;
 }
 
-#ifdef AF_VSOCK
 static int
 as_uint32(PyObject *object, uint32_t *value)
 {
@@ -480,9 +480,7 @@ parse_vsock(PyObject *object, hv_sockaddr *address)
     hv_sockaddr_set_vsock(address, cid, port);
     return 1;
 }
-#endif
 
-#ifndef _WIN32
 static int
 parse_unix(PyObject *object, hv_sockaddr *address)
 {
@@ -501,7 +499,6 @@ parse_unix(PyObject *object, hv_sockaddr *address)
     }
     return fits;
 }
-#endif
 
 /* A Python address of the socket's family; false with an exception set. */
 static int
@@ -510,18 +507,43 @@ parse_address(const hv_socket *s, PyObject *object, hv_sockaddr *address)
     switch (hv_address_kind_of(s->family)) {
     case HV_ADDRESS_HYPERV:
         return parse_hyperv(object, address);
-#ifdef AF_VSOCK
     case HV_ADDRESS_VSOCK:
         return parse_vsock(object, address);
-#endif
-#ifndef _WIN32
     case HV_ADDRESS_UNIX:
         return parse_unix(object, address);
-#endif
     default:
         PyErr_SetString(PyExc_SystemError, "no address of ours");
         return 0;
     }
+}
+
+static PyObject *
+format_hyperv(const hv_sockaddr *address)
+{
+    if (!hv_sockaddr_is_hyperv(address)) {
+        PyErr_Format(PyExc_OSError, "the system returned %d bytes of family %d for an AF_HYPERV address",
+                     (int)address->length, (int)address->u.any.sa_family);
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize((const char *)&address->u.hyperv, sizeof address->u.hyperv);
+}
+
+static PyObject *
+format_vsock(const hv_sockaddr *address)
+{
+    uint32_t cid, port;
+    hv_sockaddr_get_vsock(address, &cid, &port);
+    return Py_BuildValue("II", cid, port);
+}
+
+/* Abstract names are bytes, others text, as in CPython. */
+static PyObject *
+format_unix(const hv_sockaddr *address)
+{
+    size_t length;
+    const char *path = hv_sockaddr_get_unix(address, &length);
+    return length > 0 && path[0] == 0 ? PyBytes_FromStringAndSize(path, (Py_ssize_t)length)
+                                      : PyUnicode_DecodeFSDefaultAndSize(path, (Py_ssize_t)length);
 }
 
 /* What the system said, as a Python object. */
@@ -530,24 +552,11 @@ format_address(const hv_socket *s, const hv_sockaddr *address)
 {
     switch (hv_address_kind_of(s->family)) {
     case HV_ADDRESS_HYPERV:
-        if (!hv_sockaddr_is_hyperv(address)) {
-            PyErr_Format(PyExc_OSError, "the system returned %d bytes of family %d for an AF_HYPERV address",
-                         (int)address->length, (int)address->u.any.sa_family);
-            return NULL;
-        }
-        return PyBytes_FromStringAndSize((const char *)&address->u.hyperv, sizeof address->u.hyperv);
-#ifdef AF_VSOCK
+        return format_hyperv(address);
     case HV_ADDRESS_VSOCK:
-        return Py_BuildValue("II", address->u.vm.svm_cid, address->u.vm.svm_port);
-#endif
-#ifndef _WIN32
-    case HV_ADDRESS_UNIX: {
-        const char *path = address->u.un.sun_path;
-        size_t length = hv_sockaddr_unix_length(address);
-        return length > 0 && path[0] == 0 ? PyBytes_FromStringAndSize(path, (Py_ssize_t)length)
-                                          : PyUnicode_DecodeFSDefaultAndSize(path, (Py_ssize_t)length);
-    }
-#endif
+        return format_vsock(address);
+    case HV_ADDRESS_UNIX:
+        return format_unix(address);
     default:
         PyErr_SetString(PyExc_SystemError, "no address of ours");
         return NULL;

@@ -97,6 +97,8 @@ hv_sockaddr_is_hyperv(const hv_sockaddr *address)
     return address->length == (hv_socklen)sizeof address->u.hyperv && address->u.hyperv.family == HV_AF_HYPERV;
 }
 
+/* Where a platform lacks a family, hv_address_kind_of() never leads to its functions: they do nothing. */
+
 #ifdef AF_VSOCK
 static inline void
 hv_sockaddr_set_vsock(hv_sockaddr *address, uint32_t cid, uint32_t port)
@@ -107,11 +109,30 @@ hv_sockaddr_set_vsock(hv_sockaddr *address, uint32_t cid, uint32_t port)
     address->u.vm.svm_port = port;
     address->length = sizeof address->u.vm;
 }
+
+static inline void
+hv_sockaddr_get_vsock(const hv_sockaddr *address, uint32_t *cid, uint32_t *port)
+{
+    *cid = address->u.vm.svm_cid;
+    *port = address->u.vm.svm_port;
+}
+#else
+static inline void
+hv_sockaddr_set_vsock(hv_sockaddr *address, uint32_t cid, uint32_t port)
+{
+    (void)cid, (void)port;
+    hv_sockaddr_clear(address);
+}
+
+static inline void
+hv_sockaddr_get_vsock(const hv_sockaddr *address, uint32_t *cid, uint32_t *port)
+{
+    (void)address;
+    *cid = *port = 0;
+}
 #endif
 
-#ifdef _WIN32
-#define HV_SUN_PATH_SIZE 0 /* no AF_UNIX addresses here */
-#else
+#ifndef _WIN32
 #define HV_SUN_PATH_SIZE (sizeof(((struct sockaddr_un *)0)->sun_path))
 
 /* 0, or -1 if the path with its final zero does not fit. */
@@ -129,17 +150,34 @@ hv_sockaddr_set_unix(hv_sockaddr *address, const char *path, size_t length)
     return 0;
 }
 
-/* The length of the path, 0 for an unnamed socket. */
-static inline size_t
-hv_sockaddr_unix_length(const hv_sockaddr *address)
+/* The path, and its length, which is 0 for an unnamed socket. */
+static inline const char *
+hv_sockaddr_get_unix(const hv_sockaddr *address, size_t *length)
 {
     size_t head = offsetof(struct sockaddr_un, sun_path);
-    size_t length = (size_t)address->length;
-    if (length <= head) {
-        return 0;
-    }
-    length = length - head < HV_SUN_PATH_SIZE ? length - head : HV_SUN_PATH_SIZE;
-    return address->u.un.sun_path[0] == 0 ? length : strnlen(address->u.un.sun_path, length);
+    size_t room = (size_t)address->length > head ? (size_t)address->length - head : 0;
+    const char *path = address->u.un.sun_path;
+    room = room < HV_SUN_PATH_SIZE ? room : HV_SUN_PATH_SIZE;
+    *length = room > 0 && path[0] == 0 ? room : strnlen(path, room);
+    return path;
+}
+#else
+#define HV_SUN_PATH_SIZE 0
+
+static inline int
+hv_sockaddr_set_unix(hv_sockaddr *address, const char *path, size_t length)
+{
+    (void)path, (void)length;
+    hv_sockaddr_clear(address);
+    return -1;
+}
+
+static inline const char *
+hv_sockaddr_get_unix(const hv_sockaddr *address, size_t *length)
+{
+    (void)address;
+    *length = 0;
+    return "";
 }
 #endif
 

@@ -4,7 +4,7 @@
 #ifndef HV_GATE_H
 #define HV_GATE_H
 
-#include <stdint.h>
+#include <assert.h>
 
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
@@ -73,7 +73,9 @@ hv_gate_enter(hv_gate *gate)
 static inline int
 hv_gate_leave(hv_gate *gate)
 {
-    return hv_atomic_add(gate, -1) == 0;
+    long left = hv_atomic_add(gate, -1);
+    assert((left & HV_GATE_CALLS) != HV_GATE_CALLS); /* below zero */
+    return left == 0;
 }
 
 /* True if this call shut the gate. The caller then is inside, and leaves like everybody else. */

@@ -88,6 +88,7 @@ hv_waiting_remove(hv_socket *s, hv_op *op)
     hv_op **link;
     hv_lock_acquire(&s->lock);
     for (link = &s->waiting; *link != op; link = &(*link)->next) {
+        assert(*link != NULL);
     }
     *link = op->next;
     hv_lock_release(&s->lock);

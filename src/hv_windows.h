@@ -87,7 +87,7 @@ hv_thread_event(void)
 static void
 hv_find_sigint_event(void)
 {
-    typedef HANDLE (*getter)(void);
+    typedef HANDLE (*event_getter)(void);
     HMODULE python;
     FARPROC found = NULL;
     if (GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT,
@@ -95,7 +95,7 @@ hv_find_sigint_event(void)
         found = GetProcAddress(python, "_PyOS_SigintEvent");
     }
     if (found != NULL) {
-        hv_sigint_event = ((getter)(void (*)(void))found)();
+        hv_sigint_event = ((event_getter)(void (*)(void))found)();
     }
 }
 
