@@ -49,15 +49,14 @@ drive(hv_socket *s, hv_op *op)
             return HV_FAILED;
         }
         op->handle = s->handle;
-        Py_BEGIN_ALLOW_THREADS
-        status = op->start(op);
-        while (status == HV_BLOCKED && op->waits) {
-            status = hv_wait(s, op);
-            if (status == HV_READY) {
-                status = op->start(op);
-            }
+        status = op->brief ? hv_brief_start(op) : HV_READY;
+        if (status == HV_READY || (status == HV_BLOCKED && op->waits)) {
+            Py_BEGIN_ALLOW_THREADS
+            do {
+                status = status == HV_READY ? op->start(op) : hv_wait(s, op);
+            } while (status == HV_READY || (status == HV_BLOCKED && op->waits));
+            Py_END_ALLOW_THREADS
         }
-        Py_END_ALLOW_THREADS
         if (hv_gate_leave(&s->gate)) {
             hv_close(s->handle);
         }
@@ -169,6 +168,7 @@ sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     hv_iovec_set(&iov, view.buf, (size_t)view.len);
+    op.brief = hv_op_is_brief(&op, (size_t)view.len);
     status = drive(s, &op);
     PyBuffer_Release(&view);
     if (status != HV_DONE) {
@@ -199,6 +199,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     left = (size_t)view.len;
     do {
         hv_iovec_set(&iov, (void *)from, left);
+        op.brief = hv_op_is_brief(&op, left);
         status = drive(s, &op);
         if (status != HV_DONE) {
             break;
@@ -231,6 +232,7 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
     op->buffers = &iov;
     op->count = 1;
     op->flags = flags;
+    op->brief = hv_op_is_brief(op, length);
     return drive(s, op);
 }
 

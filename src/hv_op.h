@@ -24,6 +24,7 @@ struct hv_op {
     int64_t deadline; /* hv_now() clock; 0 until the first wait of a timed operation */
     int writes;       /* waits for room, not for data */
     int waits;        /* HV_BLOCKED is waited for, not reported */
+    int brief;        /* the first attempt neither blocks nor takes long: hv_brief_start, with the GIL kept */
     int flags;
     hv_iovec *buffers;
     size_t count;
@@ -54,6 +55,7 @@ hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
     op->deadline = 0;
     op->writes = 0;
     op->waits = HV_WAITS(s->timeout);
+    op->brief = 0;
     op->flags = 0;
     op->buffers = NULL;
     op->count = 0;

@@ -160,6 +160,30 @@ hv_release_mode(hv_socket *s)
 
 /* ---- attempts ---- */
 
+/* Up to this many bytes a transfer that does not block is over sooner than the GIL has been handed over
+ * and back, most of all beside a busy thread. A receive without a timeout mostly has to wait, so it
+ * goes straight to the kernel; a send mostly finds room. */
+#define HV_BRIEF_MAX 16384
+
+static inline int
+hv_op_is_brief(const hv_op *op, size_t length)
+{
+    return (op->writes || op->timeout >= 0) && length <= HV_BRIEF_MAX;
+}
+
+/* MSG_DONTWAIT whatever the mode is: another owner of the handle may have made it blocking. HV_READY:
+ * a blocking attempt is to follow. */
+static hv_status
+hv_brief_start(hv_op *op)
+{
+    int flags = op->flags;
+    hv_status status;
+    op->flags = flags | MSG_DONTWAIT;
+    status = op->start(op);
+    op->flags = flags;
+    return status == HV_BLOCKED && op->timeout < 0 && !(flags & MSG_DONTWAIT) ? HV_READY : status;
+}
+
 static hv_status
 hv_failed(hv_op *op, int error)
 {
