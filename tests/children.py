@@ -672,8 +672,9 @@ def swapped_socket(kind: str) -> type[socket.socket]:
             del proto
             if family not in (-1, socket.AF_INET) and fileno is None:
                 raise OSError(errno.EAFNOSUPPORT, f"no sockets of family {family} over a transport")
-            # A handle's own family tells: it may be an end of a socketpair.
-            super().__init__(-1, type, -1, fileno, transport=kind if fileno is None else None)
+            # A handle's own family tells: it may be an end of a socketpair. Windows tells none of an unbound one.
+            own = family if fileno is not None and family == hvsock.AF_HYPERV else -1
+            super().__init__(own, type, -1, fileno, transport=kind if fileno is None else None)
 
         @staticmethod
         def to_hyperv(address: Any) -> Any:

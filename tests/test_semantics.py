@@ -168,7 +168,8 @@ def test_tiny_timeout(our_pair: tuple[socket.socket, socket.socket]) -> None:
 def test_huge_timeout(our_pair: tuple[socket.socket, socket.socket]) -> None:
     """A timeout of years does not overflow into none at all."""
     a, b = our_pair
-    for timeout in (2**31 / 1000 + 1, 2**32 / 1000, 1e9):
+    # On Windows, settimeout() takes no more milliseconds than fit an int.
+    for timeout in (2**31 / 1000 - 1,) if WINDOWS else (2**31 / 1000 + 1, 2**32 / 1000, 1e9):
         a.settimeout(timeout)
         task = Task(a.recv, 1)
         assert not task.wait(2 * TICK)
@@ -357,6 +358,8 @@ def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
     """SIGINT ends a blocked call with a KeyboardInterrupt, soon."""
     if operation == "connect" and (WINDOWS or ours not in ("adopted", "local")):
         pytest.skip("only on AF_UNIX and Linux' TCP does a full backlog make a connect wait")
+    if operation == "accept" and WINDOWS and ours == "adopted":
+        pytest.skip("the accept of TCP is the standard library's, which Ctrl-C does not end on Windows")
     with Child("interrupted", ours, operation, timeout) as child:
         assert child.line() == "waiting"
         time.sleep(4 * TICK)

@@ -6,6 +6,7 @@ It imports no pytest, so that `children.py`, which runs in the child processes, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import queue
@@ -25,6 +26,7 @@ import hvsock
 
 TESTS = Path(__file__).resolve().parent
 WINDOWS = sys.platform == "win32"
+WINE = WINDOWS and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 #: `HVSOCK_TEST_SCALE=10` gives a slow machine (an emulated one) ten times as long for everything.
 SCALE = float(os.environ.get("HVSOCK_TEST_SCALE", "1"))
