@@ -77,7 +77,10 @@ hv_thread_event(void)
     HANDLE event = FlsGetValue(hv_event_slot);
     if (event == NULL) {
         event = CreateEventW(NULL, TRUE, FALSE, NULL);
-        FlsSetValue(hv_event_slot, event);
+        if (event != NULL && !FlsSetValue(hv_event_slot, event)) {
+            CloseHandle(event);
+            event = NULL;
+        }
     }
     return event;
 }
@@ -270,27 +273,33 @@ hv_started(hv_op *op, int ok, DWORD n)
     return hv_failed(op, error);
 }
 
-/* The OVERLAPPED for this attempt, NULL on a non-blocking socket. The low bit of its event keeps the
- * completion out of a completion port that the handle may be tied to (asyncio's): see
- * GetQueuedCompletionStatus. */
-static OVERLAPPED *
-hv_overlapped(hv_op *op)
+/* Sets the OVERLAPPED for this attempt, NULL on a non-blocking socket; false if there is no event for it.
+ * The low bit of the event keeps the completion out of a completion port that the handle may be tied to
+ * (asyncio's): see GetQueuedCompletionStatus. */
+static int
+hv_overlap(hv_op *op, OVERLAPPED **overlapped)
 {
+    *overlapped = NULL;
     if (op->timeout == 0) {
-        return NULL;
+        return 1;
     }
     op->pending.event = hv_thread_event();
-    memset(&op->pending.overlapped, 0, sizeof op->pending.overlapped);
-    op->pending.overlapped.hEvent = (HANDLE)((ULONG_PTR)op->pending.event | 1);
-    return &op->pending.overlapped;
+    if (op->pending.event == NULL) {
+        return 0;
+    }
+    *overlapped = &op->pending.overlapped;
+    memset(*overlapped, 0, sizeof **overlapped);
+    (*overlapped)->hEvent = (HANDLE)((ULONG_PTR)op->pending.event | 1);
+    return 1;
 }
 
 static hv_status
 hv_recv_start(hv_op *op)
 {
     DWORD n = 0, flags = (DWORD)op->flags;
-    OVERLAPPED *overlapped = hv_overlapped(op);
-    int ok = WSARecv(op->handle, op->buffers, (DWORD)op->count, &n, &flags, overlapped, NULL) == 0;
+    OVERLAPPED *overlapped;
+    int ok = hv_overlap(op, &overlapped) &&
+             WSARecv(op->handle, op->buffers, (DWORD)op->count, &n, &flags, overlapped, NULL) == 0;
     return hv_started(op, ok, n);
 }
 
@@ -300,10 +309,9 @@ static hv_status
 hv_sendmsg_start(hv_op *op)
 {
     DWORD n = 0;
-    int ok = 1;
-    if (hv_total(op) > 0) {
-        ok = WSASend(op->handle, op->buffers, (DWORD)op->count, &n, (DWORD)op->flags, hv_overlapped(op), NULL) == 0;
-    }
+    OVERLAPPED *overlapped;
+    int ok = hv_total(op) == 0 || (hv_overlap(op, &overlapped) && WSASend(op->handle, op->buffers, (DWORD)op->count, &n,
+                                                                          (DWORD)op->flags, overlapped, NULL) == 0);
     return hv_started(op, ok, n);
 }
 
@@ -376,10 +384,13 @@ hv_accept_start(hv_op *op)
 {
     const DWORD slot = sizeof(hv_sockaddr_hyperv) + 16;
     LPFN_ACCEPTEX accept_ex;
-    OVERLAPPED *overlapped = hv_overlapped(op);
+    OVERLAPPED *overlapped;
     DWORD n = 0;
     int ok;
     hv_sockaddr_clear(op->address);
+    if (!hv_overlap(op, &overlapped)) {
+        return hv_failed_now(op);
+    }
     if (overlapped == NULL) {
         return hv_accept_plain(op);
     }
@@ -425,9 +436,12 @@ hv_connect_start(hv_op *op)
 {
     static const hv_sockaddr_hyperv any = {HV_AF_HYPERV, 0, {0}, {0}};
     LPFN_CONNECTEX connect_ex;
-    OVERLAPPED *overlapped = hv_overlapped(op);
+    OVERLAPPED *overlapped;
     DWORD n = 0;
     int ok;
+    if (!hv_overlap(op, &overlapped)) {
+        return hv_failed_now(op);
+    }
     if (overlapped == NULL) {
         ok = connect(op->handle, &op->address->u.any, op->address->length) == 0;
         return hv_started(op, ok, 0);
