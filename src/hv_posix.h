@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -144,9 +145,7 @@ hv_close(hv_handle handle)
 static int
 hv_set_nonblocking(hv_handle handle, int on)
 {
-    int flags = fcntl(handle, F_GETFL);
-    int wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
-    return flags >= 0 && (flags == wanted || fcntl(handle, F_SETFL, wanted) == 0) ? 0 : -1;
+    return ioctl(handle, FIONBIO, &on);
 }
 
 /* Undoes what hv_accept_start did to the handle of a blocking socket, for its next owner. */

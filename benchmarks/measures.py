@@ -1,0 +1,398 @@
+"""The measures: each starts its contenders as child processes, lets them take turns, and returns a `Table`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from worker import MODES
+
+import hvsock
+
+T = TypeVar("T")
+
+HERE: Final = Path(__file__).resolve().parent
+LIMIT: Final = 600.0  # seconds that a child may live
+NO_COMPILER: Final = "there is no C compiler (cc) to build the raw C contender"
+ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+RAW: Final = "raw C"
+PEERS: Final = ("CPython", "hvsock")
+ENDS: Final = (RAW, *PEERS)
+CLASSES: Final = (*PEERS, "C type")
+#: The ratios that are shown, where a measure has both: the first to the second.
+COMPARED: Final = (("hvsock", "CPython"), ("hvsock", RAW), ("C type", "CPython"))
+
+SIZES: Final = {"1 B": 1, "64 B": 64, "4 KiB": 4 << 10, "64 KiB": 64 << 10}
+BUFFERS: Final = {
+    "4 KiB": 4 << 10,
+    "16 KiB": 16 << 10,
+    "64 KiB": 64 << 10,
+    "256 KiB": 256 << 10,
+    "1 MiB": 1 << 20,
+    "4 MiB": 4 << 20,
+}
+PERCENTILES: Final = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
+
+
+class Effort(NamedTuple):
+    """How much is measured."""
+
+    rounds: int  # turns of each contender; odd, so that the median is one of them
+    loops: int  # iterations of the shorter of two programs whose counts are subtracted
+    trips: int  # of a round
+    trips_beside: int  # the same beside a busy thread, where one takes milliseconds
+    volume: int  # bytes of a round
+    connections: int  # of a round
+
+
+FULL: Final = Effort(rounds=41, loops=5000, trips=1000, trips_beside=50, volume=64 << 20, connections=500)
+QUICK: Final = Effort(rounds=5, loops=500, trips=300, trips_beside=20, volume=16 << 20, connections=100)
+
+
+class Bar(NamedTuple):
+    """What issue 4 asks for: a limit for a ratio or for a contender's value, and the aim beyond it."""
+
+    of: str
+    limit: float
+    aim: float
+    at_least: bool = False
+
+
+@dataclass
+class Row:
+    """One case: what each contender said in each round. A note is printed below it."""
+
+    case: str
+    rounds: dict[str, list[float]]
+    bar: Bar | None = None
+    note: str = ""
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """The median round of each contender."""
+        return {name: statistics.median(values) for name, values in self.rounds.items()}
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The median of the ratios of rounds that followed each other."""
+        return {
+            f"{one} / {other}": statistics.median(
+                a / b for a, b in zip(self.rounds[one], self.rounds[other], strict=True)
+            )
+            for one, other in COMPARED
+            if one in self.rounds and other in self.rounds
+        }
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar is kept, as exactly as the number is shown; None without a bar."""
+        if self.bar is None:
+            return None
+        value = round((self.medians | self.ratios)[self.bar.of], 2)
+        return value >= self.bar.limit if self.bar.at_least else value <= self.bar.limit
+
+
+@dataclass
+class Table:
+    """What a measure found. `reason` says why there are no rows; the picture shows `samples`."""
+
+    title: str
+    unit: str
+    rows: list[Row] = field(default_factory=list)
+    reason: str = ""
+    samples: dict[str, dict[str, list[int]]] = field(default_factory=dict)  # by case and contender, sorted, ns
+
+
+# Child processes
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str], descriptors: Sequence[int] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Run a child in a session of its own. It, and what it started, is killed at the end, or after LIMIT."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=None,
+        text=True,
+        pass_fds=descriptors,
+        start_new_session=True,
+        env=os.environ | ENVIRONMENT,
+    ) as process:
+
+        def kill() -> None:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+        alarm = threading.Timer(LIMIT, kill)
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            kill()
+
+
+def _worker(contender: str, mode: str, transport: str, raw: Path | None = None) -> list[str]:
+    """Return the command of a worker, to which descriptors are added."""
+    if contender == RAW:
+        return [str(raw), mode]
+    return [sys.executable, str(HERE / "worker.py"), contender, mode, transport]
+
+
+def _tell(process: subprocess.Popen[str], command: str, *numbers: int) -> None:
+    assert process.stdin
+    print(command, *numbers, file=process.stdin, flush=True)
+
+
+def _answer(process: subprocess.Popen[str]) -> list[int]:
+    assert process.stdout
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a child ended, or was ended after {LIMIT:g} s: {process.args!r}")
+    return [int(word) for word in line.split()]
+
+
+@contextlib.contextmanager
+def _connection(transport: str) -> Iterator[tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]]:
+    """Lend both ends of a connection of this machine to itself."""
+    address = ("loopback", 0x10000 + secrets.randbelow(1 << 24))
+    with hvsock.create_server(address, transport=transport) as server:
+        client = hvsock.create_connection(address, timeout=10, transport=transport)
+        with client, server.accept()[0] as accepted:
+            yield client, accepted
+
+
+def _run_once(contender: str, mode: str, transport: str, command: str, count: int, under: Sequence[str] = ()) -> None:
+    """Run a worker that has both ends of a connection, for one command, under a tool."""
+    with _connection(transport) as pair:
+        descriptors = [sock.fileno() for sock in pair]
+        line = [*under, *_worker(contender, mode, transport), *map(str, descriptors)]
+        with _child(line, descriptors) as process:
+            _tell(process, command, count)
+            _answer(process)
+            assert process.stdin
+            process.stdin.close()
+            if process.wait() != 0:
+                raise RuntimeError(f"exit status {process.returncode}: {line}")
+
+
+class _Link:
+    """Two processes of one contender, with an end of a connection each."""
+
+    def __init__(self, stack: contextlib.ExitStack, contender: str, mode: str, transport: str, raw: Path) -> None:
+        with _connection(transport) as pair:
+            command = _worker(contender, mode, transport, raw)
+            self._client, self._server = (
+                stack.enter_context(_child([*command, str(sock.fileno())], [sock.fileno()])) for sock in pair
+            )
+
+    def run(self, client: str, server: str, size: int, count: int) -> list[int]:
+        """Let the server and then the client do a command, and return the client's answer."""
+        _tell(self._server, server, size, count)
+        _tell(self._client, client, size, count)
+        answer = _answer(self._client)
+        _answer(self._server)
+        return answer
+
+
+@contextlib.contextmanager
+def _links(names: Sequence[str], modes: Sequence[str], transport: str) -> Iterator[dict[tuple[str, str], _Link]]:
+    """Lend a link for each mode and contender."""
+    with contextlib.ExitStack() as stack:
+        raw = Path(os.environ["HVSOCK_LOCAL_DIR"], "raw-c")
+        subprocess.run(
+            ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", raw, HERE / "raw.c"], check=True, timeout=60
+        )
+        yield {(mode, name): _Link(stack, name, mode, transport, raw) for mode in modes for name in names}
+
+
+def _take_turns(
+    rounds: int, cases: Iterable[str], names: Sequence[str], run: Callable[[str, str], T]
+) -> dict[str, dict[str, list[T]]]:
+    """Return, by case and name, what run(case, name) returned in each round.
+
+    The contenders of a case follow each other at once, in an order that moves on with each round; all cases are part of
+    each round, so that a busy minute of the machine spoils a few rounds of every case and not all of one.
+    """
+    results: dict[str, dict[str, list[T]]] = {case: {name: [] for name in names} for case in cases}
+    for number in range(rounds):
+        first = number % len(names)
+        for case, by_name in results.items():
+            for name in (*names[first:], *names[:first]):
+                by_name[name].append(run(case, name))
+    return results
+
+
+# The measures
+
+
+def instructions(effort: Effort, transport: str) -> Table:
+    """User-space instructions of a pair of calls, counted by valgrind."""
+    table = Table("instructions: send + recv_into of 1 byte, in user space (callgrind)", "instructions a pair")
+    if shutil.which("valgrind") is None:
+        table.reason = "valgrind is not installed"
+        return table
+
+    def count(job: tuple[str, str, str, int]) -> int:
+        contender, mode, command, loops = job
+        log = Path(os.environ["HVSOCK_LOCAL_DIR"], "callgrind-" + "-".join(map(str, job)))
+        tool = ("valgrind", "--tool=callgrind", f"--log-file={log}", "--callgrind-out-file=/dev/null")
+        _run_once(contender, mode, transport, command, loops, tool)
+        match = re.search(r"Collected *: *(\d+)", log.read_text(encoding="utf-8"))
+        if match is None:
+            raise RuntimeError(f"valgrind counted nothing: {log.read_text(encoding='utf-8')}")
+        return int(match[1])
+
+    loops = (effort.loops, 10 * effort.loops)
+    pairs = list(itertools.product(MODES, CLASSES))
+    programs = [("CPython", "blocking", "empty"), *((name, mode, "pair") for mode, name in pairs)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # it counts, so it may share the machine
+        short, long = (list(pool.map(count, [(*program, n) for program in programs])) for n in loops)
+    empty, *costs = ((b - a) / (loops[1] - loops[0]) for a, b in zip(short, long, strict=True))
+    cost = {pair: [value - empty] for pair, value in zip(pairs, costs, strict=True)}
+    bars = {"blocking": (0.45, 0.40), "timeout": (0.33, 0.28), "non-blocking": (0.45, 0.15)}
+    table.rows = [
+        Row(mode, {name: cost[mode, name] for name in CLASSES}, Bar("hvsock / CPython", *bars[mode])) for mode in MODES
+    ]
+    return table
+
+
+def system_calls(effort: Effort, transport: str) -> Table:
+    """System calls of one operation, counted by strace."""
+    table = Table("system calls of an operation that need not wait (strace)", "calls an operation")
+    if shutil.which("strace") is None:
+        table.reason = "strace is not installed"
+        return table
+    log = Path(os.environ["HVSOCK_LOCAL_DIR"], "strace")
+    loops = (5, 50)  # AF_UNIX: after some seventy sends of one byte poll() says that there is no room
+
+    def calls(contender: str, mode: str, command: str, count: int) -> dict[str, int]:
+        _run_once(contender, mode, transport, command, count, ("strace", "-f", "-c", "-o", str(log)))
+        # % time, seconds, usecs/call, calls, perhaps errors, syscall
+        lines = (line.split() for line in log.read_text(encoding="utf-8").splitlines())
+        return {words[-1]: int(words[3]) for words in lines if len(words) >= 5 and words[3].isdigit()}
+
+    for command, mode in itertools.product(("send", "recv_into", "connect"), MODES):
+        if command == "connect" and mode == "non-blocking":
+            continue
+        totals, notes = {}, []
+        for name in CLASSES if command == "connect" else PEERS:
+            short, long = (calls(name, mode, command, n) for n in loops)
+            each = {call: (long[call] - short.get(call, 0)) / (loops[1] - loops[0]) for call in long}
+            used = {call: n for call, n in each.items() if n >= 0.1 and call != "total"}
+            totals[name] = [sum(used.values())]
+            notes.append(f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in sorted(used.items())))
+        bar = Bar("hvsock", 1.0, 1.0) if (command, mode) == ("recv_into", "timeout") else None
+        what = "connect + accept + close" if command == "connect" else command
+        table.rows.append(Row(f"{what}, {mode}", totals, bar, "; ".join(notes)))
+    return table
+
+
+def round_trip(effort: Effort, transport: str) -> Table:
+    """Times of a request and a reply of the same size."""
+    table = Table("round trip between two processes, each with the same kind of socket", "us")
+    if shutil.which("cc") is None:
+        table.reason = NO_COMPILER
+        return table
+    modes = ("blocking", "timeout")
+    answers = {"64 B beside a busy thread": "answer", "the same, reply after 0.2 ms": "answer_late"}
+    cases = {f"{size}, {mode}": (mode, SIZES[size]) for mode in modes for size in SIZES}
+
+    def percentiles(samples: list[int]) -> dict[str, float]:
+        ordered = sorted(samples)
+        return {p: ordered[min(int(len(ordered) * n / 100), len(ordered) - 1)] / 1e3 for p, n in PERCENTILES.items()}
+
+    with _links(ENDS, modes, transport) as links:
+
+        def alone(case: str, name: str) -> list[int]:
+            mode, size = cases[case]
+            warm_up = effort.trips // 10
+            return links[mode, name].run("ask", "answer", size, warm_up + effort.trips)[warm_up:]
+
+        def beside(case: str, name: str) -> list[int]:
+            return links["blocking", name].run("ask_beside", answers[case], 64, effort.trips_beside)
+
+        results = _take_turns(effort.rounds, cases, ENDS, alone)
+        busy = _take_turns((effort.rounds + 1) // 2, answers, PEERS, beside)
+    for case, by_name in results.items():
+        turns_of = {name: [percentiles(samples) for samples in turns] for name, turns in by_name.items()}
+        table.rows += [
+            Row(f"{case}, {p}", {name: [turn[p] for turn in turns] for name, turns in turns_of.items()})
+            for p in PERCENTILES
+        ]
+        table.samples[case] = {name: sorted(itertools.chain(*turns)) for name, turns in by_name.items()}
+    for case, by_name in busy.items():
+        for statistic, of in (("p50", statistics.median), ("mean", statistics.fmean)):
+            rounds = {name: [of(samples) / 1e3 for samples in turns] for name, turns in by_name.items()}
+            table.rows.append(Row(f"{case}, {statistic}", rounds))
+    return table
+
+
+def throughput(effort: Effort, transport: str) -> Table:
+    """Bytes a second in one direction."""
+    table = Table("throughput from one process to another: sendall and recv_into, by the size of the buffer", "MiB/s")
+    if shutil.which("cc") is None:
+        table.reason = NO_COMPILER
+        return table
+    with _links(ENDS, ("blocking",), transport) as links:
+
+        def run(case: str, name: str) -> float:
+            size = BUFFERS[case]
+            count = effort.volume // size
+            (elapsed,) = links["blocking", name].run("push", "pull", size, count)
+            return size * count / (1 << 20) / (elapsed / 1e9)
+
+        results = _take_turns(effort.rounds, BUFFERS, ENDS, run)
+    bars = {"1 MiB": Bar(f"hvsock / {RAW}", 0.97, 1.0, at_least=True)}
+    table.rows = [Row(case, by_name, bars.get(case)) for case, by_name in results.items()]
+    return table
+
+
+def connections(effort: Effort, transport: str) -> Table:
+    """Connections a second, made and closed in one process."""
+    table = Table(
+        "connect + accept + close in one process; hvsock's number includes the address rules of the transport",
+        "connections a second",
+    )
+    modes = ("blocking", "timeout")
+    with contextlib.ExitStack() as stack:
+        workers = {
+            (mode, name): stack.enter_context(_child(_worker(name, mode, transport)))
+            for mode in modes
+            for name in CLASSES
+        }
+
+        def run(mode: str, name: str) -> float:
+            _tell(workers[mode, name], "connect", effort.connections)
+            (elapsed,) = _answer(workers[mode, name])
+            return effort.connections / (elapsed / 1e9)
+
+        results = _take_turns(effort.rounds, modes, CLASSES, run)
+    bar = Bar("C type / CPython", 1.0, 1.1, at_least=True)
+    table.rows = [Row(mode, by_name, bar) for mode, by_name in results.items()]
+    return table
+
+
+MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
+    "instructions": instructions,
+    "system-calls": system_calls,
+    "round-trip": round_trip,
+    "throughput": throughput,
+    "connections": connections,
+}

@@ -1,0 +1,215 @@
+"""A child process of the benchmarks: one contender, its sockets, and commands that come line by line.
+
+    worker.py CONTENDER MODE TRANSPORT [DESCRIPTOR...]
+
+A command is the name of a method of `Worker` and its integers; the answer is one line of integers, times in ns. The
+program `raw.c` takes the commands of the two ends of a connection too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import hvsock
+from hvsock._hvsock import Socket
+from hvsock.transports import transport_named
+
+LATE: Final = 0.0002  # seconds: longer than a thread takes to wake
+MODES: Final = {"blocking": None, "timeout": 30.0, "non-blocking": 0.0}
+
+Call = Callable[[], None]
+
+
+def stream(sock: socket.socket, size: int) -> tuple[Call, Call]:
+    """Round trips of `size` bytes with sendall() and recv_into()."""
+    request, room = new_buffer(size), new_buffer(size)
+    sendall, recv_into = sock.sendall, sock.recv_into
+
+    def receive() -> None:
+        got = recv_into(room)
+        while got < size:
+            more = recv_into(room[got:])
+            if not more:
+                raise EOFError
+            got += more
+
+    def ask() -> None:
+        sendall(request)
+        receive()
+
+    def answer() -> None:
+        receive()
+        sendall(request)
+
+    return ask, answer
+
+
+class Contender(NamedTuple):
+    """A class of sockets, and what one round trip is on it: the client's call and the server's."""
+
+    type: type[socket.socket]
+    round_trip: Callable[[Any, int], tuple[Call, Call]] = stream
+
+
+#: Another contender is one more function like `stream`, a line here, and its name in a measure of measures.py.
+CONTENDERS: Final = {
+    "CPython": Contender(socket.socket),
+    "hvsock": Contender(hvsock.HyperVSocket),
+    "C type": Contender(Socket),
+}
+
+
+def new_buffer(size: int) -> memoryview:
+    """Return a buffer whose pages are there before the clock starts, and lie as malloc's do, as in raw.c."""
+    return memoryview(bytearray(b"\xaa") * size)
+
+
+class Worker:
+    """The commands."""
+
+    def __init__(self, contender: Contender, mode: str, transport: str, descriptors: Sequence[int]) -> None:
+        self._contender = contender
+        self._timeout = MODES[mode]
+        self._transport = transport
+        self._socks = [contender.type(fileno=descriptor) for descriptor in descriptors]
+        for sock in self._socks:
+            sock.settimeout(self._timeout)
+
+    # Between two processes; each has one end of the connection.
+
+    def ask(self, size: int, count: int) -> list[int]:
+        """Do round trips and return how long each took."""
+        ask, _ = self._contender.round_trip(self._socks[0], size)
+        clock = time.perf_counter_ns
+        samples = [0] * count
+        for i in range(count):
+            start = clock()
+            ask()
+            samples[i] = clock() - start
+        return samples
+
+    def ask_beside(self, size: int, count: int) -> list[int]:
+        """Do the same beside a thread that runs Python code all the time."""
+        stop: list[bool] = []
+
+        def spin() -> None:
+            while not stop:
+                pass
+
+        thread = threading.Thread(target=spin, daemon=True)
+        thread.start()
+        try:
+            return self.ask(size, count)
+        finally:
+            stop.append(True)
+            thread.join()
+
+    def answer(self, size: int, count: int) -> list[int]:
+        """Do the server's part of ask()."""
+        _, answer = self._contender.round_trip(self._socks[0], size)
+        for _ in range(count):
+            answer()
+        return []
+
+    def answer_late(self, size: int, count: int) -> list[int]:
+        """Do the same after a pause, as a server that has something to do first."""
+        answer, peek = self._contender.round_trip(self._socks[0], size)[1], bytearray(1)
+        for _ in range(count):
+            self._socks[0].recv_into(peek, 1, socket.MSG_PEEK)
+            time.sleep(LATE)
+            answer()
+        return []
+
+    def push(self, size: int, count: int) -> list[int]:
+        """Send `count` buffers, and return the time until the other end has all of them."""
+        sock, buffer, signal = self._socks[0], new_buffer(size), bytearray(1)
+        sock.recv_into(signal)
+        start = time.perf_counter_ns()
+        for _ in range(count):
+            sock.sendall(buffer)
+        sock.recv_into(signal)
+        return [time.perf_counter_ns() - start]
+
+    def pull(self, size: int, count: int) -> list[int]:
+        """Do the receiver's part of push()."""
+        sock, buffer, left = self._socks[0], new_buffer(size), size * count
+        sock.sendall(b"r")
+        while left > 0:
+            got = sock.recv_into(buffer)
+            if not got:
+                raise EOFError
+            left -= got
+        sock.sendall(b"f")
+        return []
+
+    # In one process, which has both ends, so that whatever is received is there already.
+
+    def empty(self, count: int) -> list[int]:
+        """Do nothing `count` times: what the loop of pair() costs."""
+        for _ in range(count):
+            pass
+        return []
+
+    def pair(self, count: int) -> list[int]:
+        """Send and receive one byte."""
+        sender, receiver = self._socks
+        byte, room = b"x", bytearray(1)
+        for _ in range(count):
+            sender.send(byte)
+            receiver.recv_into(room)
+        return []
+
+    def send(self, count: int) -> list[int]:
+        """Send one byte; nobody receives it."""
+        sender = self._socks[0]
+        for _ in range(count):
+            sender.send(b"x")
+        return []
+
+    def recv_into(self, count: int) -> list[int]:
+        """Receive one byte of many that are there."""
+        sender, receiver = self._socks
+        room = bytearray(1)
+        sender.sendall(bytes(count))
+        for _ in range(count):
+            receiver.recv_into(room)
+        return []
+
+    def connect(self, count: int) -> list[int]:
+        """Connect, accept and close both ends; return the time for all of them."""
+        kind = self._contender.type
+        service = int.from_bytes(os.urandom(3)) + 0x10000
+        with hvsock.create_server(("loopback", service), transport=self._transport) as bound:
+            # What is no HyperVSocket takes the family's own address.
+            address = bound.getsockname() if kind is hvsock.HyperVSocket else socket.socket.getsockname(bound)
+            listener = kind(fileno=bound.detach())
+        with listener:
+            listener.settimeout(self._timeout)
+            family = transport_named(self._transport).family
+            start = time.perf_counter_ns()
+            for _ in range(count):
+                with kind(family, socket.SOCK_STREAM) as dialler:
+                    if self._timeout is not None:
+                        dialler.settimeout(self._timeout)
+                    dialler.connect(address)
+                    listener.accept()[0].close()
+            return [time.perf_counter_ns() - start]
+
+
+def main() -> None:
+    """Answer commands until there are no more."""
+    name, mode, transport, *descriptors = sys.argv[1:]
+    worker = Worker(CONTENDERS[name], mode, transport, [int(text) for text in descriptors])
+    for line in sys.stdin:
+        command, *numbers = line.split()
+        print(*getattr(worker, command)(*map(int, numbers)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
