@@ -1,11 +1,15 @@
 import socket
 from collections.abc import Iterable
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
 # Bytes in sockaddr_un.sun_path with its final zero; 0 where there is no AF_UNIX.
 SUN_PATH_SIZE: Final[int]
+
+_S = TypeVar("_S", bound=type[Socket])
+
+def own_data_path(cls: _S, /) -> _S: ...
 
 class Socket(socket.socket):
     """A `socket.socket` with a data path, waiting and closing of its own.

@@ -12,7 +12,7 @@ from types import EllipsisType
 from typing import Any, Final, Self, cast
 
 from hvsock import errors
-from hvsock._hvsock import Socket
+from hvsock._hvsock import Socket, own_data_path
 from hvsock.addresses import (
     HV_GUID_ZERO,
     HV_PROTOCOL_RAW,
@@ -32,6 +32,7 @@ _LONGEST_PAUSE: Final = 0.5
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
+@own_data_path
 class HyperVSocket(Socket):
     """A stream socket between a host and its virtual machines.
 

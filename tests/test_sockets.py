@@ -19,6 +19,7 @@ import utils
 from utils import LIMIT, TICK, WINDOWS, Task, connected
 
 import hvsock
+from hvsock._hvsock import own_data_path
 
 SLACK = 100 * TICK
 OPTIONS = ["connected_suspend", "high_vtl", "container_passthru"]
@@ -698,3 +699,17 @@ def test_audit_events() -> None:
 
 def test_path_of_the_test_directory_is_short(local: str) -> None:
     assert len(os.environ["HVSOCK_LOCAL_DIR"]) < 30
+
+
+@pytest.mark.parametrize("name", ["send", "sendall", "sendmsg", "recv", "recv_into"])
+def test_data_methods_are_the_classs_own(name: str) -> None:
+    """The interpreter calls a method of C directly only if the object is of the type that the method was made for."""
+    assert vars(hvsock.HyperVSocket)[name].__objclass__ is hvsock.HyperVSocket
+
+
+@pytest.mark.parametrize("wrong", [int, socket.socket, 5, None])
+def test_data_methods_are_for_subclasses_only(wrong: Any) -> None:
+    with pytest.raises(TypeError):
+        own_data_path(wrong)
+    with pytest.raises(TypeError):
+        hvsock.HyperVSocket.send(socket.socket, b"x")
