@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -139,6 +140,27 @@ def test_close_ends_a_pending_connect(address: tuple[str, uuid.UUID]) -> None:
         sock.connect(address)
     closer.join()
     assert time.monotonic() - start < KERNEL_TIMEOUT
+
+
+@pytest.mark.parametrize("timeout", [None, LIMIT], ids=["no timeout", "timeout"])
+def test_ctrl_c_ends_a_pending_connect(address: tuple[str, uuid.UUID], timeout: float | None) -> None:
+    """And nothing of it is left: the same socket can wait again."""
+    presser = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with hvsock.HyperVSocket() as sock, hvsim.faults("connecting=pending*0"):
+            sock.settimeout(timeout)
+            start = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                presser.start()
+                sock.connect(address)
+            assert time.monotonic() - start < KERNEL_TIMEOUT - 0.5
+            sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                sock.connect(address)
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_host_and_guest(monkeypatch: pytest.MonkeyPatch) -> None:
