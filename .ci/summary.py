@@ -1,4 +1,4 @@
-"""Print a table of the steps of `.ci/run` and, last, the totals: `summary.py LOGS`.
+"""Print why tests of `.ci/run` were skipped, a table of its steps and, last, the totals: `summary.py LOGS`.
 
 LOGS holds `order` (the names of the steps), and for each step `NAME.log` and `NAME.status` (exit status and seconds).
 A log with pytest's closing lines gives a row for each Python; else its lines "ok ..." and "FAILED ..." are counted;
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from typing import NamedTuple
 PYTHON = re.compile(r"(?:^platform \S+ -- Python|^Windows CPython) (3\.\d+)")
 CLOSING = re.compile(r"((?:\d+ [a-z]+, )*\d+ [a-z]+) in (\d+\.\d+)s\b")
 COUNT = re.compile(r"(\d+) ([a-z]+)")
+SKIP = re.compile(r"^SKIPPED \[(\d+)\] \S+?:\d+: (.*)$", re.MULTILINE)
 FAILED = {"failed", "error", "errors", "xpassed"}
 SKIPPED = {"skipped", "xfailed"}
 
@@ -63,9 +65,25 @@ def read_step(logs: Path, bed: str) -> list[Row]:
     return rows
 
 
+def print_skips(logs: Path, beds: list[str]) -> None:
+    """Print why tests were skipped: how many for each reason, and in which beds."""
+    counts: Counter[str] = Counter()
+    where: dict[str, set[str]] = defaultdict(set)
+    for bed in beds:
+        log = (logs / f"{bed}.log").read_text(encoding="utf-8", errors="replace")
+        for number, reason in SKIP.findall(log):
+            counts[reason] += int(number)
+            where[reason].add(bed)
+    print("\nskipped:")
+    for reason, number in counts.most_common():
+        print(f"{number:>5}  {reason} ({', '.join(sorted(where[reason]))})")
+
+
 def main(logs: Path) -> int:
-    """Print the table and the totals."""
-    rows = [row for bed in (logs / "order").read_text().split() for row in read_step(logs, bed)]
+    """Print the reasons of the skips, the table and the totals."""
+    beds = (logs / "order").read_text().split()
+    print_skips(logs, beds)
+    rows = [row for bed in beds for row in read_step(logs, bed)]
     print(f"\n{'bed':<16} {'Python':<6} {'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>7}")
     for row in rows:
         print(f"{row.bed:<16} {row.python:<6} {row.passed:>6} {row.failed:>6} {row.skipped:>7} {row.seconds:>7.0f}")
