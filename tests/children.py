@@ -131,16 +131,21 @@ def fork_and_close(implementation: str) -> None:
                 descriptor = a.fileno()
                 a.close()
                 b.close()
-                try:
-                    os.fstat(descriptor)
-                except OSError:
-                    pass
-                else:
-                    raise AssertionError("the descriptor is still open")
+                check_closed(descriptor)
         a.sendall(b"alive")
         assert utils.receive_exactly(b, 5) == b"alive"
         b.sendall(b"and well")
         assert utils.receive_exactly(a, 8) == b"and well"
+
+
+def check_closed(descriptor: int) -> None:
+    """Fail if this process still has the descriptor."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        pass
+    else:
+        raise AssertionError("the descriptor is still open")
 
 
 def fork_while_receiving(implementation: str) -> None:
@@ -152,12 +157,7 @@ def fork_while_receiving(implementation: str) -> None:
             if in_child:
                 descriptor = a.fileno()
                 a.close()
-                try:
-                    os.fstat(descriptor)
-                except OSError:
-                    pass
-                else:
-                    raise AssertionError("the descriptor is still open")
+                check_closed(descriptor)
         time.sleep(2 * TICK)
         assert receiving.running, "a close in the forked process ended a call in this one"
         b.sendall(b"alive")

@@ -8,6 +8,8 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import utils
@@ -83,3 +85,27 @@ def our_pair(ours: str) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connected pair of every implementation by HyperVSocket."""
     with utils.connected(ours) as sockets:
         yield sockets
+
+
+# Transports without a kernel
+
+
+class Recorder:
+    """In place of a socket: nothing is asked of it."""
+
+
+def record_native_calls(monkeypatch: pytest.MonkeyPatch, transport: ModuleType) -> list[tuple[Any, ...]]:
+    """Have the calls that a transport makes on its native socket recorded instead of made."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Socket:
+        @staticmethod
+        def bind(_sock: object, address: object) -> None:
+            calls.append(("bind", address))
+
+        @staticmethod
+        def connect(_sock: object, address: object) -> None:
+            calls.append(("connect", address))
+
+    monkeypatch.setattr(transport, "Socket", Socket)
+    return calls

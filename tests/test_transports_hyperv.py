@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import utils
-from conftest import require
+from conftest import Recorder, record_native_calls, require
 from utils import LIMIT, WINDOWS, connected
 
 import hvsock
@@ -20,26 +20,9 @@ TRANSPORT = hyperv.HyperVTransport()
 ADDRESS = hvsock.HyperVAddress(hvsock.HV_GUID_PARENT, hvsock.service_id_from_port(5000))
 
 
-class Recorder:
-    """In place of a socket: nothing is asked of it."""
-
-
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Record the native calls of the transport instead of making them."""
-    calls: list[tuple[Any, ...]] = []
-
-    class Socket:
-        @staticmethod
-        def bind(_sock: object, address: object) -> None:
-            calls.append(("bind", address))
-
-        @staticmethod
-        def connect(_sock: object, address: object) -> None:
-            calls.append(("connect", address))
-
-    monkeypatch.setattr(hyperv, "Socket", Socket)
-    return calls
+    return record_native_calls(monkeypatch, hyperv)
 
 
 def test_is_tested() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import utils
-from conftest import require
+from conftest import Recorder, record_native_calls, require
 from utils import LIMIT, TICK, Task
 
 import hvsock
@@ -27,26 +27,9 @@ ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2
 SLACK = 100 * TICK
 
 
-class Recorder:
-    """In place of a socket: nothing is asked of it."""
-
-
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Record the native calls of the transport instead of making them."""
-    calls: list[tuple[Any, ...]] = []
-
-    class Socket:
-        @staticmethod
-        def bind(_sock: object, address: object) -> None:
-            calls.append(("bind", address))
-
-        @staticmethod
-        def connect(_sock: object, address: object) -> None:
-            calls.append(("connect", address))
-
-    monkeypatch.setattr(vsock, "Socket", Socket)
-    return calls
+    return record_native_calls(monkeypatch, vsock)
 
 
 def address(vm: Any, service: Any = 5000) -> hvsock.HyperVAddress:

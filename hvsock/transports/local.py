@@ -142,31 +142,41 @@ def directory() -> Path:
         PermissionError: it belongs to somebody else, or others may write to it.
         NotADirectoryError: it is something else.
     """
+    path = _chosen_directory()
+    with contextlib.suppress(FileNotFoundError):
+        _check_directory(path)
+    return path
+
+
+def _made_directory() -> Path:
+    path = _chosen_directory()
+    try:
+        _check_directory(path)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        _check_directory(path)  # it may have been made by somebody else meanwhile
+    return path
+
+
+def _chosen_directory() -> Path:
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     chosen, runtime = os.environ.get("HVSOCK_LOCAL_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     fallback = Path("/tmp", f"hvsock-{os.getuid()}")  # not TMPDIR's, which could differ between two ends
-    path = (Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback).absolute()
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return path
+    return (Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback).absolute()
+
+
+def _check_directory(path: Path) -> None:
+    if sys.platform == "win32":
+        raise NotImplementedError(LocalTransport.unsupported)
+    status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", str(path))
     if status.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", str(path))
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", str(path))
-    return path
-
-
-def _made_directory() -> Path:
-    path = directory()
-    if not path.exists():
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
-        path = directory()  # it may have been made by somebody else meanwhile
-    return path
 
 
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
