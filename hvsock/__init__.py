@@ -7,9 +7,10 @@ POSIX machine (``AF_UNIX``).
 
 from hvsock import addresses, sockets
 from hvsock.addresses import *  # noqa: F403
+from hvsock.errors import IncompleteReadError
 from hvsock.sockets import *  # noqa: F403
 from hvsock.transports import default_transport, transports
 
-__all__ = [*addresses.__all__, *sockets.__all__, "default_transport", "transports"]  # noqa: PLE0604
+__all__ = [*addresses.__all__, *sockets.__all__, "IncompleteReadError", "default_transport", "transports"]  # noqa: PLE0604
 
 __version__ = "0.1.0"

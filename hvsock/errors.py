@@ -7,7 +7,7 @@ from typing import Final
 
 from hvsock.addresses import HyperVAddress
 
-__all__ = ["add_notes", "is_transient", "known_cause"]
+__all__ = ["IncompleteReadError", "add_notes", "is_transient", "known_cause"]
 
 # Winsock codes for hyperv, errno values for the others. Where a meaning was seen: microsoft/go-winio hvsock_test.go,
 # microsoft/hcsshim test/functional/hvsock_test.go, nbdd0121/wsld issues 5, 8 and 28, Linux net/vmw_vsock.
@@ -56,6 +56,24 @@ _TRANSIENT: Final = frozenset(
         *(1201, 1225, 10050, 10051, 10054, 10060, 10061),
     }
 )
+
+
+class IncompleteReadError(EOFError):
+    """The stream ended inside a message, or before as many bytes as were asked for.
+
+    Attributes:
+        partial: the bytes of it that were received: of the payload, or of the length of 4 bytes before it.
+        expected: how many there should have been.
+    """
+
+    def __init__(self, partial: bytes, expected: int) -> None:
+        super().__init__(partial, expected)
+        self.partial = partial
+        self.expected = expected
+
+    def __str__(self) -> str:
+        """Say how much is missing."""
+        return f"the peer has ended the stream after {len(self.partial)} of {self.expected} bytes"
 
 
 def _code(exc: OSError) -> int | None:

@@ -3,9 +3,10 @@
  * the driver that owns the GIL, the gate and signals (drive), one attempt on the system (hv_*). */
 #include "hv_abi.h"
 
-#include "hv_platform.h"
+#include "hv_message.h"
 
-#define RECV_ON_STACK 8192 /* recv() up to this size allocates once, for what arrived */
+#define BUSY_POLL_MAX 1000000 /* microseconds */
+#define RECV_ON_STACK 8192    /* recv() up to this size allocates once, for what arrived */
 
 /* The state lies behind the instance data of socket.socket, whose size only the interpreter knows. */
 static Py_ssize_t state_offset;
@@ -40,6 +41,46 @@ base_of(PyObject *self)
 
 /* ---- the driver ---- */
 
+/* Transfers that are over at once, with the GIL kept. HV_INTERRUPTED: some are done, the next one would
+ * sleep, and a signal that came meanwhile would not wake it. */
+static inline hv_status
+transfer_briefly(hv_op *op)
+{
+    hv_status status = hv_brief_start(op);
+    while (status == HV_DONE && op->advance != NULL) {
+        status = op->advance(op);
+        if (status == HV_DONE) {
+            break;
+        }
+        status = op->brief ? hv_brief_start(op) : status;
+        if (hv_op_goes_on(op, status)) {
+            return HV_INTERRUPTED;
+        }
+    }
+    return status;
+}
+
+/* The rest of it, without the GIL. */
+static hv_status
+transfer(hv_socket *s, hv_op *op, hv_status status)
+{
+    int moved = 0;
+    do {
+        if (s->busy_poll > 0 && !op->writes && !op->spun) {
+            status = hv_spin(op, s->busy_poll);
+        } else if (status == HV_BLOCKED) {
+            status = hv_wait(s, op);
+        } else {
+            status = moved ? hv_go_on(op) : op->start(op);
+        }
+        if (status == HV_DONE && op->advance != NULL) {
+            status = op->advance(op);
+            moved = 1;
+        }
+    } while (hv_op_goes_on(op, status));
+    return status;
+}
+
 /* Runs an operation to its end: HV_DONE, HV_TIMED_OUT, HV_FAILED (op->error), or HV_INTERRUPTED with
  * the exception of a signal handler set. The gate is not held while handlers run: they may close the
  * socket, or fork. */
@@ -54,12 +95,10 @@ drive(hv_socket *s, hv_op *op)
             return HV_FAILED;
         }
         op->handle = s->handle;
-        status = op->brief ? hv_brief_start(op) : HV_READY;
-        if (status == HV_READY || (status == HV_BLOCKED && op->waits)) {
+        status = op->brief ? transfer_briefly(op) : op->late ? hv_expect(op) : HV_READY;
+        if (hv_op_goes_on(op, status)) {
             Py_BEGIN_ALLOW_THREADS
-            do {
-                status = status == HV_READY ? op->start(op) : hv_wait(s, op);
-            } while (status == HV_READY || (status == HV_BLOCKED && op->waits));
+            status = transfer(s, op, status);
             Py_END_ALLOW_THREADS
         }
         if (hv_gate_leave(&s->gate)) {
@@ -154,7 +193,53 @@ as_length(PyObject *object, const char *operation, Py_ssize_t *value)
     return 1;
 }
 
+/* A buffer to receive into; PyBuffer_Release() is due if it is true. */
+static int
+get_writable(PyObject *object, const char *operation, Py_buffer *view)
+{
+    PyObject *name;
+    if (PyObject_GetBuffer(object, view, PyBUF_WRITABLE) == 0) {
+        return 1;
+    }
+    name = PyType_GetName(Py_TYPE(object));
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s() argument 1 must be read-write bytes-like object, not %V", operation, name, "?");
+    Py_XDECREF(name);
+    return 0;
+}
+
 /* ---- the data path ---- */
+
+/* Bytes between those of a message would end up in it. */
+static inline int
+may_send(const hv_socket *s)
+{
+    if (s->out.size == 0) {
+        return 1;
+    }
+    PyErr_SetString(PyExc_RuntimeError, "a message is partly sent: send_message() with the same buffers goes on");
+    return 0;
+}
+
+static void
+refuse_receive(const hv_inbox *in)
+{
+    PyErr_SetString(PyExc_RuntimeError,
+                    in->request != 0                ? "the reply to a request is due: recv_message() takes it"
+                    : in->state == HV_INBOX_MESSAGE ? "a message is partly received: recv_message() goes on"
+                    : in->state == HV_INBOX_LOST    ? "received bytes were lost for want of memory: close the socket"
+                                                    : "recv_exactly() is not finished: the same length goes on");
+}
+
+static inline int
+may_receive(const hv_socket *s)
+{
+    if (s->in.state == HV_INBOX_EMPTY) {
+        return 1;
+    }
+    refuse_receive(&s->in);
+    return 0;
+}
 
 static PyObject *
 sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -168,7 +253,7 @@ sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     op.writes = 1;
     op.buffers = &iov;
     op.count = 1;
-    if (!check_count("send", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
+    if (!check_count("send", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) || !may_send(s) ||
         PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
         return NULL;
     }
@@ -196,7 +281,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     op.writes = 1;
     op.buffers = &iov;
     op.count = 1;
-    if (!check_count("sendall", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
+    if (!check_count("sendall", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) || !may_send(s) ||
         PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
         return NULL;
     }
@@ -230,6 +315,9 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
 {
     hv_iovec iov;
     hv_op_init(op, s, hv_recv_start);
+    if (!may_receive(s)) {
+        return HV_INTERRUPTED;
+    }
     if (length == 0) {
         return HV_DONE;
     }
@@ -317,11 +405,7 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
         (given[2] != NULL && !as_int(given[2], &flags))) {
         return NULL;
     }
-    if (PyObject_GetBuffer(given[0], &view, PyBUF_WRITABLE) != 0) {
-        PyObject *name = PyType_GetName(Py_TYPE(given[0]));
-        PyErr_Clear();
-        PyErr_Format(PyExc_TypeError, "recv_into() argument 1 must be read-write bytes-like object, not %V", name, "?");
-        Py_XDECREF(name);
+    if (!get_writable(given[0], "recv_into", &view)) {
         return NULL;
     }
     if (length > view.len) {
@@ -337,13 +421,61 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     return PyLong_FromSize_t(op.result);
 }
 
-/* The buffers of a gather call and their views; released together. */
+#define FEW 8
+
+/* The buffers of a gather call, with the header of a message before them. */
 typedef struct {
-    Py_ssize_t count;
+    size_t count; /* without the header */
+    uint64_t total;
     Py_buffer *views;
-    hv_iovec *iov;
-    size_t iov_count; /* fewer than `count` if the length of one call is reached before the end */
+    hv_span *spans; /* the header's first */
+    hv_iovec *iov;  /* room for them */
+    void *many;     /* memory of these three, if there are more than a few */
+    unsigned char header[4];
+    Py_buffer few_views[FEW];
+    hv_span few_spans[FEW + 1];
+    hv_iovec few_iov[FEW + 1];
 } gather;
+
+/* Makes room for `count` buffers. False with an exception set; gather_release() is due if it is true. */
+static int
+gather_init(gather *g, size_t count)
+{
+    g->count = 0;
+    g->total = 0;
+    g->many = NULL;
+    g->views = g->few_views;
+    g->spans = g->few_spans;
+    g->iov = g->few_iov;
+    if (count > FEW) {
+        g->many = PyMem_Calloc(count + 1, sizeof *g->views + sizeof *g->spans + sizeof *g->iov);
+        if (g->many == NULL) {
+            PyErr_NoMemory();
+            return 0;
+        }
+        g->views = g->many;
+        g->spans = (hv_span *)(g->views + count);
+        g->iov = (hv_iovec *)(g->spans + count + 1);
+    }
+    g->spans[0].base = (const char *)g->header;
+    g->spans[0].length = sizeof g->header;
+    return 1;
+}
+
+static int
+gather_add(gather *g, PyObject *item)
+{
+    Py_buffer *view = &g->views[g->count];
+    hv_span *span = &g->spans[g->count + 1];
+    if (PyObject_GetBuffer(item, view, PyBUF_SIMPLE) != 0) {
+        return 0;
+    }
+    g->count++;
+    g->total += (uint64_t)view->len;
+    span->base = view->buf;
+    span->length = (size_t)view->len;
+    return 1;
+}
 
 static void
 gather_release(gather *g)
@@ -351,37 +483,7 @@ gather_release(gather *g)
     while (g->count > 0) {
         PyBuffer_Release(&g->views[--g->count]);
     }
-    PyMem_Free(g->views);
-    PyMem_Free(g->iov);
-}
-
-/* `items` is a tuple. False with an exception set; gather_release() is due either way. */
-static int
-gather_fill(gather *g, PyObject *items)
-{
-    Py_ssize_t i, size = PyTuple_Size(items);
-    size_t room = HV_IO_MAX;
-    g->count = 0;
-    g->iov_count = 0;
-    g->views = PyMem_Calloc((size_t)size + 1, sizeof *g->views);
-    g->iov = PyMem_Calloc((size_t)size + 1, sizeof *g->iov);
-    if (g->views == NULL || g->iov == NULL) {
-        PyErr_NoMemory();
-        return 0;
-    }
-    for (i = 0; i < size; i++) {
-        Py_buffer *view = &g->views[i];
-        if (PyObject_GetBuffer(PyTuple_GetItem(items, i), view, PyBUF_SIMPLE) != 0) {
-            return 0;
-        }
-        g->count++;
-        if (room > 0) {
-            size_t length = (size_t)view->len < room ? (size_t)view->len : room;
-            hv_iovec_set(&g->iov[g->iov_count++], view->buf, length);
-            room = length == (size_t)view->len ? room - length : 0;
-        }
-    }
-    return 1;
+    PyMem_Free(g->many);
 }
 
 /* sendmsg with ancillary data or an address is not ours: socket.socket has it, where the system does. */
@@ -411,6 +513,7 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     gather g;
     hv_op op;
     hv_status status = HV_INTERRUPTED;
+    Py_ssize_t i, size;
     hv_op_init(&op, s, hv_sendmsg_start);
     op.writes = 1;
     if (!check_count("sendmsg", nargs, 1, 4)) {
@@ -419,16 +522,21 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if ((nargs > 1 && !is_empty_sequence(args[1])) || (nargs > 3 && args[3] != Py_None)) {
         return sendmsg_of_base(self, args, nargs);
     }
-    if (nargs > 2 && !as_int(args[2], &op.flags)) {
+    if ((nargs > 2 && !as_int(args[2], &op.flags)) || !may_send(s)) {
         return NULL;
     }
     items = PySequence_Tuple(args[0]);
-    if (items == NULL) {
+    size = items == NULL ? 0 : PyTuple_Size(items);
+    if (items == NULL || !gather_init(&g, (size_t)size)) {
+        Py_XDECREF(items);
         return NULL;
     }
-    if (gather_fill(&g, items)) {
+    for (i = 0; i < size && gather_add(&g, PyTuple_GetItem(items, i)); i++) {
+    }
+    if (i == size) {
         op.buffers = g.iov;
-        op.count = g.iov_count;
+        op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
+        op.brief = hv_op_is_brief(&op, (size_t)g.total);
         status = drive(s, &op);
     }
     gather_release(&g);
@@ -438,6 +546,8 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     }
     return PyLong_FromSize_t(op.result);
 }
+
+#include "sock_messages.h"
 
 /* ---- addresses ---- */
 
@@ -774,6 +884,7 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (made == NULL) {
         return NULL;
     }
+    state_of(made)->busy_poll = s->busy_poll;
     address = format_address(s, &from);
     if (address != NULL) {
         result = PyTuple_Pack(2, made, address);
@@ -821,6 +932,8 @@ adopt(PyObject *self, PyObject *base)
         return 0;
     }
     hv_socket_init(s);
+    inbox_clear(&s->in);
+    s->out.size = 0;
     s->gate = HV_GATE_OPEN;
     return 1;
 }
@@ -830,7 +943,7 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     hv_socket *s = state_of(self);
     PyObject *base = base_of(self), *init, *selfs, *all, *result = NULL;
-    if (hv_gate_is_open(&s->gate) || !hv_gate_is_empty(&s->gate)) {
+    if (hv_gate_is_open(&s->gate) || !hv_gate_is_empty(&s->gate) || hv_message_is_on(s)) {
         PyErr_SetString(PyExc_RuntimeError, "the socket is open already");
         return -1;
     }
@@ -901,6 +1014,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
         hv_wake_all(s);
+        hv_cond_wake_all(&s->turned);
     }
     if (hv_gate_leave(&s->gate)) {
         error = hv_close(s->handle);
@@ -914,6 +1028,41 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return hv_raise_error(error);
     }
     Py_RETURN_NONE;
+}
+
+/* The base's finalizer warns of a socket that is still open, and closes it. */
+static void
+sock_finalize(PyObject *self)
+{
+    destructor finalize = (destructor)PyType_GetSlot((PyTypeObject *)base_of(self), Py_tp_finalize);
+    finalize(self);
+    inbox_clear(&state_of(self)->in);
+}
+
+static PyObject *
+sock_get_busy_poll(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(state_of(self)->busy_poll / 1000);
+}
+
+static int
+sock_set_busy_poll(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Py_ssize_t microseconds;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "busy_poll cannot be deleted");
+        return -1;
+    }
+    microseconds = PyNumber_AsSsize_t(value, PyExc_OverflowError);
+    if (microseconds == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (microseconds < 0 || microseconds > BUSY_POLL_MAX) {
+        PyErr_Format(PyExc_ValueError, "busy_poll is 0 to %d microseconds, not %zd", BUSY_POLL_MAX, microseconds);
+        return -1;
+    }
+    state_of(self)->busy_poll = (int64_t)microseconds * 1000;
+    return 0;
 }
 
 static PyObject *
@@ -938,6 +1087,43 @@ PyDoc_STRVAR(
     recv_into_doc,
     "recv_into($self, buffer, nbytes=0, flags=0)\n--\n\n"
     "Receive into a writable buffer, up to nbytes (0: all of it); return the length, 0 at the end of the stream.");
+PyDoc_STRVAR(
+    send_message_doc,
+    "send_message($self, /, *buffers)\n--\n\n"
+    "Send one message, the concatenation of buffers, in one gather call and within one timeout.\n"
+    "\n"
+    "After BlockingIOError, TimeoutError or an interrupt it may be partly sent: the same call goes on with it,\n"
+    "and any other send is a RuntimeError until then. Messages of several threads never mix.\n"
+    "A message has 4294967295 bytes at most; on the wire a big-endian length of 4 bytes comes first.");
+PyDoc_STRVAR(recv_message_doc,
+             "recv_message($self, /, max_size=16777216)\n--\n\n"
+             "Receive one message.\n"
+             "\n"
+             "OSError (EMSGSIZE), before any of it is received, if it is longer than max_size bytes: a larger limit\n"
+             "still gets it. EOFError at the end of the stream, IncompleteReadError if that is inside a message.\n"
+             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
+PyDoc_STRVAR(recv_message_into_doc,
+             "recv_message_into($self, buffer, /)\n--\n\n"
+             "Receive one message into a writable buffer, and return its length; else as recv_message().");
+PyDoc_STRVAR(recv_exactly_doc,
+             "recv_exactly($self, size, /)\n--\n\n"
+             "Receive size bytes within one timeout.\n"
+             "\n"
+             "EOFError at the end of the stream, IncompleteReadError if that comes after fewer bytes.\n"
+             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
+PyDoc_STRVAR(recv_exactly_into_doc, "recv_exactly_into($self, buffer, /)\n--\n\n"
+                                    "Fill a writable buffer; else as recv_exactly().");
+PyDoc_STRVAR(exchange_doc,
+             "exchange($self, /, *buffers, max_size=16777216)\n--\n\n"
+             "Send one message and receive the next one, in one release of the GIL and within one timeout.\n"
+             "\n"
+             "Exchanges of several threads follow each other. After TimeoutError or an interrupt the same call goes\n"
+             "on, and does not send twice; recv_message() takes the reply without it. Else as the two calls.");
+PyDoc_STRVAR(
+    busy_poll_doc,
+    "Microseconds, 0 to 1000000, that a receive or accept that has to wait tries before it sleeps; 0 at first.\n"
+    "\n"
+    "The GIL is released while it does, and a core is busy. Accepted sockets inherit it.");
 PyDoc_STRVAR(bind_doc, "bind($self, address, /)\n--\n\n"
                        "Bind to the family's own address: 36 bytes of SOCKADDR_HV, (cid, port), or a path.");
 PyDoc_STRVAR(connect_doc, "connect($self, address, /)\n--\n\n"
@@ -963,7 +1149,7 @@ PyDoc_STRVAR(explain_doc, "_explain($self, exception, operation, /)\n--\n\n"
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
-#define DATA_METHODS 5 /* the first ones of the table */
+#define DATA_METHODS 11 /* the first ones of the table */
 
 static PyMethodDef sock_methods[] = {
     {"send", FAST(sock_send), METH_FASTCALL, send_doc},
@@ -971,6 +1157,12 @@ static PyMethodDef sock_methods[] = {
     {"sendmsg", FAST(sock_sendmsg), METH_FASTCALL, sendmsg_doc},
     {"recv", FAST(sock_recv), METH_FASTCALL, recv_doc},
     {"recv_into", FAST(sock_recv_into), METH_FASTCALL | METH_KEYWORDS, recv_into_doc},
+    {"send_message", FAST(sock_send_message), METH_FASTCALL, send_message_doc},
+    {"recv_message", FAST(sock_recv_message), METH_FASTCALL | METH_KEYWORDS, recv_message_doc},
+    {"recv_message_into", sock_recv_message_into, METH_O, recv_message_into_doc},
+    {"recv_exactly", sock_recv_exactly, METH_O, recv_exactly_doc},
+    {"recv_exactly_into", sock_recv_exactly_into, METH_O, recv_exactly_into_doc},
+    {"exchange", FAST(sock_exchange), METH_FASTCALL | METH_KEYWORDS, exchange_doc},
     {"bind", sock_bind, METH_O, bind_doc},
     {"connect", sock_connect, METH_O, connect_doc},
     {"connect_ex", sock_connect_ex, METH_O, connect_ex_doc},
@@ -985,9 +1177,16 @@ static PyMethodDef sock_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyGetSetDef sock_properties[] = {
+    {"busy_poll", sock_get_busy_poll, sock_set_busy_poll, busy_poll_doc, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot sock_slots[] = {
     {Py_tp_init, (void *)sock_init},
+    {Py_tp_finalize, (void *)sock_finalize},
     {Py_tp_methods, sock_methods},
+    {Py_tp_getset, sock_properties},
     {0, NULL},
 };
 

@@ -16,15 +16,21 @@ typedef enum {
 } hv_status;
 
 typedef struct hv_op hv_op;
+typedef hv_gate hv_turn; /* another atomic word: the thread whose turn it is, or 0 */
+
+static int64_t hv_now(void); /* ns, of a clock that never goes back */
 
 struct hv_op {
-    hv_status (*start)(hv_op *op); /* one attempt that does not wait, or may wait in the kernel */
+    hv_status (*start)(hv_op *op);   /* one attempt that does not wait, or may wait in the kernel */
+    hv_status (*advance)(hv_op *op); /* after each HV_DONE of an operation of several transfers: what follows */
     hv_handle handle;
     int64_t timeout;  /* ns; 0 never waits, < 0 waits without end */
-    int64_t deadline; /* hv_now() clock; 0 until the first wait of a timed operation */
+    int64_t deadline; /* hv_now(); 0 until the first wait of a timed operation */
     int writes;       /* waits for room, not for data */
     int waits;        /* HV_BLOCKED is waited for, not reported */
     int brief;        /* the first attempt neither blocks nor takes long: hv_brief_start, with the GIL kept */
+    int late;         /* a receive whose data cannot be there yet */
+    int spun;         /* busy_poll has been spent */
     int flags;
     hv_iovec *buffers;
     size_t count;
@@ -36,14 +42,39 @@ struct hv_op {
     hv_op *next;        /* in hv_socket.waiting */
 };
 
+/* A message that was partly sent: calling again with the same one goes on. */
+typedef struct {
+    uint64_t size; /* with the header; 0: there is none */
+    uint64_t sent;
+    uint64_t digest;
+} hv_outbox;
+
+/* What was received of something that is delivered as a whole. */
+typedef struct {
+    enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST } state;
+    unsigned char header[4];
+    size_t header_got;
+    size_t size; /* known with the last byte of the header */
+    size_t got;
+    void *store; /* object that holds the bytes, with room for all, at `memory`; NULL: they are with the caller */
+    char *memory;
+    uint64_t request; /* digest of the message whose reply this is to be; 0: of none */
+} hv_inbox;
+
 typedef struct {
     hv_gate gate;
     hv_handle handle; /* readable while the gate is open or a call is inside */
     int family;
-    int64_t timeout; /* ns, as in hv_op */
+    int64_t timeout;   /* ns, as in hv_op */
+    int64_t busy_poll; /* ns */
     unsigned generation;
-    hv_lock lock;   /* guards waiting */
+    hv_lock lock;   /* guards waiting, and the waits for a turn */
     hv_op *waiting; /* operations that close() must wake by name */
+    hv_turn sending, receiving;
+    hv_turn waiters; /* how many threads wait for a turn */
+    hv_cond turned;
+    hv_outbox out; /* belongs to the thread whose turn it is to send */
+    hv_inbox in;   /* belongs to the thread whose turn it is to receive */
 } hv_socket;
 
 /* One operation of `s`, not started yet. */
@@ -51,11 +82,14 @@ static inline void
 hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
 {
     op->start = start;
+    op->advance = NULL;
     op->timeout = s->timeout;
     op->deadline = 0;
     op->writes = 0;
     op->waits = HV_WAITS(s->timeout);
     op->brief = 0;
+    op->late = 0;
+    op->spun = 0;
     op->flags = 0;
     op->buffers = NULL;
     op->count = 0;
@@ -64,6 +98,28 @@ hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
     op->accepted = HV_NO_HANDLE;
     op->error = 0;
     hv_pending_init(&op->pending);
+}
+
+/* Another attempt, or a wait for it, is due. */
+static inline int
+hv_op_goes_on(const hv_op *op, hv_status status)
+{
+    return status == HV_READY || (status == HV_BLOCKED && op->waits);
+}
+
+/* Nanoseconds until the deadline, which counts from the first call of this; 0: it has passed, < 0: there is none. */
+static inline int64_t
+hv_time_left(hv_op *op)
+{
+    int64_t now;
+    if (op->timeout < 0) {
+        return -1;
+    }
+    now = hv_now();
+    if (op->deadline == 0) {
+        op->deadline = now + op->timeout;
+    }
+    return op->deadline > now ? op->deadline - now : 0;
 }
 
 /* Something came of it that must not be lost, whatever else happened. */

@@ -20,11 +20,13 @@
 typedef int hv_handle;
 typedef struct iovec hv_iovec;
 typedef pthread_mutex_t hv_lock;
+typedef pthread_cond_t hv_cond;
 
 #define HV_NO_HANDLE (-1)
 #define HV_IO_MAX ((size_t)SSIZE_MAX)
 #define HV_ERROR_CLOSED EBADF
 #define HV_ERROR_WOULD_BLOCK EWOULDBLOCK
+#define HV_ERROR_TOO_LONG EMSGSIZE
 /* A handle without a timeout is in blocking mode: its would-block (MSG_DONTWAIT) is for the caller. */
 #define HV_WAITS(timeout) ((timeout) > 0)
 #ifndef MSG_NOSIGNAL
@@ -58,6 +60,12 @@ static inline void
 hv_lock_release(hv_lock *lock)
 {
     pthread_mutex_unlock(lock);
+}
+
+static inline void
+hv_cond_wake_all(hv_cond *cond)
+{
+    pthread_cond_broadcast(cond);
 }
 
 #include "hv_op.h"
@@ -119,9 +127,39 @@ hv_now(void)
 }
 
 static void
+hv_cond_init(hv_cond *cond)
+{
+#ifdef __APPLE__
+    pthread_cond_init(cond, NULL);
+#else
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attributes);
+    pthread_condattr_destroy(&attributes);
+#endif
+}
+
+/* Waits for hv_cond_wake_all, for so many nanoseconds at most, or for less than that. */
+static void
+hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
+{
+#ifdef __APPLE__
+    struct timespec length = {ns / 1000000000, ns % 1000000000};
+    pthread_cond_timedwait_relative_np(cond, lock, &length);
+#else
+    int64_t until = hv_now() + ns;
+    struct timespec time = {until / 1000000000, until % 1000000000};
+    pthread_cond_timedwait(cond, lock, &time);
+#endif
+}
+
+static void
 hv_socket_init(hv_socket *s)
 {
     pthread_mutex_init(&s->lock, NULL);
+    hv_cond_init(&s->turned);
+    s->sending = s->receiving = s->waiters = 0;
     s->waiting = NULL;
     s->generation = hv_generation;
 }
@@ -319,6 +357,35 @@ hv_connect_start(hv_op *op)
 
 /* ---- waiting ---- */
 
+/* What to do first about a receive whose data cannot be there yet. */
+static inline hv_status
+hv_expect(const hv_op *op)
+{
+    return op->waits ? HV_BLOCKED : HV_READY;
+}
+
+/* An attempt after another transfer of the same operation. A signal may have come meanwhile, and nothing
+ * would wake the thread for it again: HV_INTERRUPTED, before it sleeps. */
+static hv_status
+hv_go_on(hv_op *op)
+{
+    hv_status status = hv_brief_start(op);
+    return hv_op_goes_on(op, status) ? HV_INTERRUPTED : status;
+}
+
+/* Tries for so many nanoseconds; what comes of it is said as by hv_go_on. */
+static hv_status
+hv_spin(hv_op *op, int64_t ns)
+{
+    int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
+    hv_status status;
+    op->spun = 1;
+    do {
+        status = hv_go_on(op);
+    } while (status == HV_INTERRUPTED && hv_now() < until);
+    return status;
+}
+
 static int
 hv_wake_open(int wake[2])
 {
@@ -376,18 +443,11 @@ hv_poll_timeout(int64_t ns)
 static hv_status
 hv_poll(hv_op *op, struct pollfd fds[2])
 {
-    int64_t left = -1;
+    int64_t left = hv_time_left(op);
     int paused = op->pending.pause > 0;
     int n;
-    if (op->timeout > 0) {
-        int64_t now = hv_now();
-        if (op->deadline == 0) {
-            op->deadline = now + op->timeout;
-        }
-        left = op->deadline - now;
-        if (left <= 0) {
-            return HV_TIMED_OUT;
-        }
+    if (left == 0) {
+        return HV_TIMED_OUT;
     }
     if (paused && (left < 0 || op->pending.pause < left)) {
         left = op->pending.pause;

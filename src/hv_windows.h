@@ -16,11 +16,13 @@
 typedef SOCKET hv_handle;
 typedef WSABUF hv_iovec;
 typedef SRWLOCK hv_lock;
+typedef CONDITION_VARIABLE hv_cond;
 
 #define HV_NO_HANDLE INVALID_SOCKET
 #define HV_IO_MAX ((size_t)INT_MAX)
 #define HV_ERROR_CLOSED WSAENOTSOCK
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
+#define HV_ERROR_TOO_LONG WSAEMSGSIZE
 /* Whatever is pending must be waited for. */
 #define HV_WAITS(timeout) ((timeout) != 0)
 
@@ -55,6 +57,19 @@ static inline void
 hv_lock_release(hv_lock *lock)
 {
     ReleaseSRWLockExclusive(lock);
+}
+
+static inline void
+hv_cond_wake_all(hv_cond *cond)
+{
+    WakeAllConditionVariable(cond);
+}
+
+/* Waits for hv_cond_wake_all, for so many nanoseconds at most, or for less than that. */
+static inline void
+hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
+{
+    SleepConditionVariableSRW(cond, lock, (DWORD)(ns / 1000000 + 1), 0);
 }
 
 #include "hv_op.h"
@@ -186,6 +201,8 @@ static void
 hv_socket_init(hv_socket *s)
 {
     InitializeSRWLock(&s->lock);
+    InitializeConditionVariable(&s->turned);
+    s->sending = s->receiving = s->waiters = 0;
     s->waiting = NULL;
 }
 
@@ -475,20 +492,44 @@ hv_wake_all(hv_socket *s)
     hv_waiting_wake(s, hv_wake_one);
 }
 
+/* What to do first about a receive whose data cannot be there yet. */
+static inline hv_status
+hv_expect(const hv_op *op)
+{
+    (void)op;
+    return HV_READY;
+}
+
+/* An attempt after another transfer of the same operation: like the first, since Ctrl-C leaves its event set. */
+static hv_status
+hv_go_on(hv_op *op)
+{
+    return op->start(op);
+}
+
+/* Looks for so many nanoseconds whether the operation has ended; hv_wait() is due in any case. */
+static hv_status
+hv_spin(hv_op *op, int64_t ns)
+{
+    int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
+    hv_status status = op->start(op);
+    op->spun = 1;
+    while (status == HV_BLOCKED && op->waits && !HasOverlappedIoCompleted(&op->pending.overlapped) &&
+           hv_now() < until) {
+        YieldProcessor();
+    }
+    return status;
+}
+
 /* Milliseconds until the deadline, rounded up, below INFINITE. */
 static DWORD
 hv_wait_timeout(hv_op *op)
 {
-    int64_t left, now;
-    if (op->timeout < 0) {
+    int64_t left = hv_time_left(op);
+    if (left < 0) {
         return INFINITE;
     }
-    now = hv_now();
-    if (op->deadline == 0) {
-        op->deadline = now + op->timeout;
-    }
-    left = op->deadline - now;
-    left = left <= 0 ? 0 : left / 1000000 + (left % 1000000 != 0);
+    left = left / 1000000 + (left % 1000000 != 0);
     return left < INT_MAX ? (DWORD)left : INT_MAX;
 }
 

@@ -18,7 +18,7 @@ import hvsock
 #: Public modules that are used by their own name and not re-exported.
 NAMESPACES = {"aio", "relay", "services", "vms"}
 #: What the package gives of the modules that it does not give the whole of.
-FROM_OTHERS = {"default_transport", "transports"}
+FROM_OTHERS = {"IncompleteReadError", "default_transport", "transports"}
 #: Modules whose test module has another name than their own.
 TESTED_ELSEWHERE = {
     "__init__": "test_exports",

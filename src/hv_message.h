@@ -1,0 +1,263 @@
+/* Whole messages, as one operation of several transfers: a length of 4 bytes, big-endian, and that many bytes.
+ * What has been transferred is in the socket (hv_outbox, hv_inbox), so that a call that ended early can be
+ * gone on with. Each of the two belongs to one thread at a time, whose turn it is. No Python types. */
+#ifndef HV_MESSAGE_H
+#define HV_MESSAGE_H
+
+#include <stdlib.h>
+
+#include "hv_platform.h"
+
+#define HV_MESSAGE_MAX 0xffffffffU
+#define HV_IOV_MAX 1024        /* of one call; POSIX systems allow that many */
+#define HV_TURN_SLICE 50000000 /* ns that a thread waits for its turn between looks at its signals */
+
+/* ---- turns ---- */
+
+/* True if it is the thread's turn now; hv_turn_end() is due then. A turn is a thread's identity, or 0. */
+static inline int
+hv_turn_take(hv_turn *turn, long me)
+{
+    long nobody = 0;
+    return hv_atomic_swap_if(turn, &nobody, me);
+}
+
+static inline void
+hv_turn_end(hv_socket *s, hv_turn *turn, long me)
+{
+    hv_atomic_swap_if(turn, &me, 0);
+    if (hv_atomic_load(&s->waiters) != 0) {
+        hv_lock_acquire(&s->lock);
+        hv_cond_wake_all(&s->turned);
+        hv_lock_release(&s->lock);
+    }
+}
+
+static inline int
+hv_message_is_on(hv_socket *s)
+{
+    return hv_atomic_load(&s->sending) != 0 || hv_atomic_load(&s->receiving) != 0;
+}
+
+typedef struct {
+    hv_op op;
+    hv_socket *s;
+    hv_turn *turn;
+    long me;
+} hv_turn_op;
+
+/* Waits for a turn. HV_INTERRUPTED: it is time to look at the signals. */
+static hv_status
+hv_turn_start(hv_op *op)
+{
+    hv_turn_op *wait = (hv_turn_op *)op;
+    hv_socket *s = wait->s;
+    int64_t slice = HV_TURN_SLICE, left = hv_time_left(op);
+    if (op->timeout == 0) {
+        op->error = HV_ERROR_WOULD_BLOCK;
+        return HV_FAILED;
+    }
+    if (left == 0) {
+        return HV_TIMED_OUT;
+    }
+    hv_lock_acquire(&s->lock);
+    hv_atomic_add(&s->waiters, 1);
+    if (!hv_turn_take(wait->turn, wait->me)) {
+        hv_cond_wait(&s->turned, &s->lock, left > 0 && left < slice ? left : slice);
+        op->result = (size_t)hv_turn_take(wait->turn, wait->me);
+    } else {
+        op->result = 1;
+    }
+    hv_atomic_add(&s->waiters, -1);
+    hv_lock_release(&s->lock);
+    return op->result ? HV_DONE : HV_INTERRUPTED;
+}
+
+/* ---- what a message is made of ---- */
+
+typedef struct {
+    const char *base;
+    size_t length;
+} hv_span;
+
+/* Tells messages of one size apart, to see that a call goes on with the right one: all of a short span,
+ * 8192 places of a longer one. */
+static uint64_t
+hv_digest(const hv_span *spans, size_t count)
+{
+    const uint64_t prime = 0x9e3779b97f4a7c15U;
+    uint64_t digest = count;
+    size_t i, at;
+    for (i = 0; i < count; i++) {
+        size_t length = spans[i].length;
+        size_t step = length <= 65536 ? 8 : length / 65536 * 8;
+        digest = (digest ^ length) * prime;
+        for (at = 0; at < length; at += step) {
+            uint64_t word = 0;
+            memcpy(&word, spans[i].base + at, length - at < 8 ? length - at : 8);
+            digest = (digest ^ word) * prime;
+            digest ^= digest >> 29;
+        }
+    }
+    return digest | 1; /* never 0 */
+}
+
+/* Points iov at up to HV_IO_MAX bytes of the spans from an offset on; returns how many of its `room` it took. */
+static size_t
+hv_spans_from(const hv_span *spans, size_t count, uint64_t offset, hv_iovec *iov, size_t room)
+{
+    size_t i, used = 0, left = HV_IO_MAX;
+    for (i = 0; i < count && used < room && left > 0; i++) {
+        size_t length = spans[i].length;
+        if (offset >= length) {
+            offset -= length;
+            continue;
+        }
+        length -= (size_t)offset;
+        length = length < left ? length : left;
+        hv_iovec_set(&iov[used++], (void *)(spans[i].base + offset), length);
+        left -= length;
+        offset = 0;
+    }
+    return used;
+}
+
+/* ---- the operation ---- */
+
+typedef enum {
+    HV_MESSAGE_OPEN,       /* not at its end */
+    HV_MESSAGE_WHOLE,      /* all sent and, if that follows, all received */
+    HV_MESSAGE_ENDED,      /* the peer sent no more */
+    HV_MESSAGE_TOO_LONG,   /* more is announced than `limit` */
+    HV_MESSAGE_NEEDS_ROOM, /* in.size bytes do not fit: set in.store, and go on */
+} hv_message_outcome;
+
+typedef struct {
+    hv_op op; /* the transfer at hand */
+    hv_socket *s;
+    long me;
+    int sends;            /* it is this thread's turn, and something is left */
+    const hv_span *spans; /* header first */
+    size_t span_count;
+    hv_iovec *iov; /* room for all spans; one for a receive */
+    int receives;  /* after that */
+    size_t limit;  /* of the payload received */
+    char *room;    /* where it goes while in.store is NULL */
+    size_t room_size;
+    size_t heap_max; /* up to this size room is made on the heap */
+    char *heap;      /* the caller frees it */
+    hv_message_outcome outcome;
+} hv_message;
+
+static inline hv_status
+hv_message_end(hv_message *m, hv_message_outcome outcome)
+{
+    m->outcome = outcome;
+    m->op.result = outcome == HV_MESSAGE_WHOLE; /* it counts even if close() comes now */
+    return HV_DONE;
+}
+
+static inline hv_status
+hv_message_send(hv_message *m)
+{
+    hv_op *op = &m->op;
+    uint64_t left = m->s->out.size - m->s->out.sent;
+    op->start = hv_sendmsg_start;
+    op->writes = 1;
+    op->buffers = m->iov;
+    op->count = hv_spans_from(m->spans, m->span_count, m->s->out.sent, m->iov,
+                              m->span_count < HV_IOV_MAX ? m->span_count : HV_IOV_MAX);
+    op->brief = hv_op_is_brief(op, left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
+    return HV_READY;
+}
+
+static inline int
+hv_message_makes_room(hv_message *m)
+{
+    if (m->s->in.size > m->heap_max) {
+        return 0;
+    }
+    m->heap = malloc(m->s->in.size);
+    m->room = m->heap;
+    m->room_size = m->heap == NULL ? 0 : m->s->in.size;
+    return m->heap != NULL;
+}
+
+/* The next receive: of the header, or of the payload. */
+static inline hv_status
+hv_message_receive(hv_message *m)
+{
+    hv_op *op = &m->op;
+    hv_inbox *in = &m->s->in;
+    char *to = (char *)in->header + in->header_got;
+    size_t length = sizeof in->header - in->header_got;
+    if (length == 0) {
+        if (in->size > m->limit) {
+            return hv_message_end(m, HV_MESSAGE_TOO_LONG);
+        }
+        if (in->got == in->size) {
+            return hv_message_end(m, HV_MESSAGE_WHOLE);
+        }
+        if (in->store == NULL && in->size > m->room_size && !hv_message_makes_room(m)) {
+            return hv_message_end(m, HV_MESSAGE_NEEDS_ROOM);
+        }
+        to = (in->store == NULL ? m->room : in->memory) + in->got;
+        length = in->size - in->got;
+    }
+    hv_iovec_set(m->iov, to, length < HV_IO_MAX ? length : HV_IO_MAX);
+    op->start = hv_recv_start;
+    op->late = op->writes; /* the reply to what was sent just now */
+    op->writes = 0;
+    op->buffers = m->iov;
+    op->count = 1;
+    op->brief = !op->late && hv_op_is_brief(op, length);
+    return HV_READY;
+}
+
+/* Prepares the next transfer: HV_READY, or HV_DONE with an outcome. */
+static hv_status
+hv_message_next(hv_message *m)
+{
+    if (m->sends) {
+        hv_outbox *out = &m->s->out;
+        if (out->sent < out->size) {
+            return hv_message_send(m);
+        }
+        out->size = 0;
+        m->sends = 0;
+        hv_turn_end(m->s, &m->s->sending, m->me); /* others may send while this one waits for a reply */
+    }
+    return m->receives ? hv_message_receive(m) : hv_message_end(m, HV_MESSAGE_WHOLE);
+}
+
+static inline void
+hv_inbox_size(hv_inbox *in)
+{
+    const unsigned char *h = in->header;
+    in->size = (size_t)h[0] << 24 | (size_t)h[1] << 16 | (size_t)h[2] << 8 | h[3];
+}
+
+static hv_status
+hv_message_advance(hv_op *op)
+{
+    hv_message *m = (hv_message *)op;
+    hv_inbox *in = &m->s->in;
+    size_t n = op->result;
+    op->result = 0;
+    hv_pending_init(&op->pending);
+    if (op->writes) {
+        m->s->out.sent += n;
+    } else if (n == 0) {
+        return hv_message_end(m, HV_MESSAGE_ENDED);
+    } else if (in->header_got < sizeof in->header) {
+        in->header_got += n;
+        if (in->header_got == sizeof in->header) {
+            hv_inbox_size(in);
+        }
+    } else {
+        in->got += n;
+    }
+    return hv_message_next(m);
+}
+
+#endif
