@@ -258,7 +258,7 @@ sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     hv_iovec_set(&iov, view.buf, (size_t)view.len);
-    op.brief = hv_op_is_brief(&op, (size_t)view.len);
+    op.brief = hv_is_brief((size_t)view.len);
     status = drive(s, &op);
     PyBuffer_Release(&view);
     if (status != HV_DONE) {
@@ -289,7 +289,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     left = (size_t)view.len;
     do {
         hv_iovec_set(&iov, (void *)from, left);
-        op.brief = hv_op_is_brief(&op, left);
+        op.brief = hv_is_brief(left);
         status = drive(s, &op);
         if (status != HV_DONE) {
             break;
@@ -325,7 +325,7 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
     op->buffers = &iov;
     op->count = 1;
     op->flags = flags;
-    op->brief = hv_op_is_brief(op, length);
+    op->brief = hv_is_brief(length);
     return drive(s, op);
 }
 
@@ -536,7 +536,7 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (i == size) {
         op.buffers = g.iov;
         op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
-        op.brief = hv_op_is_brief(&op, (size_t)g.total);
+        op.brief = hv_is_brief((size_t)g.total);
         status = drive(s, &op);
     }
     gather_release(&g);

@@ -167,7 +167,7 @@ hv_message_send(hv_message *m)
     op->buffers = m->iov;
     op->count = hv_spans_from(m->spans, m->span_count, m->s->out.sent, m->iov,
                               m->span_count < HV_IOV_MAX ? m->span_count : HV_IOV_MAX);
-    op->brief = hv_op_is_brief(op, left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
+    op->brief = hv_is_brief(left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
     return HV_READY;
 }
 
@@ -210,7 +210,7 @@ hv_message_receive(hv_message *m)
     op->writes = 0;
     op->buffers = m->iov;
     op->count = 1;
-    op->brief = !op->late && hv_op_is_brief(op, length);
+    op->brief = !op->late && hv_is_brief(length);
     return HV_READY;
 }
 

@@ -228,9 +228,9 @@ hv_close(hv_handle handle)
 
 /* No flag keeps a call from blocking here, whatever mode another owner of the handle has put it in. */
 static inline int
-hv_op_is_brief(const hv_op *op, size_t length)
+hv_is_brief(size_t length)
 {
-    (void)op, (void)length;
+    (void)length;
     return 0;
 }
 
