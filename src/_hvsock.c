@@ -325,7 +325,7 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
     op->buffers = &iov;
     op->count = 1;
     op->flags = flags;
-    op->brief = hv_is_brief(length);
+    op->brief = flags == 0 && hv_is_brief(length); /* MSG_WAITALL does not go with it */
     return drive(s, op);
 }
 
