@@ -345,9 +345,9 @@ def _enumerate_compute_systems(timeout: float) -> str:
     finally:
         close(operation)  # which cancels it if it has not ended
     if code < 0:
-        code &= 0xFFFFFFFF
-        reason = _HCS_REASONS.get(code) or ctypes.FormatError(code).strip() or "failed"
-        raise VMLookupError(f"{reason} (0x{code:08X})", "hcs")
+        unsigned = code & 0xFFFFFFFF
+        reason = _HCS_REASONS.get(unsigned) or ctypes.FormatError(code).strip() or "failed"
+        raise VMLookupError(f"{reason} (0x{unsigned:08X})", "hcs")
     return text
 
 
@@ -355,11 +355,9 @@ def _enumerate_compute_systems(timeout: float) -> str:
 
 
 def _list_from_wmi(timeout: float) -> list[VM]:
-    if sys.platform != "win32":
-        raise VMLookupError("needs a Windows host", "wmi")
     program = _system_program("WindowsPowerShell", "v1.0", "powershell.exe")
     if program is None:
-        raise VMLookupError("needs Windows PowerShell", "wmi")
+        raise VMLookupError("needs a Windows host, and its PowerShell", "wmi")
     command = [program, "-NoProfile", "-NonInteractive", "-Command", _WMI_SCRIPT]
     done = _run(command, timeout, "wmi")
     if done.status != 0:
