@@ -339,7 +339,7 @@ def _enumerate_compute_systems(timeout: float) -> str:
         if code >= 0:
             code = wait(operation, min(int(timeout * 1000), _MAX_WAIT), ctypes.byref(document))
         try:
-            text = ctypes.wstring_at(document.value) if document.value else ""
+            text = ctypes.wstring_at(document.value) if code >= 0 and document.value else ""
         finally:
             free(document)
     finally:
@@ -522,12 +522,12 @@ def _run(command: Sequence[str], timeout: float, source: str) -> _Done:
     try:
         for reader in readers:
             reader.start()
-        for reader in readers:
-            reader.join(max(0.0, deadline - time.monotonic()))
-        try:
-            status = process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            status = None
+        # In short sleeps: on Windows Ctrl-C ends neither a wait for a process nor one for a thread.
+        while process.poll() is None or any(reader.is_alive() for reader in readers):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        status = process.poll()
     finally:
         process.kill()
         process.wait()

@@ -10,8 +10,10 @@ import json
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -336,6 +338,20 @@ def test_a_program_that_prints_without_end(program: Program, monkeypatch: pytest
     program.code = "import sys\nwhile True: sys.stdout.buffer.write(b'x' * 65536)"
     with pytest.raises(vms.VMLookupError, match="printed more than 1,000 bytes"):
         vms.list_vms("wmi", timeout=utils.LIMIT)
+
+
+@pytest.mark.skipif(utils.WINE, reason="Wine ends the whole console's processes")
+def test_ctrl_c_ends_the_wait_and_the_program(program: Program) -> None:
+    program.code = "import time; time.sleep(1000)"
+    presser = threading.Timer(4 * utils.TICK, signal.raise_signal, [signal.SIGINT])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            presser.start()
+            vms.list_vms("wmi", timeout=utils.LIMIT)
+    finally:
+        presser.join()
+        signal.signal(signal.SIGINT, before)
 
 
 # WSL
