@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import registry
 import utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hvsock
@@ -328,6 +328,7 @@ def test_reg_file() -> None:
     }
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1).filter(str.strip))
 def test_every_name_survives_a_reg_file(name: str) -> None:
     (values,) = parse_reg_file(services.reg_file({GUID: name})).values()

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import registry
 import utils
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hvsock
@@ -189,6 +189,7 @@ def test_malformed_answers(hcs: Callable[[object], None], document: str) -> None
     assert len(str(caught.value)) < 500
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),
@@ -498,6 +499,7 @@ def test_guest_without_its_daemon(told: Callable[[dict[str, str]], object], tmp_
 
 
 @pytest.mark.skipif(utils.WINDOWS, reason="the file is Linux'")
+@settings(deadline=None)
 @given(st.binary(max_size=100) | st.binary(min_size=2560, max_size=6000))
 def test_any_pool_gives_a_guest_or_a_failure(pool: bytes) -> None:
     class Pool:
