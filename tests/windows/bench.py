@@ -325,6 +325,16 @@ def build_provider(work: Path, wine_dll: Path) -> Path:
     return product
 
 
+def install_computecore(work: Path, system: Path) -> None:
+    """The stand-in for computecore.dll, which hvsock takes from the system folder only."""
+    source = HERE / "computecore.c"
+    product = work / "computecore.dll"
+    with stamped(work / "computecore.stamp", source, " ".join(PROVIDER_FLAGS)) as stale:
+        if stale:
+            run([GCC, *PROVIDER_FLAGS, "-shared", "-static-libgcc", "-s", "-o", product, source])
+    shutil.copy(product, system)
+
+
 # The project
 
 
@@ -399,6 +409,7 @@ def build(work: Path, executables: list[str]) -> None:
     oldest = next((source for source in sources if source.version == "3.11"), None)
     wine_dll = work / "prefix" / "drive_c" / "windows" / "system32" / "ws2_32.dll"
     provider = build_provider(work, wine_dll)
+    install_computecore(work, wine_dll.parent)
     if oldest is None:
         raise Missing("bench.py build needs Python 3.11 in its list: the extension is built for it")
     stable_abi = import_library(work, oldest, download(work, oldest))
