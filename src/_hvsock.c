@@ -8,35 +8,68 @@
 #define BUSY_POLL_MAX 1000000 /* microseconds */
 #define RECV_ON_STACK 8192    /* recv() up to this size allocates once, for what arrived */
 
+/* What is used of socket.socket (`base`) and of its own base in C, looked up once for an interpreter. */
+typedef struct {
+    PyObject *base;
+    PyObject *init;
+    PyObject *fileno, *gettimeout, *detach;
+    PyObject *family, *kind, *proto; /* plain numbers, where the attributes of `base` are enums */
+} module_state;
+
+typedef struct {
+    hv_socket socket;
+    module_state *module; /* NULL before __init__ */
+} sock_state;
+
 /* The state lies behind the instance data of socket.socket, whose size only the interpreter knows. */
 static Py_ssize_t state_offset;
 
 static int sock_init(PyObject *self, PyObject *args, PyObject *kwargs);
 
+static inline sock_state *
+whole_state_of(PyObject *self)
+{
+    return (sock_state *)((char *)self + state_offset);
+}
+
 static inline hv_socket *
 state_of(PyObject *self)
 {
-    return (hv_socket *)((char *)self + state_offset);
+    return &whole_state_of(self)->socket;
 }
 
-/* socket.socket, found as the base of the last type that is initialised by sock_init; NULL if none is. */
-static PyObject *
-base_of_type(PyTypeObject *type)
+/* The C type of this module, found as the last one that is initialised by sock_init; NULL if none is. */
+static PyTypeObject *
+our_base_of(PyTypeObject *type)
 {
-    PyTypeObject *base = NULL, *found = NULL;
-    for (; type != NULL; type = base) {
-        base = (PyTypeObject *)PyType_GetSlot(type, Py_tp_base);
+    PyTypeObject *found = NULL;
+    for (; type != NULL; type = (PyTypeObject *)PyType_GetSlot(type, Py_tp_base)) {
         if (PyType_GetSlot(type, Py_tp_init) == (void *)sock_init) {
-            found = base;
+            found = type;
         }
     }
-    return (PyObject *)found;
+    return found;
+}
+
+static inline module_state *
+module_of(PyObject *self)
+{
+    module_state *module = whole_state_of(self)->module;
+    return module != NULL ? module : PyType_GetModuleState(our_base_of(Py_TYPE(self)));
 }
 
 static inline PyObject *
 base_of(PyObject *self)
 {
-    return base_of_type(Py_TYPE(self));
+    return module_of(self)->base;
+}
+
+/* An attribute of an object by its descriptor. */
+static PyObject *
+get_attribute(PyObject *descriptor, PyObject *self)
+{
+    descrgetfunc get = (descrgetfunc)PyType_GetSlot(Py_TYPE(descriptor), Py_tp_descr_get);
+    return get(descriptor, self, (PyObject *)Py_TYPE(self));
 }
 
 /* ---- the driver ---- */
@@ -810,21 +843,22 @@ sock_getpeername(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 wrap_accepted(PyObject *self, hv_handle handle)
 {
-    PyObject *type = (PyObject *)Py_TYPE(self);
-    PyObject *family = PyObject_GetAttrString(self, "family");
-    PyObject *kind = PyObject_GetAttrString(self, "type");
-    PyObject *proto = PyObject_GetAttrString(self, "proto");
-    PyObject *made = NULL, *result = NULL;
-    if (family != NULL && kind != NULL && proto != NULL) {
-        made = PyObject_CallMethod(type, "__new__", "O", type);
+    PyTypeObject *type = Py_TYPE(self);
+    module_state *module = module_of(self);
+    PyObject *kind = get_attribute(module->kind, self), *proto = get_attribute(module->proto, self);
+    PyObject *none = PyTuple_New(0), *all = NULL, *made = NULL;
+    if (kind != NULL && proto != NULL) {
+        all = Py_BuildValue("iOOL", state_of(self)->family, kind, proto, (long long)handle);
     }
-    if (made != NULL) {
-        result = PyObject_CallMethod(made, "__init__", "OOOL", family, kind, proto, (long long)handle);
+    if (all != NULL && none != NULL) {
+        made = ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, none, NULL);
     }
-    if (result == NULL) {
+    if (made == NULL) {
+        hv_close(handle);
+    } else if (((initproc)PyType_GetSlot(type, Py_tp_init))(made, all, NULL) != 0) {
         PyObject *error_type, *error, *traceback, *closed = NULL;
         PyErr_Fetch(&error_type, &error, &traceback);
-        if (made != NULL && hv_gate_is_open(&state_of(made)->gate)) {
+        if (hv_gate_is_open(&state_of(made)->gate)) {
             closed = PyObject_CallMethod(made, "close", NULL);
         } else {
             hv_close(handle);
@@ -833,10 +867,10 @@ wrap_accepted(PyObject *self, hv_handle handle)
         Py_CLEAR(made);
         PyErr_Restore(error_type, error, traceback);
     }
-    Py_XDECREF(result);
-    Py_XDECREF(family);
     Py_XDECREF(kind);
     Py_XDECREF(proto);
+    Py_XDECREF(none);
+    Py_XDECREF(all);
     return made;
 }
 
@@ -898,9 +932,9 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* Takes over what the base has just set up: handle, family and timeout. */
 static int
-adopt_timeout(PyObject *self, PyObject *base)
+adopt_timeout(PyObject *self)
 {
-    PyObject *timeout = PyObject_CallMethod(base, "gettimeout", "O", self);
+    PyObject *timeout = PyObject_CallFunctionObjArgs(module_of(self)->gettimeout, self, NULL);
     double seconds;
     if (timeout == NULL) {
         return 0;
@@ -917,24 +951,25 @@ adopt_timeout(PyObject *self, PyObject *base)
 }
 
 static int
-adopt(PyObject *self, PyObject *base)
+adopt(PyObject *self, module_state *module)
 {
     hv_socket *s = state_of(self);
-    PyObject *handle = PyObject_CallMethod(base, "fileno", "O", self);
-    PyObject *family = PyObject_GetAttrString(self, "family");
+    PyObject *handle = PyObject_CallFunctionObjArgs(module->fileno, self, NULL);
+    PyObject *family = get_attribute(module->family, self);
     if (handle != NULL && family != NULL) {
         s->handle = (hv_handle)PyLong_AsLongLong(handle);
         s->family = (int)PyLong_AsLong(family);
     }
     Py_XDECREF(handle);
     Py_XDECREF(family);
-    if (PyErr_Occurred() || !adopt_timeout(self, base)) {
+    if (PyErr_Occurred() || !adopt_timeout(self)) {
         return 0;
     }
     hv_socket_init(s);
     inbox_clear(&s->in);
     s->out.size = 0;
     s->gate = HV_GATE_OPEN;
+    whole_state_of(self)->module = module;
     return 1;
 }
 
@@ -942,33 +977,31 @@ static int
 sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     hv_socket *s = state_of(self);
-    PyObject *base = base_of(self), *init, *selfs, *all, *result = NULL;
+    module_state *module = module_of(self);
+    PyObject *selfs, *all, *result = NULL;
     if (hv_gate_is_open(&s->gate) || !hv_gate_is_empty(&s->gate) || hv_message_is_on(s)) {
         PyErr_SetString(PyExc_RuntimeError, "the socket is open already");
         return -1;
     }
-    init = PyObject_GetAttrString(base, "__init__");
     selfs = PyTuple_Pack(1, self);
     all = selfs == NULL ? NULL : PySequence_Concat(selfs, args);
-    if (init != NULL && all != NULL) {
-        result = PyObject_Call(init, all, kwargs);
+    if (all != NULL) {
+        result = PyObject_Call(module->init, all, kwargs);
     }
-    Py_XDECREF(init);
     Py_XDECREF(selfs);
     Py_XDECREF(all);
     if (result == NULL) {
         return -1;
     }
     Py_DECREF(result);
-    return adopt(self, base) ? 0 : -1;
+    return adopt(self, module) ? 0 : -1;
 }
 
 static PyObject *
 sock_settimeout(PyObject *self, PyObject *value)
 {
-    PyObject *base = base_of(self);
-    PyObject *result = PyObject_CallMethod(base, "settimeout", "OO", self, value);
-    if (result != NULL && !adopt_timeout(self, base)) {
+    PyObject *result = PyObject_CallMethod(base_of(self), "settimeout", "OO", self, value);
+    if (result != NULL && !adopt_timeout(self)) {
         Py_CLEAR(result);
     }
     return result;
@@ -977,9 +1010,8 @@ sock_settimeout(PyObject *self, PyObject *value)
 static PyObject *
 sock_setblocking(PyObject *self, PyObject *flag)
 {
-    PyObject *base = base_of(self);
-    PyObject *result = PyObject_CallMethod(base, "setblocking", "OO", self, flag);
-    if (result != NULL && !adopt_timeout(self, base)) {
+    PyObject *result = PyObject_CallMethod(base_of(self), "setblocking", "OO", self, flag);
+    if (result != NULL && !adopt_timeout(self)) {
         Py_CLEAR(result);
     }
     return result;
@@ -1010,7 +1042,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (!hv_gate_shut(&s->gate, 0)) {
         return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
-    handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
+    handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
         hv_wake_all(s);
@@ -1020,6 +1052,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(s->handle);
     }
     Py_END_ALLOW_THREADS
+    inbox_drop(s);
     if (handle == NULL) {
         return NULL;
     }
@@ -1190,18 +1223,39 @@ static PyType_Slot sock_slots[] = {
     {0, NULL},
 };
 
-/* The base must be CPython's own class: a replacement (gevent's) has no handle that C could use. */
+/* Fills the module's state. The base must be CPython's own class: a replacement (gevent's) has no handle
+ * that C could use. */
 static int
-check_base(PyObject *base)
+find_base(module_state *module)
 {
-    PyObject *module = PyImport_ImportModule("_socket");
-    PyObject *root = module == NULL ? NULL : PyObject_GetAttrString(module, "socket");
-    int is_one = root == NULL ? -1 : PyObject_IsSubclass(base, root);
-    Py_XDECREF(module);
-    Py_XDECREF(root);
+    PyObject *python = PyImport_ImportModule("socket"), *c = PyImport_ImportModule("_socket");
+    PyObject *base = python == NULL ? NULL : PyObject_GetAttrString(python, "socket");
+    PyObject *root = c == NULL ? NULL : PyObject_GetAttrString(c, "socket");
+    int is_one = base == NULL || root == NULL ? -1 : PyObject_IsSubclass(base, root);
     if (is_one == 0) {
         PyErr_SetString(PyExc_ImportError, "socket.socket has been replaced; import hvsock before patching it");
+    } else if (is_one == 1) {
+        struct {
+            PyObject **to;
+            PyObject *from;
+            const char *name;
+        } wanted[] = {
+            {&module->init, base, "__init__"},         {&module->fileno, root, "fileno"},
+            {&module->gettimeout, root, "gettimeout"}, {&module->detach, root, "detach"},
+            {&module->family, root, "family"},         {&module->kind, root, "type"},
+            {&module->proto, root, "proto"},
+        };
+        size_t i;
+        module->base = Py_NewRef(base);
+        for (i = 0; i < sizeof wanted / sizeof *wanted && is_one == 1; i++) {
+            *wanted[i].to = PyObject_GetAttrString(wanted[i].from, wanted[i].name);
+            is_one = *wanted[i].to != NULL;
+        }
     }
+    Py_XDECREF(python);
+    Py_XDECREF(c);
+    Py_XDECREF(base);
+    Py_XDECREF(root);
     return is_one == 1;
 }
 
@@ -1227,7 +1281,7 @@ make_type(PyObject *module, PyObject *base)
         return NULL;
     }
     state_offset = offset;
-    spec.basicsize = (int)(offset + (Py_ssize_t)sizeof(hv_socket));
+    spec.basicsize = (int)(offset + (Py_ssize_t)sizeof(sock_state));
     bases = PyTuple_Pack(1, base);
     type = bases == NULL ? NULL : PyType_FromModuleAndSpec(module, &spec, bases);
     Py_XDECREF(bases);
@@ -1240,7 +1294,7 @@ static PyObject *
 module_own_data_path(PyObject *Py_UNUSED(module), PyObject *type)
 {
     int i;
-    if (!PyType_Check(type) || base_of_type((PyTypeObject *)type) == NULL) {
+    if (!PyType_Check(type) || our_base_of((PyTypeObject *)type) == NULL) {
         PyErr_SetString(PyExc_TypeError, "a subclass of Socket is needed");
         return NULL;
     }
@@ -1266,26 +1320,48 @@ static PyMethodDef module_methods[] = {
 static int
 module_exec(PyObject *module)
 {
-    PyObject *socket_module = NULL, *base = NULL, *type = NULL;
+    module_state *state = PyModule_GetState(module);
+    PyObject *type;
     int result = -1;
-    if (hv_platform_init() != 0) {
-        goto done;
+    if (hv_platform_init() != 0 || !find_base(state)) {
+        return -1;
     }
-    socket_module = PyImport_ImportModule("socket");
-    base = socket_module == NULL ? NULL : PyObject_GetAttrString(socket_module, "socket");
-    if (base == NULL || !check_base(base)) {
-        goto done;
-    }
-    type = make_type(module, base);
+    type = make_type(module, state->base);
     if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
         PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0) {
         result = 0;
     }
-done:
-    Py_XDECREF(socket_module);
-    Py_XDECREF(base);
     Py_XDECREF(type);
     return result;
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->base);
+    Py_VISIT(state->init);
+    Py_VISIT(state->fileno);
+    Py_VISIT(state->gettimeout);
+    Py_VISIT(state->detach);
+    Py_VISIT(state->family);
+    Py_VISIT(state->kind);
+    Py_VISIT(state->proto);
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->base);
+    Py_CLEAR(state->init);
+    Py_CLEAR(state->fileno);
+    Py_CLEAR(state->gettimeout);
+    Py_CLEAR(state->detach);
+    Py_CLEAR(state->family);
+    Py_CLEAR(state->kind);
+    Py_CLEAR(state->proto);
 }
 
 static PyModuleDef_Slot module_slots[] = {
@@ -1293,7 +1369,7 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-/* From 3.12 on: state is per socket, and the statics are the same in every interpreter. */
+/* From 3.12 on: state is per socket or per module, and the statics are the same in every interpreter. */
 static PyModuleDef_Slot module_slots_3_12[] = {
     {Py_mod_exec, (void *)module_exec},
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
@@ -1304,7 +1380,10 @@ static struct PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "hvsock._hvsock",
     .m_doc = "The data path of hvsock; see hvsock.HyperVSocket.",
+    .m_size = sizeof(module_state),
     .m_methods = module_methods,
+    .m_traverse = module_traverse,
+    .m_free = module_free,
 };
 
 PyMODINIT_FUNC PyInit__hvsock(void);

@@ -164,6 +164,17 @@ inbox_clear(hv_inbox *in)
     in->request = 0;
 }
 
+/* Frees what a closed socket still holds, unless a call is at it. */
+static void
+inbox_drop(hv_socket *s)
+{
+    long me = (long)PyThread_get_thread_ident();
+    if (hv_turn_take(&s->receiving, me)) {
+        inbox_clear(&s->in);
+        hv_turn_end(s, &s->receiving, me);
+    }
+}
+
 /* Begins a receive of this kind, or goes on with it. HV_DONE: end_receive() is due. */
 static hv_status
 begin_receive(hv_message *m, int kind, size_t size)
