@@ -33,9 +33,17 @@ ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 RAW: Final = "raw C"
 PEERS: Final = ("CPython", "hvsock")
 ENDS: Final = (RAW, *PEERS)
+TRIPS: Final = (*ENDS, "hvsock, busy_poll", "exchange")
+MESSAGES: Final = ("stdlib idiom", "exchange", "exchange, busy_poll")
 CLASSES: Final = (*PEERS, "C type")
 #: The ratios that are shown, where a measure has both: the first to the second.
-COMPARED: Final = (("hvsock", "CPython"), ("hvsock", RAW), ("C type", "CPython"))
+COMPARED: Final = (
+    ("hvsock", "CPython"),
+    ("hvsock", RAW),
+    ("C type", "CPython"),
+    ("exchange", "stdlib idiom"),
+    ("exchange, busy_poll", "stdlib idiom"),
+)
 
 SIZES: Final = {"1 B": 1, "64 B": 64, "4 KiB": 4 << 10, "64 KiB": 64 << 10}
 BUFFERS: Final = {
@@ -65,12 +73,16 @@ QUICK: Final = Effort(rounds=5, loops=500, trips=300, trips_beside=20, volume=16
 
 
 class Bar(NamedTuple):
-    """What issue 4 asks for: a limit for a ratio or for a contender's value, and the aim beyond it."""
+    """What is to be reached: a limit for a ratio or for a contender's value, and the aim beyond it."""
 
     of: str
     limit: float
     aim: float
     at_least: bool = False
+
+    def is_kept(self, value: float) -> bool:
+        """Whether a value keeps it, as exactly as the value is shown."""
+        return round(value, 2) >= self.limit if self.at_least else round(value, 2) <= self.limit
 
 
 @dataclass
@@ -79,7 +91,7 @@ class Row:
 
     case: str
     rounds: dict[str, list[float]]
-    bar: Bar | None = None
+    bars: tuple[Bar, ...] = ()
     note: str = ""
 
     @property
@@ -98,13 +110,9 @@ class Row:
             if one in self.rounds and other in self.rounds
         }
 
-    @property
-    def reached(self) -> bool | None:
-        """Whether the bar is kept, as exactly as the number is shown; None without a bar."""
-        if self.bar is None:
-            return None
-        value = round((self.medians | self.ratios)[self.bar.of], 2)
-        return value >= self.bar.limit if self.bar.at_least else value <= self.bar.limit
+    def measured(self, bar: Bar) -> float:
+        """Return the value that a bar is about."""
+        return (self.medians | self.ratios)[bar.of]
 
 
 @dataclass
@@ -268,7 +276,8 @@ def instructions(effort: Effort, transport: str) -> Table:
     cost = {pair: [value - empty] for pair, value in zip(pairs, costs, strict=True)}
     bars = {"blocking": (0.45, 0.40), "timeout": (0.33, 0.28), "non-blocking": (0.45, 0.15)}
     table.rows = [
-        Row(mode, {name: cost[mode, name] for name in CLASSES}, Bar("hvsock / CPython", *bars[mode])) for mode in MODES
+        Row(mode, {name: cost[mode, name] for name in CLASSES}, (Bar("hvsock / CPython", *bars[mode]),))
+        for mode in MODES
     ]
     return table
 
@@ -298,27 +307,61 @@ def system_calls(effort: Effort, transport: str) -> Table:
             used = {call: n for call, n in each.items() if n >= 0.1 and call != "total"}
             totals[name] = [sum(used.values())]
             notes.append(f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in sorted(used.items())))
-        bar = Bar("hvsock", 1.0, 1.0) if (command, mode) == ("recv_into", "timeout") else None
+        bars = (Bar("hvsock", 1.0, 1.0),) if (command, mode) == ("recv_into", "timeout") else ()
         what = "connect + accept + close" if command == "connect" else command
-        table.rows.append(Row(f"{what}, {mode}", totals, bar, "; ".join(notes)))
+        table.rows.append(Row(f"{what}, {mode}", totals, bars, "; ".join(notes)))
     return table
 
 
-def round_trip(effort: Effort, transport: str) -> Table:
-    """Times of a request and a reply of the same size."""
-    table = Table("round trip between two processes, each with the same kind of socket", "us")
+def _percentiles(samples: Iterable[int]) -> dict[str, float]:
+    """Return some percentiles of times in ns, in us."""
+    ordered = sorted(samples)
+    return {p: ordered[min(int(len(ordered) * n / 100), len(ordered) - 1)] / 1e3 for p, n in PERCENTILES.items()}
+
+
+def _trip_rows(case: str, by_name: dict[str, list[list[int]]], bars: dict[str, tuple[Bar, ...]]) -> list[Row]:
+    """Return a row for each percentile of a case's rounds."""
+    turns_of = {name: [_percentiles(samples) for samples in turns] for name, turns in by_name.items()}
+    return [
+        Row(
+            f"{case}, {p}",
+            {name: [turn[p] for turn in turns] for name, turns in turns_of.items()},
+            bars.get(f"{case}, {p}", ()),
+        )
+        for p in PERCENTILES
+    ]
+
+
+def _beside_rows(case: str, by_name: dict[str, list[list[int]]], bars: dict[str, tuple[Bar, ...]]) -> list[Row]:
+    """Return a row for the median and one for the mean of a case's rounds beside a busy thread."""
+    return [
+        Row(
+            f"{case}, {statistic}",
+            {name: [of(samples) / 1e3 for samples in turns] for name, turns in by_name.items()},
+            bars.get(f"{case}, {statistic}", ()),
+        )
+        for statistic, of in (("p50", statistics.median), ("mean", statistics.fmean))
+    ]
+
+
+BESIDE: Final = {"64 B beside a busy thread": "answer", "the same, reply after 0.2 ms": "answer_late"}
+
+
+def _trips(
+    table: Table,
+    effort: Effort,
+    transport: str,
+    names: Sequence[str],
+    names_beside: Sequence[str],
+    modes: Sequence[str],
+    bars: dict[str, tuple[Bar, ...]],
+) -> Table:
+    """Fill the table with round trips of all sizes in all modes, then beside a busy thread."""
     if shutil.which("cc") is None:
         table.reason = NO_COMPILER
         return table
-    modes = ("blocking", "timeout")
-    answers = {"64 B beside a busy thread": "answer", "the same, reply after 0.2 ms": "answer_late"}
     cases = {f"{size}, {mode}": (mode, SIZES[size]) for mode in modes for size in SIZES}
-
-    def percentiles(samples: list[int]) -> dict[str, float]:
-        ordered = sorted(samples)
-        return {p: ordered[min(int(len(ordered) * n / 100), len(ordered) - 1)] / 1e3 for p, n in PERCENTILES.items()}
-
-    with _links(ENDS, modes, transport) as links:
+    with _links(names, modes, transport) as links:
 
         def alone(case: str, name: str) -> list[int]:
             mode, size = cases[case]
@@ -326,22 +369,35 @@ def round_trip(effort: Effort, transport: str) -> Table:
             return links[mode, name].run("ask", "answer", size, warm_up + effort.trips)[warm_up:]
 
         def beside(case: str, name: str) -> list[int]:
-            return links["blocking", name].run("ask_beside", answers[case], 64, effort.trips_beside)
+            return links["blocking", name].run("ask_beside", BESIDE[case], 64, effort.trips_beside)
 
-        results = _take_turns(effort.rounds, cases, ENDS, alone)
-        busy = _take_turns((effort.rounds + 1) // 2, answers, PEERS, beside)
+        results = _take_turns(effort.rounds, cases, names, alone)
+        busy = _take_turns((effort.rounds + 1) // 2, BESIDE, names_beside, beside)
     for case, by_name in results.items():
-        turns_of = {name: [percentiles(samples) for samples in turns] for name, turns in by_name.items()}
-        table.rows += [
-            Row(f"{case}, {p}", {name: [turn[p] for turn in turns] for name, turns in turns_of.items()})
-            for p in PERCENTILES
-        ]
+        table.rows += _trip_rows(case, by_name, bars)
         table.samples[case] = {name: sorted(itertools.chain(*turns)) for name, turns in by_name.items()}
     for case, by_name in busy.items():
-        for statistic, of in (("p50", statistics.median), ("mean", statistics.fmean)):
-            rounds = {name: [of(samples) / 1e3 for samples in turns] for name, turns in by_name.items()}
-            table.rows.append(Row(f"{case}, {statistic}", rounds))
+        table.rows += _beside_rows(case, by_name, bars)
     return table
+
+
+def round_trip(effort: Effort, transport: str) -> Table:
+    """Times of a request and a reply of the same size."""
+    table = Table("round trip between two processes, each with the same kind of socket", "us")
+    return _trips(table, effort, transport, TRIPS, PEERS, ("blocking", "timeout"), {})
+
+
+def messages(effort: Effort, transport: str) -> Table:
+    """Times of a message and the one that answers it: a length of 4 bytes, then the payload."""
+    table = Table("a message and its reply between two processes, both ends written in the same way", "us")
+    bars = {
+        "64 B, blocking, p50": (
+            Bar("exchange / stdlib idiom", 0.75, 0.60),
+            Bar("exchange, busy_poll / stdlib idiom", 0.45, 0.35),
+        ),
+        "64 B beside a busy thread, p50": (Bar("exchange / stdlib idiom", 0.60, 0.50),),
+    }
+    return _trips(table, effort, transport, MESSAGES, MESSAGES, ("blocking",), bars)
 
 
 def throughput(effort: Effort, transport: str) -> Table:
@@ -359,8 +415,8 @@ def throughput(effort: Effort, transport: str) -> Table:
             return size * count / (1 << 20) / (elapsed / 1e9)
 
         results = _take_turns(effort.rounds, BUFFERS, ENDS, run)
-    bars = {"1 MiB": Bar(f"hvsock / {RAW}", 0.97, 1.0, at_least=True)}
-    table.rows = [Row(case, by_name, bars.get(case)) for case, by_name in results.items()]
+    bars = {"1 MiB": (Bar(f"hvsock / {RAW}", 0.97, 1.0, at_least=True),)}
+    table.rows = [Row(case, by_name, bars.get(case, ())) for case, by_name in results.items()]
     return table
 
 
@@ -384,8 +440,8 @@ def connections(effort: Effort, transport: str) -> Table:
             return effort.connections / (elapsed / 1e9)
 
         results = _take_turns(effort.rounds, modes, CLASSES, run)
-    bar = Bar("C type / CPython", 1.0, 1.1, at_least=True)
-    table.rows = [Row(mode, by_name, bar) for mode, by_name in results.items()]
+    bars = (Bar("C type / CPython", 1.0, 1.1, at_least=True),)
+    table.rows = [Row(mode, by_name, bars) for mode, by_name in results.items()]
     return table
 
 
@@ -393,6 +449,7 @@ MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
     "instructions": instructions,
     "system-calls": system_calls,
     "round-trip": round_trip,
+    "messages": messages,
     "throughput": throughput,
     "connections": connections,
 }

@@ -44,11 +44,12 @@ def ratio(value: float) -> str:
 
 
 def verdict(row: Row) -> str:
-    """Say whether the row keeps its bar."""
-    if row.bar is None:
-        return ""
-    sign, word = ">=" if row.bar.at_least else "<=", "reached" if row.reached else "NOT reached"
-    return f"{row.bar.of} {sign} {row.bar.limit:.2f} {word} (aim {row.bar.aim:.2f})"
+    """Say whether the row keeps its bars."""
+    said = []
+    for bar in row.bars:
+        sign, word = ">=" if bar.at_least else "<=", "reached" if bar.is_kept(row.measured(bar)) else "NOT reached"
+        said.append(f"{bar.of} {sign} {bar.limit:.2f} {word} (aim {bar.aim:.2f})")
+    return "; ".join(said)
 
 
 def show(table: Table) -> None:
@@ -59,7 +60,7 @@ def show(table: Table) -> None:
         return
     names = list(dict.fromkeys(name for row in table.rows for name in row.rounds))
     ratios = list(dict.fromkeys(name for row in table.rows for name in row.ratios))
-    lines = [[table.unit, *names, *ratios, "bar of issue 4"]]
+    lines = [[table.unit, *names, *ratios, "bar"]]
     for row in table.rows:
         medians, compared = row.medians, row.ratios
         lines.append(
@@ -86,7 +87,7 @@ def as_json(table: Table) -> dict[str, Any]:
             "case": row.case,
             "medians": row.medians,
             "ratios": row.ratios,
-            "bar": row.bar and {**row.bar._asdict(), "reached": row.reached},
+            "bars": [{**bar._asdict(), "reached": bar.is_kept(row.measured(bar))} for bar in row.bars],
             "note": row.note or None,
             "rounds": row.rounds,
         }
@@ -101,7 +102,7 @@ def draw(table: Table, path: str, heading: str) -> None:
 
     lines, columns = len(table.samples) // len(SIZES), len(SIZES)
     figure = Figure(figsize=(4 * columns, 3.5 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, sharey=True)
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
     for axis, (case, by_name) in zip(axes.flat, table.samples.items(), strict=True):
         for name, ordered in by_name.items():
             shares = [1 - k / len(ordered) for k in range(len(ordered))]
@@ -124,8 +125,8 @@ def main() -> None:
     parser.add_argument("--png", metavar="FILE", help="draw the distributions of the round trips; needs matplotlib")
     parser.add_argument("--transport", choices=("local", "vsock"), default="local", help="vsock: only in a guest")
     options = parser.parse_args()
-    if options.png and options.only not in (None, "round-trip"):
-        parser.error("--png draws round trips: --only must be round-trip, or left out")
+    if options.png and options.only not in (None, "round-trip", "messages"):
+        parser.error("--png draws round trips: --only must be round-trip or messages, or left out")
     if options.png and importlib.util.find_spec("matplotlib") is None:
         parser.error("--png needs matplotlib: pip install matplotlib")
     report: dict[str, Any] = {
@@ -144,7 +145,7 @@ def main() -> None:
                 table = measure(QUICK if options.quick else FULL, options.transport)
                 show(table)
                 report["measures"][name] = as_json(table)
-                if table.samples and options.png:
+                if options.png and name == (options.only or "round-trip"):
                     draw(table, options.png, heading)
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

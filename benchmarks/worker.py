@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -50,18 +51,64 @@ def stream(sock: socket.socket, size: int) -> tuple[Call, Call]:
     return ask, answer
 
 
+def stdlib_idiom(sock: socket.socket, size: int) -> tuple[Call, Call]:
+    """Round trips of messages, the way that programs on the standard library write them."""
+    request, header = bytes(new_buffer(size)), struct.Struct(">I")
+
+    def receive_exactly(count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            chunk = sock.recv(count - len(data))
+            if not chunk:
+                raise EOFError
+            data += chunk
+        return data
+
+    def receive() -> bytes:
+        (length,) = header.unpack(receive_exactly(header.size))
+        return receive_exactly(length)
+
+    def ask() -> None:
+        sock.sendall(header.pack(len(request)) + request)
+        receive()
+
+    def answer() -> None:
+        message = receive()
+        sock.sendall(header.pack(len(message)) + message)
+
+    return ask, answer
+
+
+def exchange(sock: hvsock.HyperVSocket, size: int) -> tuple[Call, Call]:
+    """Round trips of messages with the methods for that; the server receives and sends."""
+    request = bytes(new_buffer(size))
+
+    def ask() -> None:
+        sock.exchange(request)
+
+    def answer() -> None:
+        sock.send_message(sock.recv_message())
+
+    return ask, answer
+
+
 class Contender(NamedTuple):
     """A class of sockets, and what one round trip is on it: the client's call and the server's."""
 
     type: type[socket.socket]
     round_trip: Callable[[Any, int], tuple[Call, Call]] = stream
+    busy_poll: int = 0  # microseconds
 
 
 #: Another contender is one more function like `stream`, a line here, and its name in a measure of measures.py.
 CONTENDERS: Final = {
     "CPython": Contender(socket.socket),
     "hvsock": Contender(hvsock.HyperVSocket),
+    "hvsock, busy_poll": Contender(hvsock.HyperVSocket, busy_poll=50),
     "C type": Contender(Socket),
+    "stdlib idiom": Contender(socket.socket, stdlib_idiom),
+    "exchange": Contender(hvsock.HyperVSocket, exchange),
+    "exchange, busy_poll": Contender(hvsock.HyperVSocket, exchange, busy_poll=50),
 }
 
 
@@ -80,6 +127,8 @@ class Worker:
         self._socks = [contender.type(fileno=descriptor) for descriptor in descriptors]
         for sock in self._socks:
             sock.settimeout(self._timeout)
+            if contender.busy_poll:
+                sock.busy_poll = contender.busy_poll
 
     # Between two processes; each has one end of the connection.
 

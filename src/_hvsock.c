@@ -1364,15 +1364,12 @@ module_free(void *module)
     Py_CLEAR(state->proto);
 }
 
+/* An interpreter refuses slots that it does not know; the array to use starts where its version says.
+ * State is per socket or per module, and the statics are the same in every interpreter. */
 static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},                                    /* 3.13 */
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED}, /* 3.12 */
     {Py_mod_exec, (void *)module_exec},
-    {0, NULL},
-};
-
-/* From 3.12 on: state is per socket or per module, and the statics are the same in every interpreter. */
-static PyModuleDef_Slot module_slots_3_12[] = {
-    {Py_mod_exec, (void *)module_exec},
-    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
     {0, NULL},
 };
 
@@ -1391,6 +1388,6 @@ PyMODINIT_FUNC PyInit__hvsock(void);
 PyMODINIT_FUNC
 PyInit__hvsock(void)
 {
-    module_definition.m_slots = Py_Version >= 0x030c0000 ? module_slots_3_12 : module_slots;
+    module_definition.m_slots = module_slots + (Py_Version < 0x030d0000) + (Py_Version < 0x030c0000);
     return PyModuleDef_Init(&module_definition);
 }
