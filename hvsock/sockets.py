@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, Final, Self, cast
 
@@ -89,7 +88,7 @@ class HyperVSocket(Socket):
                 exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
                 exc.add_note('transport="local", or HVSOCK_TRANSPORT=local, needs no hypervisor')
             raise
-        self._transport = transport_of_family(self.family)
+        self._transport = transport_of_family(self.family) if chosen is None else chosen
 
     @property
     def proto(self) -> int:
@@ -106,14 +105,20 @@ class HyperVSocket(Socket):
         if self._transport is None:
             return super().bind(address)
         to = as_address(address)
-        with self._noted("bind", local=to):
+        try:
             self._before_close = self._transport.bind(self, to)
+        except OSError as exc:
+            self._note(exc, "bind", local=to)
+            raise
         return None
 
     def listen(self, backlog: int | None = None, /) -> None:
         """Start to accept connections, of which `backlog` may wait; by default `socket.listen`'s number."""
-        with self._noted("listen"):
+        try:
             super().listen(*(() if backlog is None else (backlog,)))
+        except OSError as exc:
+            self._note(exc, "listen")
+            raise
 
     def connect(self, address: Any, /) -> None:
         """Connect to a service: of the parent, of this partition (loopback), or of the VM with that id.
@@ -128,8 +133,11 @@ class HyperVSocket(Socket):
         if self._transport is None:
             return super().connect(address)
         to = as_address(address)
-        with self._noted("connect", peer=to):
+        try:
             self._transport.connect(self, to)
+        except OSError as exc:
+            self._note(exc, "connect", peer=to)
+            raise
         return None
 
     def connect_ex(self, address: Any, /) -> int:
@@ -151,8 +159,11 @@ class HyperVSocket(Socket):
         The options of this socket hold for the new one too. On POSIX the handle is non-blocking after the first call,
         whatever the timeout, so that close() can end the wait: another object on the same handle has to expect that.
         """
-        with self._noted("accept"):
+        try:
             sock, native = super().accept()
+        except OSError as exc:
+            self._note(exc, "accept")
+            raise
         if self._transport is None:
             return sock, native
         sock._options = dict(self._options)
@@ -175,6 +186,7 @@ class HyperVSocket(Socket):
         """Duplicate the socket; the copy is not inheritable."""
         copy = super().dup()
         copy._options = dict(self._options)
+        copy.busy_poll = self.busy_poll
         return copy
 
     def detach(self) -> int:
@@ -235,19 +247,13 @@ class HyperVSocket(Socket):
         self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
         self._options[option] = bool(value)
 
-    @contextlib.contextmanager
-    def _noted(
-        self, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None
-    ) -> Iterator[None]:
-        try:
-            yield
-        except BlockingIOError:
-            raise
-        except OSError as exc:
-            if self._transport is not None:
-                local = local or _address_or_none(self.getsockname)
-                errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
-            raise
+    def _note(
+        self, exc: OSError, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None
+    ) -> None:
+        """Add notes to an error, unless it only says "not yet"."""
+        if self._transport is not None and not isinstance(exc, BlockingIOError):
+            local = local or _address_or_none(self.getsockname)
+            errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
 
     def _explain(self, exception: OSError, operation: str, /) -> None:
         """Add notes to the error of a data call; called by C."""

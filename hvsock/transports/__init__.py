@@ -14,6 +14,7 @@ from hvsock.transports.vsock import VsockTransport
 __all__ = ["Transport", "default_transport", "transport_named", "transport_of_family", "transports"]
 
 _TRANSPORTS: Final[tuple[Transport, ...]] = (HyperVTransport(), VsockTransport(), LocalTransport())
+_OF_FAMILY: Final = {transport.family: transport for transport in _TRANSPORTS}
 
 
 def transports() -> tuple[Transport, ...]:
@@ -35,7 +36,7 @@ def transport_named(name: str) -> Transport:
 
 def transport_of_family(family: int) -> Transport | None:
     """Return the transport over a socket family, or None when it carries no Hyper-V addresses."""
-    return next((transport for transport in _TRANSPORTS if transport.family == family), None)
+    return _OF_FAMILY.get(family)
 
 
 def default_transport() -> Transport:
