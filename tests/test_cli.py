@@ -378,10 +378,8 @@ def test_a_stream_that_comes_back_changed_is_a_failure(served: str, monkeypatch:
 
 def test_a_stream_that_comes_back_short_is_a_failure(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def swallow(connection: hvsock.HyperVSocket) -> None:
-        total = 0
         while data := connection.recv(65536):
-            total += len(data)
-            connection.sendall(data if total < (1 << 20) else data[:-1])
+            connection.sendall(data if len(data) == cli.PAYLOAD else data[:-1])
 
     monkeypatch.setattr(cli.EchoService, "_echo", staticmethod(swallow))
     assert failing_demo(served) == "what came back is not what was sent\n"

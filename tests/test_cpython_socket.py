@@ -116,8 +116,10 @@ def run(kind: str, groups: tuple[tuple[str, ...], ...], excluded: dict[str, str]
     ran, failed = 0, {}
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(Child("cpython_socket", kind, *group, *(f"-{name}" for name in excluded)))
-            for group in groups
+            stack.enter_context(
+                Child("cpython_socket", kind, index, len(groups), *group, *(f"-{name}" for name in excluded))
+            )
+            for index, group in enumerate(groups)
         ]
         for child in children:
             for line in child.finish(4 * LIMIT):
