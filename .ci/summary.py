@@ -1,4 +1,6 @@
-"""Print why tests of `.ci/run` were skipped, a table of its steps and, last, the totals: `summary.py LOGS`.
+"""Print the end of `.ci/run`: why tests were skipped, a table of its steps, what failed and why, and the totals.
+
+`summary.py LOGS`. All that names a failure stands at the end, where a log that was cut short still has it.
 
 LOGS holds `order` (the names of the steps), and for each step `NAME.log` and `NAME.status` (exit status and seconds).
 A log with pytest's closing lines gives a row for each Python; else its lines "ok ..." and "FAILED ..." are counted;
@@ -20,6 +22,12 @@ COUNT = re.compile(r"(\d+) ([a-z]+)")
 SKIP = re.compile(r"^SKIPPED \[(\d+)\] \S+?:\d+: (.*)$", re.MULTILINE)
 FAILED = {"failed", "error", "errors", "xpassed"}
 SKIPPED = {"skipped", "xfailed"}
+# pytest's headings: of a part of its report, and of one test in it.
+PART = re.compile(r"=+ (.+?) =+")
+TEST = re.compile(r"_{3,} .+ _{3,}")
+#: Lines on what failed, of all steps together; for a step without a test's name, at most so many.
+LINES = 40
+LAST_LINES = 20
 
 
 class Row(NamedTuple):
@@ -49,9 +57,14 @@ def read_pytest(bed: str, log: str) -> list[Row]:
     return list(rows.values())
 
 
+def read_log(logs: Path, bed: str) -> str:
+    """Return what one step printed."""
+    return (logs / f"{bed}.log").read_text(encoding="utf-8", errors="replace")
+
+
 def read_step(logs: Path, bed: str) -> list[Row]:
     """Return the rows of one step; a step that failed has a failure in them, whatever its log says."""
-    log = (logs / f"{bed}.log").read_text(encoding="utf-8", errors="replace")
+    log = read_log(logs, bed)
     status, seconds = map(int, (logs / f"{bed}.status").read_text().split())
     rows = read_pytest(bed, log)
     if not rows:
@@ -70,8 +83,7 @@ def print_skips(logs: Path, beds: list[str]) -> None:
     counts: Counter[str] = Counter()
     where: dict[str, set[str]] = defaultdict(set)
     for bed in beds:
-        log = (logs / f"{bed}.log").read_text(encoding="utf-8", errors="replace")
-        for number, reason in SKIP.findall(log):
+        for number, reason in SKIP.findall(read_log(logs, bed)):
             counts[reason] += int(number)
             where[reason].add(bed)
     print("\nskipped:")
@@ -79,14 +91,42 @@ def print_skips(logs: Path, beds: list[str]) -> None:
         print(f"{number:>5}  {reason} ({', '.join(sorted(where[reason]))})")
 
 
+def read_failures(log: str, limit: int) -> list[str]:
+    """Return up to `limit` lines on what failed: pytest's names of tests and last reasons, else the log's end."""
+    names: list[str] = []
+    reasons: list[str] = []
+    part = ""
+    for line in log.splitlines():
+        if match := PART.fullmatch(line):
+            part = match[1]
+        elif part == "short test summary info" and line.startswith(("FAILED ", "ERROR ")):
+            names.append(line)
+        elif part in ("FAILURES", "ERRORS") and (line.startswith("E  ") or TEST.fullmatch(line)):
+            reasons.append(line)
+    if not names:
+        return log.splitlines()[-min(limit, LAST_LINES) :]
+    if len(names) > limit:
+        return [*names[: limit - 1], f"and {len(names) - limit + 1} more"]
+    return names + reasons[len(reasons) - min(len(reasons), limit - len(names)) :]
+
+
+def print_failures(logs: Path, beds: list[str]) -> None:
+    """Print which tests of these beds failed, and why."""
+    for bed in beds:
+        print(f"\nfailed: {bed}")
+        for line in read_failures(read_log(logs, bed), max(LINES // len(beds), 3)):
+            print(f"    {line}")
+
+
 def main(logs: Path) -> int:
-    """Print the reasons of the skips, the table and the totals."""
+    """Print the reasons of the skips, the table, the failures and the totals."""
     beds = (logs / "order").read_text().split()
     print_skips(logs, beds)
     rows = [row for bed in beds for row in read_step(logs, bed)]
     print(f"\n{'bed':<16} {'Python':<6} {'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>7}")
     for row in rows:
         print(f"{row.bed:<16} {row.python:<6} {row.passed:>6} {row.failed:>6} {row.skipped:>7} {row.seconds:>7.0f}")
+    print_failures(logs, list(dict.fromkeys(row.bed for row in rows if row.failed)))
     passed, failed, skipped = (sum(counts) for counts in zip(*(row[2:5] for row in rows), strict=True))
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
     return 0 if passed and not failed else 1

@@ -15,6 +15,7 @@ import os
 import platform
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -365,6 +366,29 @@ def local_host(scene: Scene) -> Iterator[None]:
             shutil.rmtree(own, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block, so that what is made in it has an owner who ends it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
+        threading.current_thread() is not threading.main_thread()
+    ):
+        yield  # nothing is raised here
+        return
+    came = False
+
+    def remember(_number: int, _frame: object) -> None:
+        nonlocal came
+        came = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 # --- hvsock demo: the service -----------------------------------------------------------------------------------------
 
 
@@ -637,12 +661,12 @@ def run_client(scene: Scene, service: EchoService, count: int, size: int) -> Res
     # Files, not pipes: nobody has to read them for the client to go on.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = [sys.executable, "-P", "-c", CLIENT, json.dumps(job)]
-        client = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
-        try:
+        with contextlib.ExitStack() as cleanup:
+            with uninterrupted():
+                client = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
+                cleanup.callback(client.wait)
+                cleanup.callback(client.kill)
             wait(client, service)
-        finally:
-            client.kill()
-            client.wait()
         out.seek(0)
         err.seek(0)
         return read_outcome(out.read().decode(errors="replace"), err.read().decode(errors="replace"), client.returncode)
@@ -679,8 +703,10 @@ def read_outcome(out: str, err: str, code: int) -> Result:
 
 def run_demo(scene: Scene, count: int, size: int) -> dict[str, Any]:
     """Serve, run the client against it, clean up, and return the report."""
-    with local_host(scene):
-        service = EchoService(scene)
+    with local_host(scene), contextlib.ExitStack() as cleanup:
+        with uninterrupted():
+            service = EchoService(scene)
+            cleanup.callback(service.close)
         try:
             result = run_client(scene, service, count, size)
         except Failure as failure:
@@ -688,8 +714,6 @@ def run_demo(scene: Scene, count: int, size: int) -> dict[str, Any]:
                 reason = Failure.of(service.error)
                 failure.notes += (f"the service ended: {escaped(reason.message)}", *reason.notes)
             raise
-        finally:
-            service.close()
     return {
         "transport": scene.transport,
         "reason": scene.reason,

@@ -228,8 +228,13 @@ def signal_raises(implementation: str, operation: str, timeout: str) -> None:
     class FromHandlerError(Exception):
         pass
 
+    raised = False
+
     def handler(*_: object) -> None:
-        raise FromHandlerError
+        nonlocal raised
+        if not raised:  # not in the midst of what follows the call, however late that comes
+            raised = True
+            raise FromHandlerError
 
     with contextlib.ExitStack() as stack:
         if operation == "accept":
@@ -423,8 +428,8 @@ def interrupted(implementation: str, operation: str, timeout: str) -> None:
         _, call = make_blocked(stack, implementation, operation, timeout)
         if sys.platform == "win32":
             Task(raise_signal)
-        say("waiting")
         try:
+            say("waiting")
             call()
         except KeyboardInterrupt:
             say("interrupted")
@@ -638,8 +643,8 @@ def dial_default(port: str) -> None:
 # CPython's own tests
 
 
-def swapped_socket(kind: str) -> type[socket.socket]:
-    """Return the class that CPython's tests shall take for `socket.socket`."""
+def swapped_socket(kind: str, ports: Iterator[int]) -> type[socket.socket]:
+    """Return the class that CPython's tests shall take for `socket.socket`; `ports` are free ones of the transport."""
     import hvsock
     from hvsock._hvsock import Socket
 
@@ -691,8 +696,7 @@ def swapped_socket(kind: str) -> type[socket.socket]:
 
         def bind(self, address: Any, /) -> None:
             host, port = address
-            # getaddrinfo, on the way of create_connection, takes 16 bits.
-            super().bind(self.to_hyperv((host, port or random.SystemRandom().randrange(0x2000, 0x10000))))
+            super().bind(self.to_hyperv((host, port or next(ports))))
 
         def connect(self, address: Any, /) -> None:
             super().connect(self.to_hyperv(address))
@@ -710,8 +714,12 @@ def swapped_socket(kind: str) -> type[socket.socket]:
     return TransportSocket
 
 
-def cpython_socket(kind: str, *names: str) -> None:
-    """Run classes or tests of `test.test_socket`, but none whose name follows a "-", with `socket.socket` swapped."""
+def cpython_socket(kind: str, index: str, count: str, *names: str) -> None:
+    """Run classes or tests of `test.test_socket`, but none whose name follows a "-", with `socket.socket` swapped.
+
+    This is one of `count` processes at the same time, whose ports must not meet.
+    """
+    import itertools
     import re
     import tempfile
     import unittest
@@ -731,7 +739,9 @@ def cpython_socket(kind: str, *names: str) -> None:
             else:
                 yield test
 
-    socket.socket = socket.SocketType = swapped_socket(kind)  # type: ignore[misc]
+    # Of 16 bits, as getaddrinfo takes them on the way of create_connection: random ones would meet now and then.
+    ports = itertools.count(0x2000 + int(index), int(count))
+    socket.socket = socket.SocketType = swapped_socket(kind, ports)  # type: ignore[misc]
     loader = unittest.defaultTestLoader
     excluded = {name.removeprefix("-") for name in names if name.startswith("-")}
     loaded = [

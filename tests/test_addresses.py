@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hvsock import addresses
@@ -98,8 +98,8 @@ GUIDS = st.one_of(
 ADDRESSES = st.builds(HyperVAddress, GUIDS, GUIDS)
 PORT_NUMBERS = st.one_of(st.integers(0, MAX_PORT), st.sampled_from(sorted(PORTS)))
 
-# A busy machine, or an emulated one, may take long over one example.
-unhurried = settings(deadline=None)
+# A busy machine, or an emulated one, may take long over one example, and over making it.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 BAD_GUIDS = [
     "",

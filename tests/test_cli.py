@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -377,10 +378,8 @@ def test_a_stream_that_comes_back_changed_is_a_failure(served: str, monkeypatch:
 
 def test_a_stream_that_comes_back_short_is_a_failure(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def swallow(connection: hvsock.HyperVSocket) -> None:
-        total = 0
         while data := connection.recv(65536):
-            total += len(data)
-            connection.sendall(data if total < (1 << 20) else data[:-1])
+            connection.sendall(data if len(data) == cli.PAYLOAD else data[:-1])
 
     monkeypatch.setattr(cli.EchoService, "_echo", staticmethod(swallow))
     assert failing_demo(served) == "what came back is not what was sent\n"
@@ -449,6 +448,38 @@ def test_ctrl_c_in_the_demo_cleans_up_and_exits_130(
     assert len(clients) == 1
     assert not any(directory.exists() for directory in temporary_directories)
     assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("what", ["service", "client"])
+def test_ctrl_c_while_something_starts_leaves_nothing_behind(
+    what: str,
+    served: str,
+    monkeypatch: pytest.MonkeyPatch,
+    clients: list[subprocess.Popen[bytes]],
+    temporary_directories: list[Path],
+) -> None:
+    listen = cli.listen
+
+    def listen_interrupted(scene: cli.Scene) -> Any:
+        listening = listen(scene)
+        signal.raise_signal(signal.SIGINT)
+        return listening
+
+    class PopenInterrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            signal.raise_signal(signal.SIGINT)
+
+    if what == "service":
+        monkeypatch.setattr(cli, "listen", listen_interrupted)
+    else:
+        monkeypatch.setattr(subprocess, "Popen", PopenInterrupted)
+    result = run("demo", "--transport", served, *QUICK)
+    assert result.exit_code == 130
+    assert len(clients) == (what == "client")
+    assert not any(directory.exists() for directory in temporary_directories)
+    assert no_thread_is_left()
+    gc.collect()  # a socket left open would be warned of here
 
 
 # what is printed

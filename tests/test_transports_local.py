@@ -398,6 +398,21 @@ def test_many_start_at_once() -> None:
             child.finish()
 
 
+def test_names_are_taken_one_after_the_other(local_directory: Path) -> None:
+    """Who takes a name that nobody has waits for the lock too: while the kernel makes it, it looks like a dead one."""
+    import fcntl
+
+    lock = os.open(local_directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        task = Task(listen, HOST, WILDCARD)
+        assert not task.wait(2 * TICK)
+        assert names(local_directory) == []
+    finally:
+        os.close(lock)
+    task.result().close()
+
+
 def test_file_that_is_no_socket_is_not_replaced(local_directory: Path) -> None:
     with listen(HOST, WILDCARD):
         [name] = names(local_directory)

@@ -69,13 +69,13 @@ class LocalTransport(Transport):
         if address.vm_id in unbindable:
             raise _os_error(errno.EADDRNOTAVAIL)
         path = _path(_made_directory(), me, address)
-        try:
-            Socket.bind(sock, str(path))
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise
-            with _locked(path.parent):
-                if _is_live(path):
+        # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
+        # whoever looked meanwhile would take it for a dead one.
+        with _locked(path.parent):
+            try:
+                Socket.bind(sock, str(path))
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or _is_live(path):
                     raise
                 path.unlink(missing_ok=True)
                 Socket.bind(sock, str(path))
@@ -261,7 +261,7 @@ def _is_live(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from replacing names in the directory meanwhile."""
+    """Keep other processes from taking names in the directory meanwhile."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     import fcntl
