@@ -170,6 +170,7 @@ hv_socket_sync(hv_socket *s)
 {
     if (s->generation != hv_generation) {
         s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
+        hv_forget_calls(s);
         hv_socket_init(s);
     }
 }

@@ -43,6 +43,7 @@ typedef struct {
 static inline void
 hv_pending_init(hv_pending *pending)
 {
+    pending->event = NULL;
     pending->finish = NULL;
     pending->creates = 0;
 }

@@ -185,6 +185,7 @@ begin_receive(hv_message *m, int kind, size_t size)
         return status;
     }
     if (in->state == HV_INBOX_EMPTY) {
+        inbox_clear(in);
         in->state = kind;
         in->header_got = kind == HV_INBOX_EXACTLY ? sizeof in->header : 0;
         in->size = size;
