@@ -85,6 +85,20 @@ def test_every_block_is_covered() -> None:
     assert set(BLOCKS) == {f"file: {name}" for name in files} | {"run: certificates", ""}
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/explanation/security.md", "docs/howto/tls.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = utils.TESTS.parent / page
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        target, _, anchor = link.partition("#")
+        text = (path.parent / target).read_text(encoding="utf-8")
+        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        assert not anchor or anchor in {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}, (
+            link
+        )
+
+
 # The token
 
 
