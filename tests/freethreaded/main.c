@@ -31,6 +31,22 @@ configure(PyConfig *config, int argc, char **argv)
     return PyStatus_Exception(status) ? status : PyConfig_SetBytesArgv(config, argc, argv);
 }
 
+/* Unless -P or -I forbids it, modules are found beside the file that is run. */
+static PyStatus
+add_directory_of_file(PyConfig *config)
+{
+    wchar_t directory[4096] = L".";
+    const wchar_t *file = config->run_filename, *slash = file == NULL ? NULL : wcsrchr(file, L'/');
+    if (file == NULL || config->safe_path || (slash != NULL && (size_t)(slash - file) >= Py_ARRAY_LENGTH(directory))) {
+        return PyStatus_Ok();
+    }
+    if (slash != NULL) {
+        wmemcpy(directory, file, (size_t)(slash - file));
+        directory[slash - file] = 0;
+    }
+    return PyWideStringList_Insert(&config->module_search_paths, 0, directory);
+}
+
 static int
 run_module(const wchar_t *name)
 {
@@ -78,6 +94,9 @@ python_main(int argc, char **argv, char **Py_UNUSED(environment))
     status = configure(&config, argc, argv);
     if (!PyStatus_Exception(status)) {
         status = PyConfig_Read(&config); /* the command line, taken apart */
+    }
+    if (!PyStatus_Exception(status)) {
+        status = add_directory_of_file(&config);
     }
     if (!PyStatus_Exception(status)) {
         status = Py_InitializeFromConfig(&config);
