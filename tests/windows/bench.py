@@ -1,4 +1,4 @@
-"""Makes what ``run`` and ``compile-check`` use: Windows CPythons, the provider, the extension.
+"""Makes what ``run`` and ``compile-check`` use: Windows CPythons, the provider, the extension and its wheel.
 
 Every product is made once and kept in the work directory, with a stamp: a hash of all that it is
 made from. It is made again when that hash differs. Works with Python 3.11 and later, on Linux.
@@ -9,6 +9,7 @@ made from. It is made again when that hash differs. Works with Python 3.11 and l
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import os
@@ -17,7 +18,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -351,40 +351,8 @@ def build_extension(work: Path, source: Interpreter, stable_abi: Path) -> Path:
     return product
 
 
-def install_metadata(packages: Path) -> None:
-    """What importlib.metadata reads: name, version, entry points."""
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    name, init = project["name"], (PROJECT / "hvsock" / "__init__.py").read_text()
-    version = project.get("version") or re.findall(r"^__version__ = \"(.+)\"", init, re.MULTILINE)[0]
-    scripts = [f"{script} = {target}" for script, target in project.get("scripts", {}).items()]
-    info = packages / f"{name}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text("\n".join(["[console_scripts]", *scripts, ""]))
-    (info / "RECORD").write_text("")
-
-
-def install_project(source: Interpreter, tree: Path, provider: Path, extension: Path) -> None:
-    """The provider beside python.exe; the package and the provider's controls in site-packages."""
-    packages = tree / "Lib" / "site-packages"
-    shutil.copy(provider, tree)
-    shutil.copy(HERE / "hvsim.py", packages)
-    for old in packages.glob("hvsock*"):
-        shutil.rmtree(old)
-    shutil.copytree(
-        PROJECT / "hvsock",
-        packages / "hvsock",
-        ignore=shutil.ignore_patterns("__pycache__", "*.so", "*.pyd"),
-    )
-    shutil.copy(extension, packages / "hvsock")
-    compile_modules(source, packages / "hvsock")
-    install_metadata(packages)
-
-
-def copy_tests(work: Path) -> None:
-    """The project without the package: tests must find the installed one."""
-    target = work / "project"
-    shutil.rmtree(target, ignore_errors=True)
+def project_files() -> list[str]:
+    """What is in the repository or about to be; where there is no git, as in an sdist, every file."""
     listing = subprocess.run(
         ["git", "-C", PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
@@ -393,12 +361,77 @@ def copy_tests(work: Path) -> None:
     if listing.returncode == 0:
         names = [os.fsdecode(name) for name in listing.stdout.split(b"\0") if name]
     else:
-        top = ["pyproject.toml", *(str(p.relative_to(PROJECT)) for p in (PROJECT / "tests").rglob("*"))]
-        names = [name for name in top if "__pycache__" not in name]
+        names = [str(path.relative_to(PROJECT)) for path in PROJECT.rglob("*") if "__pycache__" not in path.parts]
+    return [name for name in names if (PROJECT / name).is_file()]
+
+
+def copy_project(target: Path, names: Iterable[str]) -> None:
+    shutil.rmtree(target, ignore_errors=True)
     for name in names:
-        if not name.startswith("hvsock/") and (PROJECT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, target / name)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, target / name)
+
+
+def build_wheel(work: Path, source: Interpreter, extension: Path) -> Path:
+    """hvsock-VERSION-cp311-abi3-win_amd64.whl: what setuptools makes here, with the Windows extension."""
+    folder = work / "wheel"
+    names = [name for name in project_files() if not name.startswith((".", "tests/", "benchmarks/"))]
+    with stamped(work / "wheel.stamp", *[PROJECT / name for name in names], extension, Path(__file__)) as stale:
+        if stale:
+            shutil.rmtree(folder, ignore_errors=True)
+            copy_project(folder / "project", names)
+            run([
+                source.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
+                "--wheel-dir", folder, folder / "project",
+            ])  # fmt: skip
+            made_here = next(folder.glob("*.whl"))
+            repack(made_here, extension)
+            made_here.unlink()
+    return next(folder.glob("*.whl"))
+
+
+def repack(wheel: Path, extension: Path) -> None:
+    """Write the Windows wheel beside the Linux one: another extension, tag and RECORD, and the rest as it is."""
+    name, version, python, abi, _ = wheel.stem.split("-")
+    tag = f"{python}-{abi}-win_amd64"
+    record_name = f"{name}-{version}.dist-info/RECORD"
+    record = []
+    with (
+        zipfile.ZipFile(wheel) as linux,
+        zipfile.ZipFile(wheel.parent / f"{name}-{version}-{tag}.whl", "w", zipfile.ZIP_DEFLATED) as windows,
+    ):
+        for member in linux.namelist():
+            target, data = member, linux.read(member)
+            if member == record_name:
+                continue
+            if member.endswith(".so"):
+                target, data = f"{name}/{extension.name}", extension.read_bytes()
+            elif member.endswith(".dist-info/WHEEL"):
+                data = re.sub(rb"^Tag: .*$", f"Tag: {tag}".encode(), data, flags=re.MULTILINE)
+            windows.writestr(target, data)
+            hashed = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            record.append(f"{target},sha256={hashed},{len(data)}\n")
+        windows.writestr(record_name, "".join([*record, f"{record_name},,\n"]))
+
+
+def install_project(source: Interpreter, tree: Path, provider: Path, wheel: Path) -> None:
+    """The provider beside python.exe; the wheel and the provider's controls in site-packages."""
+    packages = tree / "Lib" / "site-packages"
+    shutil.copy(provider, tree)
+    shutil.copy(HERE / "hvsim.py", packages)
+    for old in packages.glob("hvsock*"):
+        shutil.rmtree(old)
+    run([
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--no-index",
+        "--only-binary=:all:", "--platform", "win_amd64", "--implementation", "cp",
+        "--python-version", source.version, "--target", packages, wheel,
+    ])  # fmt: skip
+    compile_modules(source, packages / "hvsock")
+
+
+def copy_tests(work: Path) -> None:
+    """The project without the package: tests must find the installed one."""
+    copy_project(work / "project", [name for name in project_files() if not name.startswith("hvsock/")])
 
 
 def build(work: Path, executables: list[str]) -> None:
@@ -413,11 +446,11 @@ def build(work: Path, executables: list[str]) -> None:
     if oldest is None:
         raise Missing("bench.py build needs Python 3.11 in its list: the extension is built for it")
     stable_abi = import_library(work, oldest, download(work, oldest))
-    extension = build_extension(work, oldest, stable_abi)
+    wheel = build_wheel(work, oldest, build_extension(work, oldest, stable_abi))
     for source in sources:
         tree = python_tree(work, source, download(work, source))
         install_packages(work, source, tree)
-        install_project(source, tree, provider, extension)
+        install_project(source, tree, provider, wheel)
     copy_tests(work)
 
 

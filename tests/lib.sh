@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Shared by run and compile-check: where things are, and what is missing. Sourced, not run.
+# Shared by the beds: finding Pythons, saying what is missing. Sourced, not run.
 
 TOOL_MISSING=77
 # shellcheck disable=SC2034 # the scripts that source this use it
-WORK=${HVSOCK_BENCH_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/hvsock/windows}
+CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/hvsock
 
 missing() {
     printf '%s: %s\n' "${0##*/}" "$1" >&2
@@ -39,4 +39,12 @@ take_directory() { # take_directory DIRECTORY
     mkdir -p "$1"
     exec {lock}>"$1/lock"
     flock "$lock"
+}
+
+# What a build needs, apart from the checkout and what earlier builds left there.
+copy_source() { # copy_source PROJECT TARGET
+    rm -rf "$2"
+    mkdir -p "$2"
+    cp -r "$1"/{LICENSE,README.md,pyproject.toml,setup.py,hvsock,src} "$2"
+    find "$2/hvsock" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -r {} +
 }
