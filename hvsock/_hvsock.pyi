@@ -11,6 +11,14 @@ _S = TypeVar("_S", bound=type[Socket])
 
 def own_data_path(cls: _S, /) -> _S: ...
 
+class Pump:
+    """Moves bytes between pairs of connected sockets, each pair in a thread of its own."""
+
+    @property
+    def transferred(self) -> tuple[int, int]: ...
+    def run(self, a: int, b: int, idle_timeout: float | None, /) -> bool: ...
+    def stop(self) -> None: ...
+
 class Socket(socket.socket):
     """A `socket.socket` with a data path, waiting and closing of its own.
 

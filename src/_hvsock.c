@@ -4,6 +4,7 @@
 #include "hv_abi.h"
 
 #include "hv_message.h"
+#include "hv_pump.h"
 
 #define BUSY_POLL_MAX 1000000 /* microseconds */
 #define RECV_ON_STACK 8192    /* recv() up to this size allocates once, for what arrived */
@@ -1328,7 +1329,7 @@ module_exec(PyObject *module)
     }
     type = make_type(module, state->base);
     if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
-        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0) {
+        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0) {
         result = 0;
     }
     Py_XDECREF(type);

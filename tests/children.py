@@ -830,6 +830,50 @@ def memory_leaks() -> None:
             say(f"{name}\t{min(growth)}")
 
 
+# Relays
+
+
+def relay_until_ctrl_c() -> None:
+    """Serve until Ctrl-C is pressed."""
+    from hvsock.relay import Relay
+
+    def press() -> None:
+        sys.stdin.readline()
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Task(press)
+    relay = Relay("tcp://:0", "tcp://:1")
+    try:
+        with relay:
+            say("serving")
+            relay.serve_forever()
+    except KeyboardInterrupt:
+        say("interrupted", relay)
+
+
+def relay_with_few_descriptors() -> None:
+    """Serve with room for a few connections, and print what is logged."""
+    import logging
+    import resource
+
+    from hvsock.relay import Relay
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot accept" in record.getMessage():
+                say(record.getMessage())
+
+    logging.getLogger("hvsock.relay").addHandler(Lines())
+    with Relay("tcp://:0", sys.stdin.readline().strip()) as relay:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + 20,) * 2)
+        say(relay.address)
+        sys.stdin.readline()
+
+
 def main(name: str, *arguments: str) -> None:
     # Ends the process, with the stack of every thread, even where the parent is gone.
     faulthandler.dump_traceback_later(5 * LIMIT, exit=True)

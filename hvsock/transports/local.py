@@ -38,7 +38,7 @@ from hvsock.addresses import (
 )
 from hvsock.transports.base import Transport
 
-__all__ = ["LocalTransport", "directory", "partition"]
+__all__ = ["LocalTransport", "bind_path", "directory", "partition"]
 
 _HOST: Final = "host"
 _NAME_OF: Final = {
@@ -68,18 +68,7 @@ class LocalTransport(Transport):
         unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
         if address.vm_id in unbindable:
             raise _os_error(errno.EADDRNOTAVAIL)
-        path = _path(_made_directory(), me, address)
-        # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
-        # whoever looked meanwhile would take it for a dead one.
-        with _locked(path.parent):
-            try:
-                Socket.bind(sock, str(path))
-            except OSError as exc:
-                if exc.errno != errno.EADDRINUSE or _is_live(path):
-                    raise
-                path.unlink(missing_ok=True)
-                Socket.bind(sock, str(path))
-        return _remover(path)
+        return bind_path(sock, _path(_made_directory(), me, address))
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect to the listener whose VM id is the most specific one that lets this process in."""
@@ -113,6 +102,25 @@ class LocalTransport(Transport):
         owner, address = name
         vm_id = HV_GUID_LOOPBACK if owner == partition() else HV_GUID_PARENT if owner is None else owner
         return HyperVAddress(vm_id, address.service_id)
+
+
+def bind_path(sock: Socket, path: Path) -> Callable[[], None]:
+    """Bind to a path, replacing the name of a listener that was killed; return what removes the name again.
+
+    Raises:
+        OSError: a living process has this name, or as the system says.
+    """
+    # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
+    # whoever looked meanwhile would take it for a dead one.
+    with _locked(path.parent):
+        try:
+            Socket.bind(sock, str(path))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE or _is_live(path):
+                raise
+            path.unlink(missing_ok=True)
+            Socket.bind(sock, str(path))
+    return _remover(path)
 
 
 def partition() -> UUID | None:

@@ -1,0 +1,299 @@
+/* The relay's pump: moves bytes between two connected sockets, both ways at once, until both
+ * directions have ended. The type Pump is what Python sees of it; hv_pump_posix.h and
+ * hv_pump_windows.h have the loop. Included by _hvsock.c after hv_platform.h. */
+#ifndef HV_PUMP_H
+#define HV_PUMP_H
+
+#include "hv_platform.h"
+
+/* One direction's room. Measured from 8 KiB on: the cost of a byte no longer falls above 128 KiB, and
+ * splice() through a pipe costs more than this copy as soon as one of the two is no AF_UNIX socket.
+ * Pages that no data has reached are never touched. */
+#define HV_PUMP_ROOM 131072
+
+#if defined(_MSC_VER) && !defined(__clang__)
+typedef volatile __int64 hv_count;
+
+static inline void
+hv_count_add(hv_count *count, size_t n)
+{
+    _InterlockedExchangeAdd64(count, (__int64)n);
+}
+
+static inline unsigned long long
+hv_count_get(hv_count *count)
+{
+    return (unsigned long long)_InterlockedOr64(count, 0);
+}
+#else
+typedef uint64_t hv_count;
+
+static inline void
+hv_count_add(hv_count *count, size_t n)
+{
+    __atomic_fetch_add(count, n, __ATOMIC_RELAXED);
+}
+
+static inline unsigned long long
+hv_count_get(hv_count *count)
+{
+    return __atomic_load_n(count, __ATOMIC_RELAXED);
+}
+#endif
+
+typedef enum {
+    HV_PUMP_RUNS,
+    HV_PUMP_ENDED,   /* both directions; pair->error is that of a send, or 0 */
+    HV_PUMP_STOPPED, /* by hv_stop_set() */
+    HV_PUMP_IDLE,    /* nothing moved for so long */
+    HV_PUMP_FAILED,  /* pair->error: one of the sockets is broken */
+} hv_pump_status;
+
+/* One direction. It receives only when all it has received before is sent: that is the backpressure. */
+typedef struct {
+    hv_handle from, to;
+    char *room;
+    size_t start, end; /* what was received and is not sent yet lies between */
+    int ended;
+    hv_count *count;
+} hv_flow;
+
+typedef struct {
+    hv_flow flows[2]; /* from a to b, and back */
+    int64_t idle;     /* ns, < 0 for ever */
+    int64_t active;   /* hv_now() of the last transfer; kept only if `idle` is a limit */
+    int error;
+} hv_pair;
+
+/* The platform's part, with hv_stop and hv_pump_run(). */
+static void hv_end_stream(hv_handle handle);
+static int hv_error_is_pipe(int error);
+
+static inline int
+hv_flow_is_sending(const hv_flow *flow)
+{
+    return flow->start < flow->end;
+}
+
+static inline int
+hv_pair_has_ended(const hv_pair *pair)
+{
+    return pair->flows[0].ended && pair->flows[1].ended;
+}
+
+static inline void
+hv_pair_is_active(hv_pair *pair)
+{
+    if (pair->idle >= 0) {
+        pair->active = hv_now();
+    }
+}
+
+/* Nothing at all is the end of the stream, which is passed on. */
+static inline void
+hv_flow_received(hv_pair *pair, hv_flow *flow, size_t n)
+{
+    flow->start = 0;
+    flow->end = n;
+    if (n == 0) {
+        flow->ended = 1;
+        hv_end_stream(flow->to);
+    }
+    hv_pair_is_active(pair);
+}
+
+static inline void
+hv_flow_sent(hv_pair *pair, hv_flow *flow, size_t n)
+{
+    flow->start += n;
+    hv_count_add(flow->count, n);
+    hv_pair_is_active(pair);
+}
+
+/* The other direction goes on: what the peer sent before it stopped listening is still to be had. */
+static inline void
+hv_flow_is_refused(hv_pair *pair, hv_flow *flow, int error)
+{
+    flow->start = flow->end = 0;
+    flow->ended = 1;
+    if (!hv_error_is_pipe(error)) {
+        pair->error = error;
+    }
+}
+
+/* Nanoseconds that may pass without a transfer; < 0 for ever. */
+static inline int64_t
+hv_pair_idle_left(const hv_pair *pair)
+{
+    int64_t left = pair->idle < 0 ? -1 : pair->active + pair->idle - hv_now();
+    return pair->idle >= 0 && left < 0 ? 0 : left;
+}
+
+#ifdef _WIN32
+#include "hv_pump_windows.h"
+#else
+#include "hv_pump_posix.h"
+#endif
+
+/* ---- the type ---- */
+
+typedef struct {
+    PyObject_HEAD hv_stop stop;
+    hv_count counts[2];
+} pump_object;
+
+static PyObject *
+pump_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    pump_object *self;
+    int error;
+    if (PyTuple_Size(args) != 0 || kwargs != NULL) {
+        PyErr_SetString(PyExc_TypeError, "Pump() takes no arguments");
+        return NULL;
+    }
+    self = (pump_object *)alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    error = hv_stop_open(&self->stop);
+    if (error != 0) {
+        hv_stop_clear(&self->stop);
+        Py_DECREF(self);
+        return hv_raise_error(error);
+    }
+    return (PyObject *)self;
+}
+
+static void
+pump_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    hv_stop_close(&((pump_object *)self)->stop);
+    release(self);
+    Py_DECREF(type);
+}
+
+/* Seconds, or None: for ever. */
+static int
+as_idle_timeout(PyObject *object, int64_t *ns)
+{
+    double seconds = object == Py_None ? -1.0 : PyFloat_AsDouble(object);
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        return 0;
+    }
+    if (object != Py_None && !(seconds > 0.0)) {
+        PyErr_SetString(PyExc_ValueError, "the idle timeout must be above zero");
+        return 0;
+    }
+    *ns = seconds < 0.0 ? -1 : (int64_t)((seconds > 3e9 ? 3e9 : seconds) * 1e9) + 1;
+    return 1;
+}
+
+static int
+as_handle(PyObject *object, hv_handle *handle)
+{
+    long long wide = PyLong_AsLongLong(object);
+    *handle = (hv_handle)wide;
+    return !(wide == -1 && PyErr_Occurred());
+}
+
+static PyObject *
+pump_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    pump_object *self = (pump_object *)object;
+    hv_pair pair = {0};
+    hv_flow *there = &pair.flows[0], *back = &pair.flows[1];
+    hv_pump_status status;
+    if (nargs != 3) {
+        PyErr_Format(PyExc_TypeError, "run() takes 3 positional arguments (%zd given)", nargs);
+        return NULL;
+    }
+    if (!as_handle(args[0], &there->from) || !as_handle(args[1], &back->from) ||
+        !as_idle_timeout(args[2], &pair.idle)) {
+        return NULL;
+    }
+    there->to = back->from;
+    back->to = there->from;
+    there->count = &self->counts[0];
+    back->count = &self->counts[1];
+    there->room = PyMem_Malloc((size_t)2 * HV_PUMP_ROOM);
+    if (there->room == NULL) {
+        return PyErr_NoMemory();
+    }
+    back->room = there->room + HV_PUMP_ROOM;
+    Py_BEGIN_ALLOW_THREADS
+    hv_pair_is_active(&pair);
+    status = hv_pump_run(&pair, &self->stop);
+    Py_END_ALLOW_THREADS
+    PyMem_Free(there->room);
+    if (status == HV_PUMP_IDLE) {
+        PyErr_SetString(PyExc_TimeoutError, "no data in either direction for the idle timeout");
+        return NULL;
+    }
+    if (status != HV_PUMP_STOPPED && pair.error != 0) {
+        return hv_raise_error(pair.error);
+    }
+    return PyBool_FromLong(status == HV_PUMP_ENDED);
+}
+
+static PyObject *
+pump_stop(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_stop_set(&((pump_object *)self)->stop);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+pump_get_transferred(PyObject *self, void *Py_UNUSED(closure))
+{
+    hv_count *counts = ((pump_object *)self)->counts;
+    return Py_BuildValue("KK", hv_count_get(&counts[0]), hv_count_get(&counts[1]));
+}
+
+PyDoc_STRVAR(pump_doc, "Pump()\n--\n\n"
+                       "Moves bytes between pairs of connected sockets, each pair in a thread of its own.");
+PyDoc_STRVAR(pump_run_doc,
+             "run($self, a, b, idle_timeout, /)\n--\n\n"
+             "Move bytes both ways between two handles until both streams have ended; what ends is passed on.\n"
+             "\n"
+             "The handles become non-blocking and stay open. True: both streams have ended; False: stop() was called.\n"
+             "Signals do not interrupt it.");
+PyDoc_STRVAR(pump_stop_doc, "stop($self)\n--\n\n"
+                            "Make every run() return False, those to come too.");
+PyDoc_STRVAR(pump_transferred_doc, "Bytes moved so far by every run(): (from a to b, from b to a).");
+
+static PyMethodDef pump_methods[] = {
+    {"run", (PyCFunction)(void (*)(void))pump_run, METH_FASTCALL, pump_run_doc},
+    {"stop", pump_stop, METH_NOARGS, pump_stop_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pump_getset[] = {
+    {"transferred", pump_get_transferred, NULL, pump_transferred_doc, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pump_slots[] = {
+    {Py_tp_doc, (void *)pump_doc}, {Py_tp_new, (void *)pump_new}, {Py_tp_dealloc, (void *)pump_dealloc},
+    {Py_tp_methods, pump_methods}, {Py_tp_getset, pump_getset},   {0, NULL},
+};
+
+/* Adds the type to the module; 0, or -1 with an exception set. */
+static int
+pump_add_type(PyObject *module)
+{
+    PyType_Spec spec = {
+        .name = "hvsock._hvsock.Pump",
+        .basicsize = sizeof(pump_object),
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+        .slots = pump_slots,
+    };
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "Pump", type);
+    Py_XDECREF(type);
+    return result;
+}
+
+#endif

@@ -1,0 +1,103 @@
+"""Every code block of docs/howto/relay.md is run, with its service or server played."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import utils
+from test_readme import read_blocks
+from test_relay import dial
+from utils import LIMIT, receive_exactly
+
+import hvsock
+
+HOWTO = utils.TESTS.parent / "docs" / "howto" / "relay.md"
+
+if not HOWTO.exists():
+    pytest.skip("docs/howto is not beside the tests: run them from a clone", allow_module_level=True)
+
+BLOCKS = list(read_blocks(HOWTO.read_text(encoding="utf-8")))
+BY_MARK = {block.mark: block for block in BLOCKS}
+
+
+@contextlib.contextmanager
+def program(mark: str, directory: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Run a block, with a TCP port in place of its own."""
+    code = re.sub(r"(tcp://\w*):80[80]0", rf"\1:{port}", BY_MARK[mark].code)
+    with subprocess.Popen(
+        [sys.executable, "-I", "-u", "-W", "error", "-c", code],
+        cwd=directory,
+        env={**os.environ, "HVSOCK_TRANSPORT": "local"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def listens_on(process: subprocess.Popen[str], before: str) -> str:
+    """Return the address that the process says it listens on."""
+    assert process.stdout
+    line = process.stdout.readline()
+    match = re.search(before + r"(\w+://\S+)", line)
+    assert match, line + process.stdout.read()
+    return match[1]
+
+
+def press_ctrl_c(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=LIMIT)
+    assert "KeyboardInterrupt" in output
+    assert "stopped listening on" in output
+
+
+def test_every_block_of_the_howto_is_run() -> None:
+    marks = ["file: to_service.py", "file: from_service.py", "run: alone", "output: alone", "run: beside"]
+    assert [block.mark for block in BLOCKS] == marks
+
+
+def test_howto_reaches_a_service(local: str, local_directory: Path) -> None:
+    with hvsock.create_server(("loopback", 5000), transport="local") as server:
+        server.settimeout(LIMIT)
+        with program("file: to_service.py", local_directory) as process:
+            with dial(listens_on(process, "listening on ")) as client, server.accept()[0] as accepted:
+                client.sendall(b"hello")
+                assert receive_exactly(accepted, 5) == b"hello"
+            press_ctrl_c(process)
+
+
+def test_howto_offers_a_server(local: str, local_directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(LIMIT)
+        with program("file: from_service.py", local_directory, server.getsockname()[1]) as process:
+            assert listens_on(process, "listening on ") == "hvsock://wildcard/5000"
+            with dial("hvsock://loopback/5000?transport=local") as client, server.accept()[0] as accepted:
+                client.sendall(b"hello")
+                assert receive_exactly(accepted, 5) == b"hello"
+            press_ctrl_c(process)
+
+
+def test_howto_shows_the_errors(local_directory: Path) -> None:
+    with program("run: alone", local_directory) as process:
+        assert process.communicate(timeout=LIMIT)[0] == BY_MARK["output: alone"].code
+
+
+def test_howto_counts(local: str, local_directory: Path) -> None:
+    with program("run: beside", local_directory) as process:
+        with contextlib.suppress(ConnectionError), dial(listens_on(process, "serving ")) as client:
+            client.recv(1)
+        output, _ = process.communicate("\n", timeout=LIMIT)
+        assert output.endswith("1 connections, 1 did not reach the target\n0 bytes there, 0 bytes back\n"), output

@@ -1,0 +1,979 @@
+"""The relay between every two kinds of sockets, and its pump in C."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import logging
+import re
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import utils
+from conftest import TESTED, require
+from hypothesis import given
+from hypothesis import strategies as st
+from utils import LIMIT, TICK, WINDOWS, WINE, Child, Task, open_descriptors, random_bytes, receive_all, receive_exactly
+
+import hvsock
+from hvsock._hvsock import Pump
+from hvsock.relay import Counters, Relay
+
+TRANSPORTS = [name for name in TESTED if name in utils.TRANSPORTS]
+KINDS = ["tcp", *([] if WINDOWS else ["unix"]), *TRANSPORTS]
+PAIRS = [(one, other) for one in KINDS for other in KINDS]
+
+#: How a stream ends that the relay cuts off. Wine turns an abortive close into an orderly one.
+CUT = "end" if WINE else "reset"
+
+posix_only = pytest.mark.skipif(WINDOWS, reason="Python has no AF_UNIX on Windows: run it on POSIX")
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that says so: run it there")
+no_reset = pytest.mark.skipif(WINE, reason="Wine turns an abortive close into an orderly one: run it on Windows")
+
+
+def free_address(kind: str, directory: Path) -> str:
+    """Return a URI to listen on."""
+    if kind == "tcp":
+        return "tcp://:0"
+    if kind == "unix":
+        return f"unix://{directory}/u{next(NUMBERS)}"
+    port = hvsock.port_from_service_id(utils.new_service())
+    return f"hvsock://loopback/{port}?transport={kind}"
+
+
+NUMBERS = itertools.count()
+
+
+def dial(uri: str) -> socket.socket:
+    """Connect as a client of the relay does."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "tcp":
+        sock = socket.create_connection(("127.0.0.1", int(rest.rpartition(":")[2])), LIMIT)
+    elif scheme == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(LIMIT)
+        try:
+            sock.connect(rest)
+        except OSError:
+            sock.close()
+            raise
+    else:
+        address, _, transport = uri.partition("?transport=")
+        sock = hvsock.create_connection(hvsock.HyperVAddress.parse(address), LIMIT, transport=transport)
+    return sock
+
+
+def serve(kind: str, directory: Path) -> tuple[str, Any]:
+    """Listen as a server behind the relay does; return the URI and the listener."""
+    if kind == "unix":
+        path = f"{directory}/s{next(NUMBERS)}"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(LIMIT)
+        return f"unix://{path}", listener
+    listener = utils.listen("stdlib" if kind == "tcp" else kind)
+    if kind == "tcp":
+        return f"tcp://127.0.0.1:{listener.getsockname()[1]}", listener
+    return f"{hvsock.HyperVAddress(*listener.getsockname())}?transport={kind}", listener
+
+
+class Rig:
+    """A relay in front of a server, and clients of it."""
+
+    def __init__(self, stack: contextlib.ExitStack, source: str, target: str, directory: Path, **options: Any) -> None:
+        self._stack = stack
+        self.target, self.listener = serve(target, directory)
+        stack.callback(self.listener.close)
+        self.relay = Relay(free_address(source, directory), self.target, **options)
+        stack.enter_context(self.relay)
+
+    def client(self) -> socket.socket:
+        return self._stack.enter_context(dial(self.relay.address))
+
+    def connection(self) -> tuple[socket.socket, socket.socket]:
+        """Return both ends of a connection through the relay."""
+        client = self.client()
+        server = self._stack.enter_context(self.listener.accept()[0])
+        server.settimeout(LIMIT)
+        return client, server
+
+    def used(self) -> tuple[socket.socket, socket.socket]:
+        """Return both ends of a connection that has moved data."""
+        client, server = self.connection()
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+        return client, server
+
+    def turned_away(self) -> bool:
+        """Connect, and return whether the connection is closed again as it should."""
+        try:
+            with dial(self.relay.address) as client:
+                return end_of(client) == CUT
+        except ConnectionError:  # before it was looked at
+            return True
+
+    def expect(self, **expected: int) -> None:
+        """Wait for counters."""
+        end = time.monotonic() + LIMIT
+        while True:
+            now = {name: getattr(self.relay.counters, name) for name in expected}
+            if now == expected:
+                return
+            assert time.monotonic() < end, (now, expected)
+            time.sleep(TICK / 10)
+
+
+@pytest.fixture
+def rig(local_directory: Path) -> Iterator[Callable[..., Rig]]:
+    """Make a rig of any two kinds; at the end no thread and no descriptor is left."""
+    gc.collect()  # an exception that was caught keeps what its frames had
+    before = (threading.active_count(), None if WINDOWS else open_descriptors())
+    with contextlib.ExitStack() as stack:
+
+        def make(source: str = "tcp", target: str = "tcp", **options: Any) -> Rig:
+            return Rig(stack, source, target, local_directory, **options)
+
+        yield make
+    gc.collect()
+    assert (threading.active_count(), None if WINDOWS else open_descriptors()) == before
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("HH" if WINDOWS else "ii", 1, 0))
+    sock.close()
+
+
+def end_of(sock: socket.socket) -> str:
+    """Say how the stream ends."""
+    try:
+        return "end" if receive_all(sock) == b"" else "data"
+    except ConnectionError:
+        return "reset"
+
+
+def fill(sock: socket.socket) -> int:
+    """Send until nothing more is taken, for longer than a relay needs to move it."""
+    sent = 0
+    while more := utils.fill(sock):
+        sent += more
+        time.sleep(4 * TICK)
+    sock.settimeout(LIMIT)
+    return sent
+
+
+# Streams
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_both_directions_at_once(rig: Callable[..., Rig], source: str, target: str) -> None:
+    it = rig(source, target)
+    client, server = it.connection()
+    up, down = random_bytes(3 << 20, 1), random_bytes(2 << 20, 2)
+    tasks = [Task(client.sendall, up), Task(server.sendall, down), Task(receive_exactly, server, len(up))]
+    assert receive_exactly(client, len(down)) == down
+    assert tasks[2].result() == up
+    for task in tasks:
+        task.result()
+    client.close()
+    assert end_of(server) == "end"
+    server.close()
+    it.expect(open=0)
+    assert it.relay.counters == Counters(0, 1, 0, 0, 0, len(up), len(down))
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_half_close(rig: Callable[..., Rig], source: str, target: str) -> None:
+    """The end of one direction is passed on, and the other goes on; from either side."""
+    it = rig(source, target)
+    for swap in (False, True):
+        first, second = reversed(it.connection()) if swap else it.connection()
+        first.sendall(b"request")
+        first.shutdown(socket.SHUT_WR)
+        assert receive_all(second) == b"request"
+        second.sendall(b"re")
+        assert receive_exactly(first, 2) == b"re"
+        second.sendall(b"ply")
+        second.close()
+        assert receive_all(first) == b"ply"
+        first.close()
+        it.expect(open=0, aborted=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_the_end(rig: Callable[..., Rig], kind: str) -> None:
+    it = rig(kind, kind)
+    client, server = it.connection()
+    client.close()
+    assert receive_all(server) == b""
+    server.close()
+    it.expect(open=0)
+    assert it.relay.counters == Counters(0, 1, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_ends_at_once(rig: Callable[..., Rig], kind: str) -> None:
+    it = rig(kind, kind)
+    pairs = [it.connection() for _ in range(20)]
+    for client, server in pairs:
+        client.close()
+        server.close()
+    it.expect(open=0)
+    assert it.relay.counters.aborted == 0
+
+
+def test_data_before_the_target_is_reached(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    client = it.client()
+    client.sendall(b"early")
+    client.shutdown(socket.SHUT_WR)
+    with it.listener.accept()[0] as server:
+        assert receive_all(server) == b"early"
+
+
+@pytest.mark.parametrize(("source", "target"), [pair for pair in PAIRS if pair[0] == "tcp" or pair[1] == "tcp"])
+def test_backpressure(rig: Callable[..., Rig], source: str, target: str) -> None:
+    """A reader that does not read stops the sender, and nothing is lost; the other direction is not held up."""
+    it = rig(source, target)
+    client, server = it.connection()
+    sent = fill(client)
+    server.sendall(b"meanwhile")
+    assert receive_exactly(client, 9) == b"meanwhile"
+    client.shutdown(socket.SHUT_WR)
+    assert len(receive_all(server)) == sent
+
+
+def test_slow_reader(rig: Callable[..., Rig]) -> None:
+    """Small receive buffers make every send of the relay a partial one."""
+    it = rig()
+    it.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client, server = it.connection()
+    data = random_bytes(1 << 20)
+    task = Task(client.sendall, data)
+    assert receive_exactly(server, len(data)) == data
+    task.result()
+
+
+def test_many_connections(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    pairs = [it.connection() for _ in range(50)]
+    for turn in range(3):
+        for number, (client, _) in enumerate(pairs):
+            client.sendall(b"%d %d" % (turn, number))
+        for number, (_, server) in enumerate(pairs):
+            assert server.recv(100) == b"%d %d" % (turn, number)
+    assert it.relay.counters.open == 50
+    for client, server in pairs:
+        client.close()
+        server.close()
+    it.expect(open=0, total=50, aborted=0)
+
+
+# Ends that are none
+
+
+@no_reset
+@pytest.mark.parametrize("swap", [False, True])
+def test_reset(rig: Callable[..., Rig], swap: bool) -> None:
+    it = rig()
+    first, second = reversed(it.used()) if swap else it.used()
+    reset(first)
+    assert end_of(second) == "reset"
+    it.expect(open=0, aborted=1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tcp"])
+@no_reset
+def test_reset_to_what_knows_none(rig: Callable[..., Rig], kind: str) -> None:
+    it = rig("tcp", kind)
+    client, server = it.used()
+    reset(client)
+    assert end_of(server) in ("end", "reset")
+    it.expect(open=0, aborted=1)
+
+
+@linux_only
+@pytest.mark.parametrize("half_closed", [False, True])
+def test_reset_is_noticed_while_nothing_is_wanted_from_that_side(rig: Callable[..., Rig], half_closed: bool) -> None:
+    """The server does not read, so the relay does not read from the client either."""
+    it = rig()
+    client, server = it.used()
+    if half_closed:
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(server) == b""
+    else:
+        fill(client)
+    reset(client)
+    it.expect(open=0, aborted=1)
+    if half_closed:
+        with pytest.raises(ConnectionError):
+            while True:
+                server.sendall(b"x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_before_the_request_has_ended(rig: Callable[..., Rig], kind: str) -> None:
+    """What a server that closes early has said arrives, though the client can send no more."""
+    if kind == "hyperv" or WINDOWS:
+        pytest.skip("there, closing with unread data may destroy what was sent: run it on POSIX")
+    it = rig(kind, "unix")
+    client, server = it.used()
+    server.sendall(b"no")
+    server.close()
+    with contextlib.suppress(OSError):
+        client.sendall(bytes(1 << 20))
+    assert receive_exactly(client, 2) == b"no"
+    client.close()
+    it.expect(open=0)
+
+
+def test_idle_timeout(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "hvsock.relay")
+    it = rig(idle_timeout=8 * TICK)
+    client, server = it.connection()
+    start = time.monotonic()
+    assert end_of(client) == CUT
+    assert time.monotonic() - start > TICK
+    assert end_of(server) == CUT
+    it.expect(open=0, aborted=1, failed=0)
+    assert "idle timeout" in caplog.text
+
+
+def test_one_direction_keeps_a_connection_alive(rig: Callable[..., Rig]) -> None:
+    it = rig(idle_timeout=40 * TICK)
+    client, server = it.used()
+    for _ in range(8):
+        time.sleep(8 * TICK)
+        server.sendall(b"x")
+        assert client.recv(1) == b"x"
+    assert it.relay.counters.open == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_that_refuses(
+    rig: Callable[..., Rig], kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = rig("tcp", kind)
+    it.listener.close()
+    assert it.turned_away()
+    it.expect(open=0, failed=1, aborted=0)
+    assert f"{it.target} was not reached: " in caplog.text
+    assert it.turned_away()  # and it goes on
+    it.expect(open=0, total=2, failed=2)
+
+
+def test_a_target_that_comes_back(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    address = it.listener.getsockname()
+    it.listener.close()
+    assert it.turned_away()
+    it.expect(failed=1, open=0)
+    with socket.create_server(address) as it.listener:
+        it.listener.settimeout(LIMIT)
+        client, server = it.used()
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+
+
+@linux_only
+@pytest.mark.parametrize("kind", ["tcp", "local"])
+def test_connect_timeout(kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with contextlib.ExitStack() as stack:
+        relay = stalled(stack, kind, connect_timeout=2 * TICK)
+        with dial(relay.address) as client:
+            assert end_of(client) == "reset"
+        assert "was not reached: timed out" in caplog.text
+        assert relay.counters.failed == 1
+
+
+def stalled(stack: contextlib.ExitStack, kind: str, **options: Any) -> Relay:
+    """Return a relay whose target does not take connections."""
+    require("local")
+    listener = utils.full_listener("stdlib" if kind == "tcp" else kind, stack)
+    address = listener.getsockname()
+    target = f"tcp://127.0.0.1:{address[1]}" if kind == "tcp" else f"{hvsock.HyperVAddress(*address)}?transport=local"
+    return stack.enter_context(Relay("tcp://:0", target, **options))
+
+
+#: Refused before anybody is asked for it: a label has 63 characters at most.
+NO_NAME = 64 * "a"
+
+
+def test_a_name_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
+    with Relay("tcp://:0", f"tcp://{NO_NAME}:1") as relay, dial(relay.address) as client:
+        assert end_of(client) == CUT
+        assert "was not reached" in caplog.text
+    assert relay.counters.failed == 1
+
+
+def test_max_connections(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
+    it = rig(max_connections=2)
+    first, second = it.used(), it.used()
+    assert it.turned_away()
+    assert it.relay.counters[:4] == (2, 3, 1, 0)
+    assert "refused: 2 connections are open" in caplog.text
+    for sock in first:
+        sock.close()
+    it.expect(open=1)
+    third = it.used()
+    for client, server in (second, third):
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+
+
+@posix_only
+def test_no_descriptors_left() -> None:
+    """The relay waits for better times, says so, and goes on."""
+    with Child("relay_with_few_descriptors") as child, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT)
+        child.tell(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        address = child.line()
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(dial(address))
+            assert "ulimit -n" in child.line()
+        deadline = time.monotonic() + LIMIT
+        listener.settimeout(TICK)
+        while True:  # those that were given up may still come first
+            with dial(address) as client, contextlib.suppress(OSError):
+                client.sendall(b"x")
+                with listener.accept()[0] as server:
+                    server.settimeout(LIMIT)
+                    if server.recv(1) == b"x":
+                        break
+            assert time.monotonic() < deadline
+        child.tell("stop")
+        child.finish()
+
+
+# Starting and stopping
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_stop_ends_everything(rig: Callable[..., Rig], source: str, target: str) -> None:
+    it = rig(source, target)
+    client, server = it.connection()
+    client.sendall(b"x")
+    assert server.recv(1) == b"x"
+    it.relay.stop()
+    assert it.relay.counters == Counters(0, 1, 0, 0, 1, 1, 0)
+    assert end_of(client) in ("end", "reset")
+    assert end_of(server) in ("end", "reset")
+    with pytest.raises(OSError):
+        dial(it.relay.address)
+    it.relay.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_graceful_stop(rig: Callable[..., Rig], kind: str) -> None:
+    """Nobody new is let in; who is in may finish."""
+    it = rig(kind, kind)
+    client, server = it.connection()
+    stopping = Task(it.relay.stop, LIMIT)
+    with contextlib.suppress(OSError):
+        while True:
+            dial(it.relay.address).close()
+            assert stopping.running
+            time.sleep(TICK / 10)
+    it.listener.close()  # which ends those that were let in before
+    client.sendall(b"still")
+    assert receive_exactly(server, 5) == b"still"
+    assert stopping.running
+    client.close()
+    server.close()
+    stopping.result()
+    assert it.relay.counters.aborted == 0 or it.relay.counters.total > 1
+
+
+def test_a_patient_stop_is_cut_short_by_another(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    client, _ = it.connection()
+    patient = Task(it.relay.stop, None)
+    assert not patient.wait(4 * TICK)
+    it.relay.stop(TICK)
+    patient.result()
+    assert end_of(client) == CUT
+
+
+@linux_only
+@pytest.mark.parametrize("kind", ["tcp", "local"])
+def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) -> None:
+    before = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        relay = stalled(stack, kind, connect_timeout=None)
+        client = stack.enter_context(dial(relay.address))
+        while relay.counters.open == 0:
+            time.sleep(TICK / 10)
+        time.sleep(2 * TICK)
+        relay.stop()
+        assert relay.counters[:5] == (0, 1, 0, 1, 0)
+        assert end_of(client) == "reset"
+    assert threading.active_count() == before
+
+
+def test_serve_forever_returns_after_stop(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    serving = Task(it.relay.serve_forever)
+    assert not serving.wait(2 * TICK)
+    it.relay.stop()
+    serving.result()
+    it.relay.serve_forever()  # it has stopped: nothing to wait for
+
+
+def test_ctrl_c() -> None:
+    with Child("relay_until_ctrl_c") as child:
+        assert child.line() == "serving"
+        time.sleep(4 * TICK)
+        child.tell("press")
+        start = time.monotonic()
+        assert re.fullmatch("interrupted <Relay tcp:.+ -> tcp://:1, stopped>", child.line())
+        assert time.monotonic() - start < 100 * TICK
+        child.finish()
+
+
+def test_a_relay_runs_once(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    with pytest.raises(RuntimeError, match="runs once"):
+        it.relay.start()
+    it.relay.stop()
+    with pytest.raises(RuntimeError, match="runs once"):
+        it.relay.start()
+    never = Relay("tcp://:0", "tcp://:1")
+    never.stop()
+    never.serve_forever()
+    with pytest.raises(RuntimeError):
+        never.start()
+
+
+def test_an_address_in_use(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    other = Relay(it.relay.address, "tcp://:1")
+    with pytest.raises(OSError) as caught:
+        other.start()
+    assert any(it.relay.address in note for note in caught.value.__notes__)
+    assert other.counters == Counters(0, 0, 0, 0, 0, 0, 0)
+
+
+def test_a_name_that_cannot_be_listened_on() -> None:
+    with pytest.raises(ValueError) as caught:
+        Relay(f"tcp://{NO_NAME}:0", "tcp://:1").start()
+    assert caught.value.__notes__[-1] == f"listen on tcp://{NO_NAME}:0"
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+def test_a_service_in_use(rig: Callable[..., Rig], kind: str) -> None:
+    it = rig(kind)
+    with pytest.raises(OSError):
+        Relay(it.relay.address, "tcp://:1").start()
+
+
+def test_a_transport_that_is_not_available() -> None:
+    missing = next((transport for transport in hvsock.transports() if transport.unsupported), None)
+    assert missing is not None  # hyperv and local exclude each other
+    uri = f"hvsock://parent/1?transport={missing.name}"
+    for addresses in ((uri, "tcp://:1"), ("tcp://:0", uri)):
+        with pytest.raises(OSError, match="is not available: "):
+            Relay(*addresses).start()
+
+
+def test_tcp_is_for_this_machine_alone(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    assert re.fullmatch(r"tcp://127\.0\.0\.1:[1-9][0-9]*", it.relay.address)
+    assert it.relay.target == it.target
+    assert repr(it.relay) == f"<Relay {it.relay.address} -> {it.target}, running>"
+
+
+def test_ipv6(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    relay = Relay("tcp://[::1]:0", it.target)
+    try:
+        relay.start()
+    except OSError as exc:
+        pytest.skip(f"this machine has no IPv6 loopback ({exc})")
+    try:
+        assert re.fullmatch(r"tcp://\[::1\]:[0-9]+", relay.address)
+        port = int(relay.address.rpartition(":")[2])
+        with socket.create_connection(("::1", port), LIMIT) as client, it.listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
+    finally:
+        relay.stop()
+
+
+def test_vsock_by_cid() -> None:
+    """Two relays, so that one listens and one connects; CID 1 is the loopback."""
+    require("vsock")
+    port = hvsock.port_from_service_id(utils.new_service())
+    listener = utils.listen("stdlib")
+    with (
+        listener,
+        Relay(f"vsock://:{port}", f"tcp://:{listener.getsockname()[1]}") as inner,
+        Relay("tcp://:0", f"vsock://1:{port}") as outer,
+        dial(outer.address) as client,
+    ):
+        client.sendall(b"x")
+        with listener.accept()[0] as server:
+            assert server.recv(1) == b"x"
+        assert receive_all(client) == b""
+    assert (inner.counters.total, outer.counters.total) == (1, 1)
+
+
+# Unix sockets
+
+
+@posix_only
+def test_a_unix_socket_is_removed_and_replaced(local_directory: Path) -> None:
+    path = local_directory / "a b?c"
+    uri = f"unix://{local_directory}/a%20b%3Fc"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    assert path.is_socket()
+    with Relay(uri, "tcp://:1"):
+        with pytest.raises(OSError, match="in use"):
+            Relay(uri, "tcp://:1").start()
+        assert path.is_socket()
+    assert not path.exists()
+    path.write_text("a file of somebody's")
+    with pytest.raises(OSError, match="in use"):
+        Relay(uri, "tcp://:1").start()
+    assert path.read_text() == "a file of somebody's"
+
+
+# Hybrid vsock
+
+
+class Guest:
+    """What a hypervisor does at the Unix socket of a hybrid vsock, for one connection."""
+
+    def __init__(self, directory: Path, answer: Callable[[socket.socket], None]) -> None:
+        self.path = directory / "v.sock"
+        self.request = b""
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._listener.settimeout(LIMIT)
+        self._answer = answer
+        self._task = Task(self._run)
+
+    def _run(self) -> None:
+        with self._listener, self._listener.accept()[0] as sock:
+            sock.settimeout(LIMIT)
+            while not self.request.endswith(b"\n"):
+                self.request += sock.recv(1)
+            self._answer(sock)
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._task.result()
+
+
+@posix_only
+def test_hybrid_connect(local_directory: Path) -> None:
+    """The answer is taken off the stream, and not a byte more."""
+
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(b"OK 10737")
+        time.sleep(TICK)
+        sock.sendall(b"41824\nOK 2\n")
+        assert receive_all(sock) == b"CONNECT 3\n"
+
+    with (
+        Guest(local_directory, answer) as guest,
+        Relay("tcp://:0", f"hybrid://{guest.path}?port=52") as relay,
+        dial(relay.address) as client,
+    ):
+        client.sendall(b"CONNECT 3\n")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"OK 2\n"
+        assert guest.request == b"CONNECT 52\n"
+    assert relay.counters == Counters(0, 1, 0, 0, 0, 10, 5)
+
+
+def drip(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            sock.sendall(b"O")
+            time.sleep(TICK)
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda sock: None, "nobody listens on port 7 in the guest"),
+        (lambda sock: sock.sendall(b"OK 1"), r"b'OK 1' is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"OK\n"), r"b'OK\\n' is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"OK -1\n"), "is no answer to CONNECT 7"),
+        (
+            lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            r"b'HTTP/1.1 400 Bad Request\\r\\n' is no answer",
+        ),
+        (lambda sock: sock.sendall(b"O" * 1000), r"b'O{32}' is no answer to CONNECT 7"),
+        (lambda sock: receive_all(sock), "timed out"),
+        (drip, "timed out|b'O{32}' is no answer"),
+    ],
+)
+def test_hybrid_answers_that_are_none(
+    local_directory: Path, caplog: pytest.LogCaptureFixture, answer: Callable[[socket.socket], None], message: str
+) -> None:
+    with (
+        Guest(local_directory, answer) as guest,
+        Relay("tcp://:0", f"hybrid://{guest.path}?port=7", connect_timeout=8 * TICK) as relay,
+        dial(relay.address) as client,
+    ):
+        assert end_of(client) == "reset"
+    assert relay.counters[:5] == (0, 1, 0, 1, 0)
+    assert re.search(f"was not reached: .*{message}", caplog.text), caplog.text
+
+
+@posix_only
+def test_stop_during_the_handshake(local_directory: Path) -> None:
+    with Guest(local_directory, receive_all) as guest:
+        relay = Relay("tcp://:0", f"hybrid://{guest.path}?port=7", connect_timeout=None)
+        with relay, dial(relay.address) as client:
+            while not guest.request.endswith(b"\n"):
+                time.sleep(TICK / 10)
+            relay.stop()
+            assert end_of(client) == "reset"
+    assert relay.counters.failed == 1
+
+
+@posix_only
+def test_hybrid_listen(local_directory: Path) -> None:
+    """The guest's connections come without a word before the stream."""
+    target, listener = serve("tcp", local_directory)
+    with listener, Relay(f"hybrid://{local_directory}/v.sock?port=1024", target) as relay:
+        path = local_directory / "v.sock_1024"
+        with dial(f"unix://{path}") as client:
+            client.sendall(b"hello")
+            client.shutdown(socket.SHUT_WR)
+            with listener.accept()[0] as server:
+                assert receive_all(server) == b"hello"
+        assert relay.address == f"hybrid://{local_directory}/v.sock?port=1024"
+    assert not path.exists()
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("", "begins with one of hvsock://, tcp://, unix://, vsock://, hybrid://"),
+        ("localhost:80", "begins with one of"),
+        ("udp://:80", "begins with one of"),
+        ("tcp:80", "begins with one of"),
+        ("tcp://", "of the form tcp://HOST:PORT"),
+        ("tcp://localhost", "the port is missing"),
+        ("tcp://localhost:http", "the port is missing"),
+        ("tcp://localhost:65536", "in the range 0..65535, not 65536"),
+        ("tcp://localhost:-1", "the port is missing"),
+        ("tcp://::1:80", "the port is missing"),
+        ("tcp://[::1:80", "the port is missing"),
+        ("tcp://user@host:80", "characters that it cannot have"),
+        ("tcp://host:80/", "something follows"),
+        ("tcp://host:80?nodelay=1", "no option 'nodelay'"),
+        ("tcp://ho st:80", "characters that it cannot have"),
+        ("tcp://host:80\n", "characters that it cannot have"),
+        ("tcp://host:٨٠", "the port is missing"),
+        ("unix://", "three slashes"),
+        ("unix://run/a", "three slashes"),
+        ("unix:///run/a/", "three slashes"),
+        ("unix:///a%00b", "three slashes"),
+        ("unix:///run/a?mode=600", "no option 'mode'"),
+        ("hvsock://parent", "VM/SERVICE"),
+        ("hvsock://parent/", "neither a GUID nor a port number"),
+        ("hvsock://nowhere/5000", "neither a GUID nor one of"),
+        ("hvsock://parent/5000?transport=pigeon", "no transport is called 'pigeon'"),
+        ("hvsock://parent/5000?transport=local&transport=vsock", "there twice"),
+        ("hvsock://parent/5000?", "no option ''"),
+        ("vsock://host:5000", "the CID must be a number"),
+        ("vsock://2", "the port is missing"),
+        ("vsock://2:4294967296", "port must be in the range"),
+        ("vsock://4294967296:1", "CID must be in the range"),
+        ("hybrid:///v.sock", "the port is missing"),
+        ("hybrid:///v.sock?port=", "a vsock port must be in the range 0..0xffffffff, not ''"),
+        ("hybrid:///v.sock?port=4294967296", "a vsock port must be"),
+        ("hybrid:///v.sock?port=5&x=1", "no option 'x'"),
+    ],
+)
+def test_malformed_addresses(uri: str, message: str) -> None:
+    for listen, connect in ((uri, "tcp://:1"), ("tcp://:0", uri)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            Relay(listen, connect)
+
+
+@pytest.mark.parametrize("uri", ["tcp://:0", "vsock://:5000", "vsock://4294967295:5000"])
+def test_addresses_to_listen_on_only(uri: str) -> None:
+    assert Relay(uri, "tcp://:1").address == uri
+    with pytest.raises(ValueError, match="can be listened on, but not connected to"):
+        Relay("tcp://:0", uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "tcp://localhost:80",
+        "TCP://[fe80::1%eth0]:80",
+        "hvsock://parent/5000",
+        "hvsock://wildcard/00001388-facb-11e6-bd58-64006a7986d3?transport=hyperv",
+        "vsock://2:4294967295",
+        "unix:///run/a%2520b",
+        "hybrid:///v.sock?port=0",
+    ],
+)
+def test_addresses(uri: str) -> None:
+    relay = Relay(uri, uri)
+    assert (relay.address, relay.target) == (uri, uri)
+
+
+@posix_only
+def test_a_path_that_is_too_long() -> None:
+    with pytest.raises(ValueError, match=r"must stay below [0-9]+ bytes"):
+        Relay("tcp://:0", "unix:///" + 200 * "a")
+
+
+@given(
+    st.one_of(
+        st.text(), st.builds("{}://{}".format, st.sampled_from(["tcp", "unix", "hvsock", "vsock", "hybrid"]), st.text())
+    )
+)
+def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert Relay(text, "tcp://:1").address == text
+
+
+@pytest.mark.parametrize("name", ["connect_timeout", "idle_timeout"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_malformed_timeouts(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or None"):
+        Relay("tcp://:0", "tcp://:1", **{name: value})
+
+
+def test_other_malformed_arguments() -> None:
+    with pytest.raises(ValueError, match="max_connections must be at least 1, not 0"):
+        Relay("tcp://:0", "tcp://:1", max_connections=0)
+    with pytest.raises(TypeError, match="must be a URI, a str, not 80"):
+        Relay(80, "tcp://:1")  # type: ignore[arg-type]
+    for value in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="timeout must be"):
+            Relay("tcp://:0", "tcp://:1").stop(value)
+
+
+# The pump
+
+
+class Ends(NamedTuple):
+    """A pump between two pairs of sockets."""
+
+    pump: Pump
+    client: socket.socket
+    a: socket.socket
+    b: socket.socket
+    server: socket.socket
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    client, a = socket.socketpair()
+    b, server = socket.socketpair()
+    with client, a, b, server:
+        for sock in (client, server):
+            sock.settimeout(LIMIT)
+        yield Ends(Pump(), client, a, b, server)
+
+
+def test_pump_counts_while_it_runs(ends: Ends) -> None:
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+    ends.client.sendall(b"12345")
+    assert receive_exactly(ends.server, 5) == b"12345"
+    ends.server.sendall(b"123")
+    assert receive_exactly(ends.client, 3) == b"123"
+    assert ends.pump.transferred == (5, 3)
+    ends.client.close()
+    ends.server.close()
+    assert task.result() is True
+
+
+def test_pump_that_was_stopped(ends: Ends) -> None:
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+    assert not task.wait(2 * TICK)
+    ends.pump.stop()
+    assert task.result() is False
+    ends.pump.stop()
+    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None) is False
+    ends.client.sendall(b"x")
+    assert ends.a.recv(1) == b"x"  # the handles are still open
+
+
+@posix_only
+def test_pump_sleeps(ends: Ends) -> None:
+    """It uses no processor while it can do nothing, whatever the sockets' states."""
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+
+    def rest() -> None:
+        time.sleep(2 * TICK)
+        began, used = time.monotonic(), time.process_time()
+        time.sleep(10 * TICK)
+        assert time.process_time() - used < (time.monotonic() - began) / 2
+        assert task.running
+
+    rest()
+    fill(ends.client)  # nobody reads
+    rest()
+    ends.client.shutdown(socket.SHUT_WR)
+    rest()
+    ends.server.shutdown(socket.SHUT_WR)
+    assert receive_all(ends.client) == b""
+    rest()
+    ends.client.close()  # which hangs up, while its data still waits for the reader
+    rest()
+    receive_all(ends.server)
+    task.result()
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_pump_of_a_closed_descriptor(ends: Ends, direction: int) -> None:
+    number = ends.a.fileno()
+    ends.a.close()
+    pair = (number, ends.b.fileno())
+    with pytest.raises(OSError):
+        ends.pump.run(*(pair if direction == 0 else pair[::-1]), None)
+
+
+def test_pump_times_out(ends: Ends) -> None:
+    with pytest.raises(TimeoutError, match="idle timeout"):
+        ends.pump.run(ends.a.fileno(), ends.b.fileno(), TICK)
+
+
+def test_pump_arguments(ends: Ends) -> None:
+    run: Any = ends.pump.run
+    a, b = ends.a.fileno(), ends.b.fileno()
+    for wrong in ((), (a,), (a, b), (a, b, None, 1), ("a", b, None), (a, None, None), (a, b, "1")):
+        with pytest.raises(TypeError):
+            run(*wrong)
+    for timeout in (0.0, -1.0, -2, float("nan")):
+        with pytest.raises(ValueError, match="above zero"):
+            run(a, b, timeout)
+    with pytest.raises(OverflowError):
+        run(1 << 70, b, None)
+    with pytest.raises(TypeError):
+        Pump(1)  # type: ignore[call-arg]
+
+
+@posix_only
+def test_pumps_leave_nothing() -> None:
+    before = open_descriptors()
+    for _ in range(100):
+        Pump().stop()
+    assert open_descriptors() == before
