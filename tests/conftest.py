@@ -74,6 +74,14 @@ def local() -> str:
 
 
 @pytest.fixture
+def served() -> str:
+    """A transport on which this machine may serve and connect to itself."""
+    name = "hyperv" if utils.WINDOWS else "local"
+    require(name)
+    return name
+
+
+@pytest.fixture
 def pair(implementation: str) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A connected pair of every implementation; a call that hangs ends with a TimeoutError."""
     with utils.connected(implementation) as sockets:

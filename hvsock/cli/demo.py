@@ -1,8 +1,4 @@
-"""The `hvsock` command: `demo` and `info`. The first user of the package's public names.
-
-Whatever did not come from this module is escaped before it is printed, so that neither a peer nor a file name can move
-the cursor, change colours or forge a line.
-"""
+"""`hvsock demo`: an echo service and a client of it on this machine, measured."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ import errno
 import json
 import math
 import os
-import platform
 import secrets
 import shutil
 import signal
@@ -21,27 +16,21 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from socket import SHUT_WR
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import click
 
 import hvsock
-from hvsock.transports import local, vsock
+from hvsock.cli.commands import as_json, examples, transport_option
+from hvsock.cli.echo import echo
+from hvsock.cli.measuring import Durations, Times
+from hvsock.cli.output import Failure, doing, print_json, print_rows
+from hvsock.transports import vsock
 
-if TYPE_CHECKING:
-    # Imported where it is used: the demo's client needs none of it, and starts faster without.
-    from rich.console import Console
-    from rich.text import Text
-
-__all__ = ["cli", "demo_client"]
-
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+__all__ = ["command", "demo_client"]
 
 MIB = 1 << 20
 CHUNK = 256 << 10
@@ -55,257 +44,7 @@ RUN_LIMIT = 20.0  # seconds in which it then has to finish
 PORT_TRIES = 5
 
 
-class Failure(Exception):
-    """An error that is already in words: what is printed after `hvsock: `, and what is printed under it."""
-
-    def __init__(self, message: str, notes: Sequence[str] = (), trace: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.notes = tuple(notes)
-        self.trace = trace
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Put any exception into words; the notes of the package's own errors come along."""
-        trace = "".join(traceback.format_exception(error))
-        if isinstance(error, Failure):
-            error.trace = error.trace or trace
-            return error
-        message = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            message = error.strerror + (f": {error.filename}" if error.filename else "")
-        if not isinstance(error, OSError | ValueError | EOFError) or not message:
-            message = f"{type(error).__name__}: {message}".removesuffix(": ")
-        return cls(message, getattr(error, "__notes__", ()), trace)
-
-
-@contextlib.contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Say what was being done when an error of the system or of the peer comes out of the block."""
-    try:
-        yield
-    except (OSError, EOFError) as error:
-        failure = Failure.of(error)
-        failure.message = f"{what}: {failure.message}"
-        raise failure from error
-
-
-# --- printing ---------------------------------------------------------------------------------------------------------
-
-
-def escaped(text: object) -> str:
-    """Return the text on one line, with every character that is not printable as a backslash escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-
-
-def console(stream: Any) -> Console:
-    """Return a console that has colours on a terminal only, and folds lines on a terminal only."""
-    from rich.console import Console
-
-    terminal = stream.isatty()
-    return Console(
-        file=stream,
-        force_terminal=terminal,
-        color_system="auto" if terminal else None,
-        width=None if terminal else 10_000,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
-
-
-def cell(text: object, stream: Any, style: str = "") -> Text:
-    """Return a text for `stream`, escaped; what the stream's encoding does not have is escaped too."""
-    from rich.text import Text
-
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return Text(escaped(text).encode(encoding, "backslashreplace").decode(encoding), style=style)
-
-
-def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None:
-    """Print a name and a value a line on stdout; the names are `width` wide, or as wide as the widest."""
-    from rich.table import Table
-
-    stream = sys.stdout
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(min_width=width or None)
-    table.add_column()
-    for row in rows:
-        table.add_row(*(cell(text, stream, "" if column else "bold") for column, text in enumerate(row)))
-    out = console(stream)
-    if stream.isatty():
-        out.print(table)
-        return
-    with out.capture() as capture:
-        out.print(table)
-    for line in capture.get().splitlines():
-        click.echo(line.rstrip())
-
-
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-def print_failure(failure: Failure, *, debug: bool) -> None:
-    """Print one line on stderr, and the notes indented under it; the trace first if asked for."""
-    stream = sys.stderr
-    err = console(stream)
-    if debug:
-        for line in failure.trace.splitlines():
-            err.print(cell(line, stream, "dim"), soft_wrap=True)
-    err.print(cell(f"hvsock: {failure.message}", stream), soft_wrap=True)
-    for note in failure.notes:
-        for line in note.splitlines():
-            err.print(cell(f"    {line}", stream, "dim"), soft_wrap=True)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-class Commands(click.Group):
-    """A group whose errors are one line each, and whose exit codes are 0, 1, 2 and 130."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run the command and exit, whatever `standalone_mode` says."""
-        try:
-            result = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else "hvsock"
-            print_failure(Failure(f"{error.format_message().rstrip('.')} (see '{command} --help')"), debug=False)
-            sys.exit(EXIT_USAGE)
-        except click.Abort:  # what click makes of KeyboardInterrupt
-            sys.exit(EXIT_INTERRUPTED)
-        sys.exit(result if isinstance(result, int) else 0)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a subcommand, and put its error into words."""
-        try:
-            return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BrokenPipeError:
-            raise  # nobody reads stdout any more: click ends quietly
-        except Exception as error:
-            print_failure(Failure.of(error), debug=ctx.params["debug"])
-            ctx.exit(EXIT_FAILURE)
-
-
-def version() -> str:
-    """Return the version of the installed package."""
-    import importlib.metadata
-
-    return importlib.metadata.version("hvsock")
-
-
-def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(f"hvsock {version()}")
-        ctx.exit()
-
-
-EXAMPLES = """
-\b
-Examples:
-  hvsock demo                      can this machine do it, and how fast?
-  hvsock demo --transport local    the same without a hypervisor
-  hvsock info                      which transports there are, and why not
-  hvsock info --json | jq .transports
-"""
-
-
-@click.group(
-    cls=Commands, no_args_is_help=False, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
-)
-@click.option("--debug", is_flag=True, help="Print the trace of an error too.")
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=print_version,
-    help="Show the version and exit.",
-)
-def cli(debug: bool) -> None:
-    """Hyper-V sockets for Python."""
-
-
-# --- hvsock info ------------------------------------------------------------------------------------------------------
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def info(as_json: bool) -> None:
-    """Print transports, reasons, this machine's ids, and the constants.
-
-    Nothing is connected or bound to find them out.
-    """
-    facts = gather_info()
-    if as_json:
-        print_json(facts)
-        return
-    rows: list[tuple[object, object]] = [(name, facts[name]) for name in ("hvsock", "python", "platform")]
-    for transport in facts["transports"]:
-        state = "available" if transport["available"] else f"not available: {transport['reason']}"
-        rows.append((f"transport {transport['name']}", state))
-    rows.append(("default transport", facts["default_transport"] or "none"))
-    rows.append(("local CID", describe_cid(facts["local_cid"])))
-    rows.append(("local directory", facts["local"]["directory"] or "none"))
-    rows.append(("local partition", facts["local"]["partition"] or "none"))
-    rows += [("problem", problem) for problem in facts["problems"]]
-    rows += facts["constants"].items()
-    print_rows(rows)
-
-
-def gather_info() -> dict[str, Any]:
-    """Return what `hvsock info` knows, in JSON's types."""
-    problems: list[str] = []
-
-    def ask(question: Callable[[], object]) -> str | None:
-        """Return the answer; a wrong setting is a finding here, not a failure."""
-        try:
-            return str(question())
-        except (OSError, ValueError) as error:
-            problems.append(Failure.of(error).message)
-            return None
-
-    has_local = any(transport.name == "local" and transport.available for transport in hvsock.transports())
-    return {
-        "hvsock": version(),
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "platform": platform.platform(),
-        "transports": [
-            {"name": t.name, "available": t.available, "reason": t.reason, "family": t.family}
-            for t in hvsock.transports()
-        ],
-        "default_transport": ask(lambda: hvsock.default_transport().name),
-        "local_cid": vsock.local_cid(),
-        "local": {
-            "directory": ask(local.directory) if has_local else None,
-            "partition": ask(lambda: local.partition() or "host") if has_local else None,
-        },
-        "problems": problems,
-        "constants": {
-            name: value if isinstance(value, int) else str(value)
-            for name in sorted(hvsock.__all__)
-            if name.isupper() and isinstance(value := getattr(hvsock, name), int | uuid.UUID)
-        },
-    }
-
-
-def describe_cid(cid: int | None) -> str:
-    if cid is None:
-        return "none"
-    return "any (a Hyper-V guest reports this)" if cid == 0xFFFFFFFF else str(cid)
-
-
-# --- hvsock demo: the choice ------------------------------------------------------------------------------------------
+# --- the choice -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,7 +128,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-# --- hvsock demo: the service -----------------------------------------------------------------------------------------
+# --- the service ------------------------------------------------------------------------------------------------------
 
 
 class EchoService:
@@ -427,16 +166,10 @@ class EchoService:
                 self.first_accepted = min(self.first_accepted, time.monotonic())
                 with connection:
                     connection.settimeout(PATIENCE)
-                    self._echo(connection)
+                    echo(connection)
         except Exception as error:
             if not self._closing:
                 self.error = error
-
-    @staticmethod
-    def _echo(connection: hvsock.HyperVSocket) -> None:
-        buffer = memoryview(bytearray(CHUNK))
-        while size := connection.recv_into(buffer):
-            connection.sendall(buffer[:size])
 
 
 def listen(scene: Scene) -> tuple[hvsock.HyperVSocket, hvsock.HyperVAddress]:
@@ -454,7 +187,7 @@ def listen(scene: Scene) -> tuple[hvsock.HyperVSocket, hvsock.HyperVAddress]:
     raise AssertionError("not reached")
 
 
-# --- hvsock demo: the client ------------------------------------------------------------------------------------------
+# --- the client -------------------------------------------------------------------------------------------------------
 
 
 class Job(TypedDict):
@@ -465,14 +198,6 @@ class Job(TypedDict):
     address: str
     count: int
     size: int
-
-
-class Times(TypedDict):
-    """How long something took, `count` times."""
-
-    count: int
-    p50_us: float
-    p99_us: float
 
 
 class Throughput(TypedDict):
@@ -500,7 +225,7 @@ def demo_client(argument: str) -> None:
     except Exception as error:
         failure = Failure.of(error)
         outcome = {"error": {"message": failure.message, "notes": failure.notes, "trace": failure.trace}}
-    click.echo(json.dumps(outcome))
+    print(json.dumps(outcome))
 
 
 def measure(job: Job) -> Result:
@@ -541,7 +266,7 @@ def measure_connects(job: Job, pool: bytes) -> tuple[Times, int]:
         check(buffer == payload)
         if time.monotonic() > end and index:
             break
-    return times(samples[1:]), len(samples) * PAYLOAD
+    return Durations(samples[1:]).times(), len(samples) * PAYLOAD
 
 
 def measure_round_trips(connection: hvsock.HyperVSocket, pool: bytes, count: int) -> Times:
@@ -559,7 +284,7 @@ def measure_round_trips(connection: hvsock.HyperVSocket, pool: bytes, count: int
         check(buffer == payload)
         if time.monotonic() > end and index > WARM_UP:
             break
-    return times(samples[WARM_UP:])
+    return Durations(samples[WARM_UP:]).times()
 
 
 def measure_throughput(connection: hvsock.HyperVSocket, pool: bytes, size: int) -> Throughput:
@@ -626,22 +351,12 @@ def check(equal: bool) -> None:
         raise Failure("what came back is not what was sent")
 
 
-def times(samples: list[int]) -> Times:
-    """Return the percentiles (nearest rank) of durations in nanoseconds."""
-    ranked = sorted(samples)
-
-    def percentile(percent: int) -> float:
-        return round(ranked[-(-len(ranked) * percent // 100) - 1] / 1000, 1)
-
-    return {"count": len(ranked), "p50_us": percentile(50), "p99_us": percentile(99)}
-
-
-# --- hvsock demo: both ------------------------------------------------------------------------------------------------
+# --- both -------------------------------------------------------------------------------------------------------------
 
 CLIENT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])["path"]
-from hvsock.cli import demo_client
+from hvsock.cli.demo import demo_client
 demo_client(sys.argv[1])
 """
 
@@ -712,7 +427,7 @@ def run_demo(scene: Scene, count: int, size: int) -> dict[str, Any]:
         except Failure as failure:
             if service.error is not None:
                 reason = Failure.of(service.error)
-                failure.notes += (f"the service ended: {escaped(reason.message)}", *reason.notes)
+                failure.notes += (f"the service ended: {reason.message}", *reason.notes)
             raise
     return {
         "transport": scene.transport,
@@ -724,26 +439,20 @@ def run_demo(scene: Scene, count: int, size: int) -> dict[str, Any]:
     }
 
 
-def check_transport(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
-    names = [transport.name for transport in hvsock.transports()]
-    if name is not None and name not in names:
-        raise click.BadParameter(f"'{name}' is not one of {', '.join(names)}")
-    return name
+EXAMPLES = """
+  hvsock demo
+  hvsock demo --transport local      without a hypervisor
+  hvsock demo --json | jq .round_trip
+"""
 
 
-@cli.command()
-@click.option(
-    "--transport",
-    metavar="NAME",
-    envvar="HVSOCK_TRANSPORT",
-    callback=check_transport,
-    help="hyperv, vsock or local; by default the best that can serve here.",
-)
+@click.command("demo", epilog=examples(EXAMPLES))
+@transport_option
 @click.option("--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips.")
 @click.option("--size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="MiB to stream.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
-def demo(transport: str | None, count: int, size: int, as_json: bool) -> None:
-    """Run an echo service and a client of it, and measure.
+@as_json
+def command(transport: str | None, count: int, size: int, as_json: bool) -> None:
+    """Run a service and a client of it, and measure.
 
     The service runs in this process, on the best transport that can serve here: AF_HYPERV loopback on Windows, vsock
     loopback on Linux if its module is loaded, else `local`. The client runs in another process and connects as a guest
@@ -755,10 +464,7 @@ def demo(transport: str | None, count: int, size: int, as_json: bool) -> None:
     if not as_json:
         print_rows([("transport", f"{scene.transport} ({scene.reason})")], width=width)
     # No progress display: it would take the GIL from the service while it is being measured.
-    try:
-        report = run_demo(scene, count, size * MIB)
-    except OSError as error:
-        raise Failure.of(error) from error  # not to be taken for an error of stdout
+    report = run_demo(scene, count, size * MIB)
     if as_json:
         print_json(report)
         return

@@ -1,0 +1,36 @@
+"""`hvsock completion`: the script that has a shell complete the words of this command."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import ShellComplete, get_completion_class
+
+from hvsock.cli.commands import COMPLETE, examples
+from hvsock.cli.output import stdout, writing
+
+__all__ = ["command"]
+
+SHELLS = ("bash", "zsh", "fish")
+
+EXAMPLES = """
+  hvsock completion bash > ~/.local/share/bash-completion/completions/hvsock
+  eval "$(hvsock completion zsh)"
+  hvsock completion fish > ~/.config/fish/completions/hvsock.fish
+"""
+
+
+@click.command("completion", epilog=examples(EXAMPLES))
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> None:
+    """Print the completion script for a shell.
+
+    It completes commands, options and addresses. It needs bash 4.4 or later, zsh, or fish.
+    """
+    root = ctx.find_root()
+    made_for = get_completion_class(shell)
+    assert made_for is not None
+    # The class's own source() runs bash to see its version; the script may be for another machine.
+    script = ShellComplete.source(made_for(root.command, {}, "hvsock", COMPLETE))
+    with writing():
+        stdout().write(script)

@@ -1,0 +1,245 @@
+"""What the commands print: one place for errors in words, for stdout that may fail, and for text of others.
+
+Whatever did not come from this package is escaped before it is printed, so that neither a peer nor a file name can move
+the cursor, change colours or forge a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    # Imported where it is used: the demo's client needs none of it, and starts faster without.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = [
+    "Failure",
+    "cell",
+    "console",
+    "doing",
+    "drop_output",
+    "encodable",
+    "end_output",
+    "escaped",
+    "print_failure",
+    "print_json",
+    "print_lines",
+    "print_note",
+    "print_rows",
+    "print_table",
+    "stdout",
+    "writing",
+]
+
+# The note with which the package says what was being done: `doing` says that itself.
+_OPERATION: Final = re.compile(r"\w+ on transport ")
+
+_line_lock: Final = threading.Lock()
+
+
+class Failure(Exception):
+    """An error that is already in words.
+
+    It is printed on one line: `message`, and in parentheses the `notes`, which say more about its cause and cure.
+    `trace` is printed only on request.
+    """
+
+    def __init__(self, message: str, notes: Sequence[str] = (), trace: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.notes = tuple(notes)
+        self.trace = trace
+
+    def __str__(self) -> str:
+        """Return the line that is printed."""
+        notes = "; ".join(note.rstrip(".") for note in self.notes)
+        return f"{self.message} ({notes})" if notes else self.message
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Put any exception into words; the notes of the package's own errors come along."""
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, Failure):
+            error.trace = error.trace or trace
+            return error
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = error.strerror + (f": {error.filename}" if error.filename else "")
+        if not isinstance(error, OSError | ValueError | EOFError) or not message:
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
+        return cls(message, getattr(error, "__notes__", ()), trace)
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Say what was being done when an error of the system, of the peer or of an address comes out of the block."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError) as error:
+        failure = Failure.of(error)
+        failure.message = f"{what}: {failure.message}"
+        failure.notes = tuple(note for note in failure.notes if not _OPERATION.match(note))
+        raise failure from error
+
+
+# --- stdout -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Tell an error of stdout from one of a socket: nobody reads it any more, or the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"standard output: {Failure.of(error).message}") from error
+    except SystemExit as error:  # what rich makes of a pipe that nobody reads
+        raise Failure("standard output: Broken pipe") from error
+
+
+def stdout() -> TextIO:
+    """Return stdout.
+
+    Raises:
+        Failure: the process was started without one.
+    """
+    if sys.stdout is None:
+        raise Failure("standard output is closed")
+    return sys.stdout
+
+
+def end_output() -> None:
+    """Flush stdout. If that fails, what is left is dropped, because the interpreter would try again and complain."""
+    if sys.stdout is None:
+        return
+    try:
+        with writing():
+            sys.stdout.flush()
+    except Failure:
+        drop_output()
+        raise
+
+
+def drop_output() -> None:
+    """Close stdout for its reader, and let what is still written to it vanish."""
+    with contextlib.suppress(OSError):  # in a test it is no file
+        descriptor = stdout().fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def escaped(text: object) -> str:
+    """Return the text on one line, with every character that is not printable as a backslash escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def encodable(text: str, stream: Any) -> str:
+    """Return the text with what the stream's encoding does not have as a backslash escape."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def console(stream: Any) -> Console:
+    """Return a console that has colours on a terminal only, and folds lines on a terminal only."""
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        color_system="auto" if terminal else None,
+        width=None if terminal else 10_000,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+
+
+def cell(text: object, stream: Any, style: str = "") -> Text:
+    """Return a text for `stream`, escaped."""
+    from rich.text import Text
+
+    return Text(encodable(escaped(text), stream), style=style)
+
+
+def print_lines(*lines: object) -> None:
+    """Print lines on stdout, at once; threads may do so at the same time."""
+    out = stdout()
+    with writing(), _line_lock:
+        out.write("".join(f"{encodable(escaped(line), out)}\n" for line in lines))
+        out.flush()
+
+
+def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None:
+    """Print a name and a value a line on stdout; the names are `width` wide, or as wide as the widest."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(min_width=width or None)
+    table.add_column()
+    out = stdout()
+    for row in rows:
+        table.add_row(*(cell(text, out, "" if column else "bold") for column, text in enumerate(row)))
+    _print(table)
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = ()) -> None:
+    """Print a table on stdout: a line of names, then the rows; the columns in `numbers` are aligned right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in names:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    out = stdout()
+    for row in rows:
+        table.add_row(*(cell(text, out) for text in row))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    out = stdout()
+    if out.isatty():
+        with writing():
+            console(out).print(table)
+        return
+    text = io.StringIO()
+    console(text).print(table)
+    print_lines(*(line.rstrip() for line in text.getvalue().splitlines()))
+
+
+def print_json(value: object) -> None:
+    """Print a value of JSON's types on stdout; JSON escapes by itself."""
+    with writing():
+        stdout().write(json.dumps(value, indent=2) + "\n")
+
+
+def print_note(text: str) -> None:
+    """Print a line on stderr that is no error."""
+    print_failure(Failure(text), debug=False)
+
+
+def print_failure(failure: Failure, *, debug: bool) -> None:
+    """Print one line on stderr; the trace first if asked for."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    err = console(stream)
+    with contextlib.suppress(OSError, SystemExit):  # nobody is left to be told
+        if debug:
+            for line in failure.trace.splitlines():
+                err.print(cell(line, stream, "dim"), soft_wrap=True)
+        err.print(cell(f"hvsock: {failure}", stream), soft_wrap=True)

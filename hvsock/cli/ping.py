@@ -1,0 +1,306 @@
+"""`hvsock ping`: does a service answer, and how fast?"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import click
+
+import hvsock
+from hvsock.cli.commands import EXIT_FAILURE, Seconds, address_argument, as_json, examples, transport_option
+from hvsock.cli.measuring import Bucket, Durations, in_words, round_trip
+from hvsock.cli.output import Failure, cell, console, doing, print_json, print_lines, stdout, writing
+from hvsock.errors import is_transient
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["command"]
+
+LARGEST: Final = 1 << 20
+BAR: Final = 40  # characters of the histogram's longest bar
+PAUSE: Final = 0.1  # seconds after a loss, at least: a VM that is starting is not to be stormed
+REFRESH: Final = 0.1  # seconds between two updates of the progress
+
+EXAMPLES = """
+  hvsock ping parent/5000                          until Ctrl-C, one a second
+  hvsock ping --count 1 --quiet parent/5000        is it there? (exit code 0 or 1)
+  hvsock ping --count 10000 --interval 0 parent/5000
+  hvsock ping --count 100 --json parent/5000 | jq .round_trip.p99_us
+"""
+
+
+class Display(Protocol):
+    """Shows what happens while it does."""
+
+    def reply(self, line: str) -> None:
+        """Show a ping that was answered."""
+
+    def loss(self, line: str) -> None:
+        """Show one that was not."""
+
+    def count(self, pings: Pings) -> None:
+        """Show how far it is."""
+
+
+class Pings:
+    """Pings of one service over one connection, which is made again after a loss."""
+
+    def __init__(self, address: hvsock.HyperVAddress, size: int, timeout: float, transport: str | None) -> None:
+        self.address = address
+        self.sent = 0
+        self.connects = Durations()
+        self.replies = Durations()
+        self._size = size
+        self._timeout = timeout
+        self._transport = transport
+        self._connection: hvsock.HyperVSocket | None = None
+
+    def run(self, count: int | None, interval: float, display: Display) -> None:
+        """Send `count` pings, or without end, `interval` seconds apart.
+
+        Raises:
+            Failure: an error that does not pass by itself, or something else came back than was sent.
+        """
+        due = time.monotonic()
+        while True:
+            sequence = self.sent + 1
+            pause = interval
+            try:
+                duration = self._once()
+            except Failure as failure:
+                if not _passes(failure.__cause__):
+                    raise
+                display.loss(f"seq={sequence}: {failure}")
+                pause = max(interval, PAUSE)
+            else:
+                self.replies.add(duration)
+                time_ = in_words(duration / 1000)
+                display.reply(f"{self._size} bytes from {self.address}: seq={sequence} time={time_}")
+            self.sent = sequence
+            display.count(self)
+            if self.sent == count:
+                return
+            now = time.monotonic()
+            due = max(due + pause, now)
+            time.sleep(due - now)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _once(self) -> int:
+        """Ping, and return the round trip in ns; connect before, if there is no connection."""
+        if self._connection is None:
+            with doing(f"connect to {self.address}"):
+                start = time.perf_counter_ns()
+                self._connection = hvsock.create_connection(self.address, self._timeout, transport=self._transport)
+                self.connects.add(time.perf_counter_ns() - start)
+        try:
+            with doing(f"exchange with {self.address}"):
+                return round_trip(self._connection, secrets.token_bytes(self._size), self._timeout)
+        except BaseException:
+            self.close()  # a reply that comes late must not be taken for the next one's
+            raise
+
+    def report(self, seconds: float) -> dict[str, Any]:
+        """Return what `hvsock ping` prints at the end, in JSON's types."""
+        lost = self.sent - self.replies.count
+        return {
+            "address": str(self.address),
+            "size": self._size,
+            "sent": self.sent,
+            "received": self.replies.count,
+            "lost_percent": round(100 * lost / self.sent, 1) if self.sent else 0.0,
+            "seconds": round(seconds, 3),
+            "connect": self.connects.times() if self.connects.count else None,
+            "round_trip": self.replies.times() if self.replies.count else None,
+            "histogram": [
+                {"from_us": bucket.start / 1000, "to_us": bucket.end / 1000, "count": bucket.count}
+                for bucket in (self.replies.histogram() if self.replies.count else [])
+            ],
+        }
+
+
+def _passes(cause: BaseException | None) -> bool:
+    """Whether a failed ping is a lost one, and the next may come back: the service or its VM is starting or ending."""
+    return isinstance(cause, EOFError | ConnectionError) or (isinstance(cause, OSError) and is_transient(cause))
+
+
+class Silent:
+    """Shows nothing."""
+
+    def reply(self, line: str) -> None:
+        """Show nothing."""
+
+    loss = reply
+
+    def count(self, pings: Pings) -> None:
+        """Show nothing."""
+
+
+class Lines(Silent):
+    """Prints a line a ping on stdout."""
+
+    def reply(self, line: str) -> None:
+        """Print it."""
+        print_lines(line)
+
+    loss = reply
+
+
+class Losses(Lines):
+    """Prints a line a lost ping on stdout."""
+
+    def reply(self, line: str) -> None:
+        """Print nothing."""
+
+
+class OnTerminal:
+    """Prints a line a ping, with a line under them that says how far it is."""
+
+    def __init__(self, progress: Progress, task: TaskID, *, quiet: bool) -> None:
+        self._progress = progress
+        self._task = task
+        self._quiet = quiet
+        self._next = 0.0
+
+    def reply(self, line: str) -> None:
+        """Print it."""
+        if not self._quiet:
+            self._print(line, "")
+
+    def loss(self, line: str) -> None:
+        """Print it in another colour."""
+        self._print(line, "yellow")
+
+    def count(self, pings: Pings) -> None:
+        """Update the progress, not too often: that takes longer than a ping."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + REFRESH
+        state = f"{pings.replies.count:,} of {pings.sent:,} came back"
+        if pings.replies.count:
+            p50, p99 = (in_words(pings.replies.percentile(permille) / 1000) for permille in (500, 990))
+            state += f", p50 {p50}, p99 {p99}"
+        with writing():
+            self._progress.update(self._task, completed=pings.sent, description=state, refresh=True)
+
+    def _print(self, line: str, style: str) -> None:
+        with writing():
+            self._progress.console.print(cell(line, sys.stdout, style))
+
+
+@contextlib.contextmanager
+def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
+    """Show what happens: on a terminal with the progress, and nothing if `silent`."""
+    if silent or not stdout().isatty():
+        yield Silent() if silent else Losses() if quiet else Lines()
+        return
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+
+    end: list[ProgressColumn] = [SpinnerColumn()] if count is None else [BarColumn()]
+    columns = [*end, TextColumn("{task.description}", markup=False)]
+    with writing(), Progress(*columns, console=console(stdout()), transient=True, auto_refresh=False) as progress:
+        yield OnTerminal(progress, progress.add_task("", total=count), quiet=quiet)
+
+
+@click.command("ping", epilog=examples(EXAMPLES))
+@address_argument
+@click.option("-c", "--count", type=click.IntRange(1), help="Pings to send; by default there is no end.")
+@click.option(
+    "-i", "--interval", type=Seconds(positive=False), default=1.0, show_default=True, help="Seconds between two pings."
+)
+@click.option(
+    "-s", "--size", type=click.IntRange(1, LARGEST), default=64, show_default=True, help="Random bytes of a ping."
+)
+@click.option(
+    "-t",
+    "--timeout",
+    type=Seconds(),
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for a connection, and for a reply.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print no line for a ping that came back; so does --interval 0.")
+@as_json
+@transport_option
+def command(
+    address: hvsock.HyperVAddress,
+    count: int | None,
+    interval: float,
+    size: int,
+    timeout: float,
+    quiet: bool,
+    as_json: bool,
+    transport: str | None,
+) -> int:
+    """Measure how fast an echo service answers.
+
+    At ADDRESS there is `hvsock echo`, or any other service that sends back what it gets. All pings use one connection,
+    which is made again after one was lost. At the end, or on Ctrl-C, the statistics are printed. The exit code is 0 if
+    a ping came back, 1 if none did.
+    """
+    pings = Pings(address, size, timeout, transport)
+    start = time.monotonic()
+    try:
+        with show(count, quiet=quiet or interval == 0.0, silent=as_json) as display:
+            pings.run(count, interval, display)
+    except KeyboardInterrupt:
+        pass  # the end that it has mostly
+    finally:
+        pings.close()
+    report = pings.report(time.monotonic() - start)
+    if as_json:
+        print_json(report)
+    else:
+        print_lines(*statistics(report, pings.replies))
+    return 0 if pings.replies.count else EXIT_FAILURE
+
+
+def statistics(report: dict[str, Any], replies: Durations) -> Iterator[str]:
+    """Yield the lines at the end."""
+    yield f"--- {report['address']}: {report['size']} bytes ---"
+    yield (
+        f"{report['sent']:,} sent, {report['received']:,} came back, {report['lost_percent']:g} % lost "
+        f"in {report['seconds']:.2f} s"
+    )
+    if (connect := report["connect"]) is not None:
+        p50, longest = in_words(connect["p50_us"]), in_words(connect["max_us"])
+        yield f"connect     p50 {p50}, max {longest}, {connect['count']:,} times"
+    if (times := report["round_trip"]) is not None:
+        names = ("min", "p50", "p99", "max")
+        yield "round trip  " + ", ".join(f"{name} {in_words(times[f'{name}_us'])}" for name in names)
+        yield from draw(replies.histogram())
+
+
+def draw(histogram: list[Bucket]) -> Iterator[str]:
+    """Yield a line with a bar for each bucket; the last one has the slowest hundredth, and gaps are cut short."""
+    rest = sum(bucket.count for bucket in histogram) // 100
+    tail = len(histogram)
+    while rest >= histogram[tail - 1].count:
+        tail -= 1
+        rest -= histogram[tail].count
+    buckets = histogram[:tail]
+    if slowest := histogram[tail:]:
+        count = sum(bucket.count for bucket in slowest)
+        buckets.append(Bucket(slowest[0].start, slowest[-1].end, count))
+    most = max(bucket.count for bucket in buckets)
+    bounds = [(in_words(bucket.start / 1000), in_words(bucket.end / 1000)) for bucket in buckets]
+    width = max(len(bound) for pair in bounds for bound in pair)
+    empty = False
+    for bucket, (start, end) in zip(buckets, bounds, strict=True):
+        if bucket.count:
+            bar = "#" * -(-bucket.count * BAR // most)
+            yield f"{start:>{width}} - {end:>{width}}  {bar:<{BAR}}  {bucket.count:,}"
+        elif not empty:
+            yield f"{'...':>{width}}"
+        empty = not bucket.count

@@ -1,0 +1,143 @@
+"""`hvsock service`: which services a Windows host lets its virtual machines reach."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import uuid
+from pathlib import Path
+
+import click
+
+import hvsock
+from hvsock import services
+from hvsock.cli.commands import as_json, checking_arguments, examples
+from hvsock.cli.output import Failure, doing, print_json, print_lines, print_table, stdout, writing
+
+__all__ = ["command"]
+
+EXAMPLES = """
+  hvsock service list
+  hvsock service register 5000 "My service"             in an elevated terminal
+  hvsock service unregister 5000                        the same
+  hvsock service export -o my.reg 5000 "My service"     for another machine, from any
+"""
+
+
+def parse_service(text: str) -> uuid.UUID:
+    """Return the service id that a port or a GUID means.
+
+    Raises:
+        click.UsageError: it is neither.
+    """
+    with checking_arguments():
+        return hvsock.as_address(("wildcard", int(text) if text.isascii() and text.isdigit() else text)).service_id
+
+
+def _parse(ctx: click.Context, param: click.Parameter, text: str) -> uuid.UUID:
+    return parse_service(text)
+
+
+service_argument = click.argument("service", callback=_parse)
+
+
+@click.group("service", no_args_is_help=False, epilog=examples(EXAMPLES))
+def command() -> None:
+    """Register services on a Windows host, so that VMs reach them.
+
+    A SERVICE is a port or a GUID. Only administrators may register and unregister. Loopback and WSL2 need no
+    registration.
+    """
+
+
+@command.command("list", epilog=examples("  hvsock service list --json | jq '.[] | select(.owned)'"))
+@as_json
+def list_(as_json: bool) -> None:
+    """List the registered services, Windows' own among them.
+
+    "here" are those that hvsock has registered.
+    """
+    with doing("list services"):
+        found = services.list_services()
+    if as_json:
+        print_json([{"id": str(s.id), "port": s.port, "name": s.name, "owned": s.owned} for s in found])
+        return
+    rows = [(s.id, "" if s.port is None else s.port, "here" if s.owned else "", s.name) for s in found]
+    print_table(("service", "port", "by", "name"), rows, numbers=("port",))
+
+
+@command.command("register", epilog=examples('  hvsock service register 5000 "My service"'))
+@service_argument
+@click.argument("name")
+@click.option("--exist-ok", is_flag=True, help="It is no error if the service is registered.")
+def register(service: uuid.UUID, name: str, exist_ok: bool) -> None:
+    """Let VMs reach SERVICE; NAME is for people."""
+    with doing(f"register {service}"), checking_arguments():
+        done = services.register(service, name, exist_ok=exist_ok)
+    print_lines(f"{done.id} is registered: {done.name}")
+
+
+@command.command("unregister", epilog=examples("  hvsock service unregister 5000"))
+@service_argument
+@click.option("--missing-ok", is_flag=True, help="It is no error if the service is not registered.")
+@click.option("--force", is_flag=True, help="Also if somebody else has registered it.")
+def unregister(service: uuid.UUID, missing_ok: bool, force: bool) -> None:
+    """Take back the registration of SERVICE."""
+    with doing(f"unregister {service}"), checking_arguments():
+        services.unregister(service, missing_ok=missing_ok, force=force)
+    print_lines(f"{service} is not registered")
+
+
+@command.command(
+    "export",
+    epilog=examples("""
+  hvsock service export -o my.reg 5000 "My service" 5001 "Its log"
+  reg import my.reg /reg:64                             there, in an elevated terminal
+"""),
+)
+@click.argument("pairs", metavar="SERVICE NAME...", nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file; by default stdout.")
+def export(pairs: tuple[str, ...], output: Path | None) -> None:
+    """Make a .reg file that registers services on any Windows host.
+
+    It is UTF-16: PowerShell would change it on its way through `>`, so name the file with --output.
+    """
+    if len(pairs) % 2:
+        raise click.UsageError("each SERVICE needs a NAME")
+    named = [(parse_service(text), name) for text, name in zip(pairs[::2], pairs[1::2], strict=True)]
+    if len(dict(named)) < len(named):
+        raise click.UsageError("a SERVICE is named twice")
+    with checking_arguments():
+        content = services.reg_file(dict(named))
+    if output is not None:
+        try:
+            write_file(output, content)
+        except OSError as error:
+            raise Failure(f"write {output}: {error.strerror}") from error
+    elif stdout().isatty():
+        print_lines(*content.decode("utf-16").splitlines())
+    else:
+        with writing():
+            stdout().buffer.write(content)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: what was there before stays until the new content is on the disk.
+
+    What is no file, as a pipe, is written to.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(content)
+        return
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise

@@ -1,0 +1,176 @@
+"""`hvsock connect` and `hvsock listen`: stdin and stdout at one end of a connection, as ncat does it."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import io
+import os
+import socket
+import sys
+import threading
+from typing import Any, Final
+
+import click
+
+import hvsock
+from hvsock.cli.commands import Seconds, address_argument, examples, transport_option
+from hvsock.cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
+
+__all__ = ["connect", "listen", "pump"]
+
+CHUNK: Final = 64 << 10
+TICK: Final = 0.05  # seconds between two looks at the sender: Ctrl-C does not interrupt a long wait on Windows
+
+CONNECT_EXAMPLES = """
+  hvsock connect parent/5000                       type, and end with Ctrl-D (Windows: Ctrl-Z)
+  hvsock connect parent/5000 < request > reply
+  tar c . | hvsock connect parent/5000
+"""
+
+LISTEN_EXAMPLES = """
+  hvsock listen wildcard/5000 > file
+  hvsock listen --verbose wildcard/5000 | tar x
+"""
+
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stderr who is connected to whom.")
+
+
+@click.command("connect", epilog=examples(CONNECT_EXAMPLES))
+@address_argument
+@click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the connection.")
+@click.option(
+    "--retry-for", type=Seconds(positive=False), default=0.0, help="Seconds to try again while nobody listens."
+)
+@verbose_option
+@transport_option
+def connect(
+    address: hvsock.HyperVAddress, timeout: float, retry_for: float, verbose: bool, transport: str | None
+) -> None:
+    """Connect stdin and stdout to a service.
+
+    Stdin goes to ADDRESS, and what comes from there is written to stdout. The end of stdin ends that direction only;
+    the command ends when the service ends the other one. On a terminal the service's end is the end, and what it sends
+    is shown with control characters escaped: `| cat` shows them as they are.
+    """
+    with doing(f"connect to {address}"):
+        connection = hvsock.create_connection(address, timeout, transport=transport, retry_for=retry_for)
+    with connection:
+        if verbose:
+            print_note(f"connected to {address}")
+        pump(connection, str(address))
+
+
+@click.command("listen", epilog=examples(LISTEN_EXAMPLES))
+@address_argument
+@click.option("--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit.")
+@verbose_option
+@transport_option
+def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:
+    """Accept one connection for stdin and stdout.
+
+    Listens at ADDRESS; then stdin goes there, and what comes from there is written to stdout, as `hvsock connect` does
+    it. Nobody else can connect meanwhile.
+    """
+    with doing(f"listen on {address}"):
+        server = hvsock.create_server(address, backlog=1, transport=transport)
+        server.settimeout(timeout)
+    with server:
+        if verbose:
+            print_note(f"listening on {address}")
+        with doing(f"accept on {address}"):
+            connection, peer = server.accept()
+    with connection:
+        if verbose:
+            print_note(f"connection from {peer}")
+        pump(connection, str(peer))
+
+
+def pump(connection: hvsock.HyperVSocket, peer: str) -> None:
+    """Carry bytes and ends of streams both ways until both have ended.
+
+    On a terminal, the end of what comes is enough. Blocks without limit; stdin is read on a thread, because it cannot
+    be waited for together with a socket on Windows.
+
+    Raises:
+        Failure: stdin, stdout or the connection failed; what had come before was written.
+    """
+    connection.settimeout(None)
+    sender = Sender(connection, peer)
+    try:
+        with doing(f"receive from {peer}"):
+            receive(connection)
+    except Failure:
+        if sender.failure is not None:
+            raise sender.failure from None  # what came first, and the cause of the other
+        raise
+    while sender.is_alive() and not sender.terminal:
+        sender.join(TICK)
+    if sender.failure is not None:
+        raise sender.failure
+
+
+class Sender(threading.Thread):
+    """Sends stdin to a connection, then ends the stream. `failure` is what went wrong."""
+
+    def __init__(self, connection: hvsock.HyperVSocket, peer: str) -> None:
+        super().__init__(name="hvsock stdin", daemon=True)
+        self.failure: Failure | None = None
+        self.terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._connection = connection
+        self._peer = peer
+        self.start()
+
+    def run(self) -> None:
+        """Send until the end of stdin. What was cut off by an error of stdin must not look complete to the peer."""
+        try:
+            while data := self._read():
+                with doing(f"send to {self._peer}"):
+                    self._connection.sendall(data)
+            with contextlib.suppress(OSError):  # all was sent: whether the peer is still there is for receive() to see
+                self._connection.shutdown(socket.SHUT_WR)
+        except Failure as failure:
+            self.failure = failure  # the peer takes no more; what it has sent is still received
+
+    def _read(self) -> bytes:
+        if sys.stdin is None:
+            return b""
+        # Not buffered: the lock of a buffer that another thread waits in breaks the end of the interpreter.
+        stream: Any = sys.stdin.buffer
+        try:
+            data: bytes | None = getattr(stream, "raw", stream).read(CHUNK)
+            if data is None:  # somebody has made it non-blocking: that is no end
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        except OSError as error:
+            self.failure = Failure(f"standard input: {Failure.of(error).message}")
+            self._connection.close()
+            raise self.failure from error
+        return data
+
+
+def receive(connection: hvsock.HyperVSocket) -> None:
+    """Write what comes to stdout, at once, and close stdout at the end of the stream."""
+    out = stdout()
+    terminal = out.isatty()
+    utf8 = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    decode = io.IncrementalNewlineDecoder(utf8, translate=True).decode
+    buffer = memoryview(bytearray(CHUNK))
+    while True:
+        size = connection.recv_into(buffer)
+        with writing():
+            if terminal:
+                out.write(shown(decode(bytes(buffer[:size]), final=not size), out))
+                out.flush()
+            else:
+                out.buffer.write(buffer[:size])
+                out.buffer.flush()
+        if not size:
+            if not terminal:
+                drop_output()
+            return
+
+
+def shown(text: str, stream: Any) -> str:
+    """Return the text for a terminal: in lines, and with nothing that could move the cursor elsewhere."""
+    return encodable("".join(c if c in "\n\t" else escaped(c) for c in text), stream)

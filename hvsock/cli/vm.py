@@ -1,0 +1,72 @@
+"""`hvsock vm`: the ids of virtual machines."""
+
+from __future__ import annotations
+
+import click
+
+from hvsock import vms
+from hvsock.cli.commands import Seconds, as_json, checking_arguments, examples
+from hvsock.cli.output import Failure, print_json, print_lines, print_note, print_table
+
+__all__ = ["command"]
+
+EXAMPLES = """
+  hvsock vm list
+  hvsock vm id --source wmi "My VM"                   as Hyper-V Manager calls it
+  hvsock vm id --source wsl WSL                       the VM of WSL2, on either side
+  hvsock ping $(hvsock vm id my-vm)/5000
+"""
+
+source_option = click.option(
+    "--source",
+    "sources",
+    type=click.Choice(vms.SOURCES),
+    multiple=True,
+    help="Whom to ask, as often as wanted; by default those that start no program.",
+)
+timeout_option = click.option(
+    "-t", "--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds that a source may take."
+)
+
+
+@click.group("vm", no_args_is_help=False, epilog=examples(EXAMPLES))
+def command() -> None:
+    """Find the ids of virtual machines.
+
+    Sources: hcs is the Host Compute Service of a Windows host, wmi its Hyper-V management by way of PowerShell, wsl is
+    wslinfo, guest is what a guest was told about itself, and vsock is a Linux guest's own CID.
+    """
+
+
+@command.command("list", epilog=examples("  hvsock vm list --source hcs --source wmi --json"))
+@source_option
+@timeout_option
+@as_json
+def list_(sources: tuple[str, ...], timeout: float, as_json: bool) -> None:
+    """List the VMs that the sources know.
+
+    On a host these are its VMs, in a guest it is the guest. A source that cannot be asked is named on stderr.
+    """
+    found = vms.list_vms(sources or None, timeout=timeout)
+    if as_json:
+        print_json(
+            {
+                "vms": [{**vm._asdict(), "id": str(vm.id)} for vm in found],
+                "failures": [{"source": failure.source, "reason": str(failure)} for failure in found.failures],
+            }
+        )
+        return
+    print_table(vms.VM._fields, found)
+    for failure in found.failures:
+        print_note(str(Failure.of(failure)))
+
+
+@command.command("id", epilog=examples("  hvsock vm id my-vm\n  hvsock ping $(hvsock vm id my-vm)/5000"))
+@click.argument("name")
+@source_option
+@timeout_option
+def id_(name: str, sources: tuple[str, ...], timeout: float) -> None:
+    """Print the id of the VM that is called NAME."""
+    with checking_arguments():
+        vm_id = vms.find_vm(name, sources or None, timeout=timeout)
+    print_lines(vm_id)

@@ -1,0 +1,294 @@
+"""`hvsock connect` and `hvsock listen`: every byte, both ends of both streams, and what fails."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import utils
+from command_line import (
+    command,
+    ended,
+    failure,
+    half_close_echo,
+    nowhere,
+    on_terminal,
+    plain,
+    posix,
+    run,
+    service,
+    start,
+)  # fmt: skip
+from utils import Task
+
+import hvsock
+from hvsock.cli import stdio
+from hvsock.cli.output import Failure
+
+EVERY_BYTE = bytes(range(256)) + b"\r\n\n\r\x1a\x04\x00" * 3
+
+
+def dial(transport: str, address: Any) -> hvsock.HyperVSocket:
+    return hvsock.create_connection(address, utils.LIMIT, transport=transport, retry_for=utils.LIMIT)
+
+
+def new_address() -> hvsock.HyperVAddress:
+    return hvsock.addresses.as_address(("loopback", utils.new_service()))
+
+
+@pytest.mark.parametrize("data", [b"", b"x", EVERY_BYTE, utils.random_bytes(1 << 20)], ids=["none", "x", "all", "MiB"])
+def test_connect(transport: str, data: bytes) -> None:
+    """The service answers only after the end of stdin, and the answer comes whole."""
+    with service(transport, half_close_echo) as address:
+        result = run("connect", "--transport", transport, address, input=data)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout_bytes == data[::-1]
+
+
+def test_listen(served: str) -> None:
+    address = new_address()
+    client = Task(talk, served, address, EVERY_BYTE)
+    result = run("listen", "--transport", served, "--timeout", str(utils.LIMIT), str(address), input=b"hello")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout_bytes == EVERY_BYTE
+    assert client.result() == b"hello"
+
+
+def talk(transport: str, address: Any, data: bytes) -> bytes:
+    with dial(transport, address) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        return utils.receive_all(sock)
+
+
+def test_verbose_is_on_stderr(served: str) -> None:
+    address = new_address()
+    client = Task(talk, served, address, b"")
+    result = run("listen", "-v", "--transport", served, "--timeout", str(utils.LIMIT), str(address))
+    client.result()
+    assert re.fullmatch(rf"hvsock: listening on {address}\nhvsock: connection from hvsock://\S+\n", result.stderr)
+    with service(served) as text:
+        assert run("connect", "-v", "--transport", served, text).stderr == f"hvsock: connected to {text}\n"
+
+
+def test_connect_tries_again(served: str) -> None:
+    address = new_address()
+
+    def late() -> bytes:
+        time.sleep(4 * utils.TICK)
+        with utils.listen(served, address) as listener, listener.accept()[0] as sock:
+            return utils.receive_all(sock)
+
+    serving = Task(late)
+    result = run("connect", "--retry-for", str(utils.LIMIT), "--transport", served, str(address), input=b"hello")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert serving.result() == b"hello"
+
+
+def test_what_cannot_be_reached(served: str) -> None:
+    assert failure("connect", "--transport", served, nowhere()).startswith("connect to hvsock://loopback/")
+    line = failure("listen", "--transport", served, "--timeout", str(utils.TICK), str(new_address()))
+    assert re.fullmatch(r"accept on hvsock://loopback/\d+: timed out", line)
+    with utils.listen(served) as listener:
+        assert failure("listen", "--transport", served, str(listener.getsockname())).startswith("listen on ")
+
+
+# Streams that fail
+
+
+class Tty(io.TextIOWrapper):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    with Tty(raw, encoding="latin-1", newline="") as out, utils.connected(served) as (a, b):
+        monkeypatch.setattr(sys, "stdout", out)
+        b.sendall("é".encode()[:1])
+        b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
+        b.shutdown(socket.SHUT_WR)
+        stdio.receive(a)  # type: ignore[arg-type]
+        assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
+
+
+def test_the_end_of_the_peer_is_the_end_on_a_terminal(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to press Ctrl-D; a pipe is read to its end."""
+    reader, writer = os.pipe()
+    with open(reader, "rb") as pipe, open(writer, "wb") as end, utils.connected(served) as (a, b):
+        monkeypatch.setattr(sys, "stdin", Tty(io.BufferedReader(pipe.raw)))  # type: ignore[attr-defined]
+        monkeypatch.setattr(sys, "stdout", Tty(io.BytesIO()))
+        b.shutdown(socket.SHUT_WR)
+        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        end.write(b"x")
+
+
+def test_the_peer_takes_no_more(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had sent is still written, and the loss is an error."""
+    with utils.connected(served) as (a, b):
+        a.settimeout(utils.LIMIT)
+        b.sendall(b"the answer")
+        b.close()
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(64 << 20))))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
+        with pytest.raises(Failure, match=r"^(send to|receive from) the peer: "):
+            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        if not utils.WINDOWS:  # TCP, of which the bench makes its Hyper-V sockets, drops it when it is reset
+            assert raw.getvalue() == b"the answer"
+
+
+class Failing(io.RawIOBase):
+    """A stdin with an error after the first bytes, or one that is non-blocking."""
+
+    def __init__(self, then: OSError | None) -> None:
+        self.then = then
+        self.reads = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes | None:
+        self.reads += 1
+        if self.reads == 1:
+            return b"the beginning"
+        if self.then is None:
+            return None
+        raise self.then
+
+
+@pytest.mark.parametrize(
+    ("then", "words"), [(OSError(5, "Input/output error"), "Input/output error"), (None, "Resource temporarily|try")]
+)
+def test_an_error_of_stdin_is_no_end(
+    served: str, then: OSError | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with utils.connected(served) as (a, b):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Failing(then)))  # type: ignore[type-var]
+        with pytest.raises(Failure, match=rf"^standard input: .*({words})"):
+            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        assert a.fileno() == -1
+        assert utils.receive_exactly(b, 13) == b"the beginning"
+
+
+def test_no_stdin_is_an_empty_one(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(sock: socket.socket) -> bytes:
+        data = utils.receive_all(sock)
+        sock.shutdown(socket.SHUT_WR)
+        return data
+
+    with utils.connected(served) as (a, b):
+        serving = Task(serve, b)
+        monkeypatch.setattr(sys, "stdin", None)
+        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        assert serving.result() == b""
+
+
+# As processes
+
+
+def test_as_processes(served: str) -> None:
+    """Each end's stdin comes out of the other's stdout; each ends its stream at another time."""
+    address = new_address()
+    data = utils.random_bytes(5 << 20)
+    with ended(start("listen", "-v", "--transport", served, str(address))) as one:
+        assert one.stderr
+        assert one.stderr.readline().strip().endswith(str(address).encode())
+        with ended(start("connect", "--transport", served, "--retry-for", "10", str(address))) as other:
+            talking = Task(one.communicate, data)
+            out, err = other.communicate(b"short\r\n\x1a", timeout=utils.LIMIT)
+            assert (other.returncode, err) == (0, b"")
+            assert out == data
+            assert talking.result()[0] == b"short\r\n\x1a"
+            assert one.wait(utils.LIMIT) == 0
+
+
+def test_half_closed_either_way(served: str) -> None:
+    """The one whose stdin is still open goes on sending after the other's end of stream."""
+    with utils.listen(served) as listener:
+        text = str(listener.getsockname())
+        with ended(start("connect", "--transport", served, text)) as process, listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            assert process.stdin
+            assert process.stdout
+            sock.sendall(b"all of it")
+            sock.shutdown(socket.SHUT_WR)
+            # Stdout ends with the stream, although the process goes on.
+            assert Task(process.stdout.read).result() == b"all of it"
+            for _ in range(3):
+                process.stdin.write(b"more")
+                process.stdin.flush()
+                assert utils.receive_exactly(sock, 4) == b"more"
+            assert process.poll() is None
+            process.stdin.close()
+            assert sock.recv(1) == b""
+            assert process.wait(utils.LIMIT) == 0
+
+
+@posix
+def test_ctrl_c(local: str) -> None:
+    with utils.listen(local) as listener:
+        process = start("connect", "--transport", local, str(listener.getsockname()))
+        with ended(process), listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(utils.LIMIT) == 130
+            assert sock.recv(1) == b""
+            assert process.communicate() == (b"", b"")
+
+
+@posix
+def test_connect_on_a_terminal(local: str) -> None:
+    def serve(connection: hvsock.HyperVSocket) -> None:
+        line = connection.recv(100)
+        connection.sendall(b"\x1b]0;title\x07" + line.upper())
+
+    with service(local, serve) as address, on_terminal("connect", "--transport", local, address) as terminal:
+        process, shown, leader = terminal
+        os.write(leader, b"hello\n")
+        text = shown()
+        assert process.wait(utils.LIMIT) == 0
+    assert plain(text).endswith("\\x1b]0;title\\x07HELLO\r\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="a disk that is always full is Linux's /dev/full")
+def test_a_full_disk(local: str) -> None:
+    with service(local) as address, open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command("connect", "--transport", local, address),
+            input=b"x",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=utils.LIMIT,
+        )
+    assert (done.returncode, done.stderr) == (1, b"hvsock: standard output: No space left on device\n")
+
+
+@posix
+def test_stdin_is_a_directory(local: str) -> None:
+    directory = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        with service(local) as address:
+            done = subprocess.run(
+                command("connect", "--transport", local, address),
+                stdin=directory,
+                capture_output=True,
+                timeout=utils.LIMIT,
+            )
+    finally:
+        os.close(directory)
+    # Python itself may refuse it, before the command starts.
+    assert done.returncode == 1
+    assert b"directory" in done.stderr.lower()
