@@ -185,6 +185,7 @@ class HyperVSocket(Socket):
     def dup(self) -> Self:
         """Duplicate the socket; the copy is not inheritable."""
         copy = super().dup()
+        copy.busy_poll = self.busy_poll
         copy._options = dict(self._options)
         copy.busy_poll = self.busy_poll
         return copy

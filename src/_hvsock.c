@@ -246,8 +246,11 @@ get_writable(PyObject *object, const char *operation, Py_buffer *view)
 
 /* Bytes between those of a message would end up in it. */
 static inline int
-may_send(const hv_socket *s)
+may_send(hv_socket *s)
 {
+    if (s->out.size != 0) {
+        hv_socket_sync(s);
+    }
     if (s->out.size == 0) {
         return 1;
     }
@@ -259,15 +262,18 @@ static void
 refuse_receive(const hv_inbox *in)
 {
     PyErr_SetString(PyExc_RuntimeError,
-                    in->request != 0                ? "the reply to a request is due: recv_message() takes it"
+                    in->state == HV_INBOX_LOST      ? "received bytes are lost (no memory, or a fork): close the socket"
+                    : in->request != 0              ? "the reply to a request is due: recv_message() takes it"
                     : in->state == HV_INBOX_MESSAGE ? "a message is partly received: recv_message() goes on"
-                    : in->state == HV_INBOX_LOST    ? "received bytes were lost for want of memory: close the socket"
                                                     : "recv_exactly() is not finished: the same length goes on");
 }
 
 static inline int
-may_receive(const hv_socket *s)
+may_receive(hv_socket *s)
 {
+    if (s->in.state != HV_INBOX_EMPTY) {
+        hv_socket_sync(s);
+    }
     if (s->in.state == HV_INBOX_EMPTY) {
         return 1;
     }
@@ -553,10 +559,13 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (!check_count("sendmsg", nargs, 1, 4)) {
         return NULL;
     }
+    if (!may_send(s)) {
+        return NULL;
+    }
     if ((nargs > 1 && !is_empty_sequence(args[1])) || (nargs > 3 && args[3] != Py_None)) {
         return sendmsg_of_base(self, args, nargs);
     }
-    if ((nargs > 2 && !as_int(args[2], &op.flags)) || !may_send(s)) {
+    if (nargs > 2 && !as_int(args[2], &op.flags)) {
         return NULL;
     }
     items = PySequence_Tuple(args[0]);
@@ -839,8 +848,8 @@ sock_getpeername(PyObject *self, PyObject *Py_UNUSED(ignored))
     return name_of(self, "getpeername", peername_start);
 }
 
-/* A new socket of self's class around `handle`, which it owns from then on; on failure it is closed,
- * by the half-made object if that has taken it over. */
+/* A new socket of self's class, with its busy_poll, around `handle`, which it owns from then on; on failure
+ * the handle is closed, by the half-made object if that has taken it over. */
 static PyObject *
 wrap_accepted(PyObject *self, hv_handle handle)
 {
@@ -867,6 +876,8 @@ wrap_accepted(PyObject *self, hv_handle handle)
         Py_XDECREF(closed);
         Py_CLEAR(made);
         PyErr_Restore(error_type, error, traceback);
+    } else {
+        state_of(made)->busy_poll = state_of(self)->busy_poll;
     }
     Py_XDECREF(kind);
     Py_XDECREF(proto);
@@ -919,7 +930,6 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (made == NULL) {
         return NULL;
     }
-    state_of(made)->busy_poll = s->busy_poll;
     address = format_address(s, &from);
     if (address != NULL) {
         result = PyTuple_Pack(2, made, address);
@@ -1026,6 +1036,7 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
         hv_release_mode(s);
         hv_gate_leave(&s->gate);
+        forget_messages(s);
     }
     return PyObject_CallMethod(base_of(self), "detach", "O", self);
 }
@@ -1044,6 +1055,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
     handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
         hv_wake_all(s);
@@ -1053,7 +1065,6 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(s->handle);
     }
     Py_END_ALLOW_THREADS
-    inbox_drop(s);
     if (handle == NULL) {
         return NULL;
     }

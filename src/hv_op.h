@@ -100,18 +100,6 @@ hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
     hv_pending_init(&op->pending);
 }
 
-/* In a forked child: messages that the parent's other threads have not got anywhere with are not the child's. */
-static inline void
-hv_forget_calls(hv_socket *s)
-{
-    if (s->out.sent == 0) {
-        s->out.size = 0;
-    }
-    if (s->in.got == 0 && s->in.request == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0)) {
-        s->in.state = HV_INBOX_EMPTY;
-    }
-}
-
 /* Another attempt, or a wait for it, is due. */
 static inline int
 hv_op_goes_on(const hv_op *op, hv_status status)

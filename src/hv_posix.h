@@ -164,14 +164,32 @@ hv_socket_init(hv_socket *s)
     s->generation = hv_generation;
 }
 
-/* Called before the gate is used: in a forked child, forgets the calls of the parent's threads. */
+/* In a forked child, ends the turns of the parent's other threads. What they were in the midst of, nobody
+ * goes on with here: a part of it is on their stacks. */
+static void
+hv_forget_turns(hv_socket *s)
+{
+    long me = (long)pthread_self(), sending = s->sending, receiving = s->receiving;
+    if (sending != 0 && sending != me) {
+        s->out.size = s->out.sent == 0 ? 0 : s->out.size;
+        s->out.digest = 0; /* that of no message */
+    }
+    if (receiving != 0 && receiving != me) {
+        int is_new = s->in.got == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0);
+        s->in.state = is_new ? HV_INBOX_EMPTY : HV_INBOX_LOST;
+    }
+    hv_socket_init(s);
+    s->sending = sending == me ? me : 0;
+    s->receiving = receiving == me ? me : 0;
+}
+
+/* Called before the gate and the turns are used: in a forked child, forgets the calls of the parent's threads. */
 static inline void
 hv_socket_sync(hv_socket *s)
 {
     if (s->generation != hv_generation) {
         s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
-        hv_forget_calls(s);
-        hv_socket_init(s);
+        hv_forget_turns(s);
     }
 }
 

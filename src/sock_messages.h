@@ -38,6 +38,7 @@ take_turn(hv_message *m, hv_turn *turn)
 {
     hv_turn_op wait;
     hv_status status;
+    hv_socket_sync(m->s);
     if (hv_turn_take(turn, m->me)) {
         return HV_DONE;
     }
@@ -46,6 +47,7 @@ take_turn(hv_message *m, hv_turn *turn)
         return HV_INTERRUPTED;
     }
     hv_op_init(&wait.op, m->s, hv_turn_start);
+    wait.op.deadline = m->op.deadline; /* of an exchange's other turn */
     wait.op.spun = 1;
     wait.s = m->s;
     wait.turn = turn;
@@ -121,7 +123,7 @@ end_send(hv_message *m)
     if (!m->sends) {
         return;
     }
-    if (out->sent == 0) {
+    if (out->sent == 0 || !hv_gate_is_open(&m->s->gate)) {
         out->size = 0;
     } else {
         out->digest = hv_digest(m->spans, m->span_count);
@@ -164,11 +166,15 @@ inbox_clear(hv_inbox *in)
     in->request = 0;
 }
 
-/* Frees what a closed socket still holds, unless a call is at it. */
+/* Nobody can go on with a message of a closed socket. If a thread is in its midst, that thread forgets it. */
 static void
-inbox_drop(hv_socket *s)
+forget_messages(hv_socket *s)
 {
     long me = (long)PyThread_get_thread_ident();
+    if (hv_turn_take(&s->sending, me)) {
+        s->out.size = 0;
+        hv_turn_end(s, &s->sending, me);
+    }
     if (hv_turn_take(&s->receiving, me)) {
         inbox_clear(&s->in);
         hv_turn_end(s, &s->receiving, me);
@@ -229,10 +235,16 @@ run_message(hv_message *m)
     }
 }
 
-/* Keeps in the socket what has arrived in the caller's memory. False with an exception set. */
+/* Keeps in the socket what has arrived in the caller's memory, unless nobody can go on with it. False with
+ * an exception set. */
 static int
-inbox_keep(hv_inbox *in, const char *room)
+inbox_keep(hv_socket *s, const char *room)
 {
+    hv_inbox *in = &s->in;
+    if (!hv_gate_is_open(&s->gate)) {
+        inbox_clear(in);
+        return 1;
+    }
     if (in->got > 0 && in->store == NULL) {
         PyObject *type, *value, *traceback;
         int kept;
@@ -269,10 +281,10 @@ deliver(hv_inbox *in, const char *room, Py_buffer *into)
         in->store = NULL;
     } else {
         result = PyBytes_FromStringAndSize(room, (Py_ssize_t)in->size);
-        if (result == NULL) {
-            in->state = HV_INBOX_LOST;
-            return NULL;
-        }
+    }
+    if (result == NULL) {
+        in->state = HV_INBOX_LOST;
+        return NULL;
     }
     inbox_clear(in);
     return result;
@@ -327,8 +339,12 @@ end_receive(PyObject *self, hv_message *m, hv_status status, const char *operati
         result = deliver(in, m->room, into);
     } else if (status == HV_DONE && m->outcome == HV_MESSAGE_ENDED) {
         raise_ended(in, m->room);
-        inbox_clear(in);
-    } else if (inbox_keep(in, m->room)) {
+        if (PyErr_ExceptionMatches(PyExc_EOFError)) {
+            inbox_clear(in);
+        } else {
+            inbox_keep(m->s, m->room); /* the next call says it */
+        }
+    } else if (inbox_keep(m->s, m->room)) {
         explained = 1;
     }
     hv_turn_end(m->s, &m->s->receiving, m->me);

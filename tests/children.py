@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import itertools
 import os
 import random
 import signal
@@ -166,6 +167,8 @@ def fork_while_receiving(implementation: str) -> None:
 
 def blocking_call(operation: str, a: socket.socket, size: int = 64 << 20) -> Callable[[], Any]:
     """Return a call that blocks: to receive where nothing comes, or to send more than fits."""
+    import hvsock
+
     data = bytes(size)
     calls: dict[str, Callable[[], Any]] = {
         "recv": lambda: a.recv(5),
@@ -175,6 +178,15 @@ def blocking_call(operation: str, a: socket.socket, size: int = 64 << 20) -> Cal
         "sendmsg": lambda: a.sendmsg([b"12", b"345"]),
         "accept": lambda: a.accept(),
     }
+    if isinstance(a, hvsock.HyperVSocket):
+        calls |= {
+            "send_message": lambda: a.send_message(data),
+            "recv_message": lambda: a.recv_message(),
+            "recv_message_into": lambda: a.recv_message_into(bytearray(5)),
+            "recv_exactly": lambda: a.recv_exactly(5),
+            "recv_exactly_into": lambda: a.recv_exactly_into(bytearray(5)),
+            "exchange": lambda: a.exchange(b"request"),
+        }
     return calls[operation]
 
 
@@ -281,10 +293,11 @@ def signals_and_timeout(implementation: str, operation: str) -> None:
 # Semantics
 
 
-def one_call_each(implementation: str, timeout: str) -> None:
+def one_call_each(implementation: str, timeout: str, busy_poll: str = "0") -> None:
     """Make every call 100 times where it can proceed; `access` calls in the trace mark where they begin and end."""
     data, buffer = b"x" * 10, bytearray(10)
     with connected(implementation) as (a, b):
+        a.busy_poll = int(busy_poll)
         a.settimeout({"limit": LIMIT, "none": None, "zero": 0.0}[timeout])
         calls: dict[str, Callable[[], Any]] = {
             "recv": lambda: a.recv(10),
@@ -351,11 +364,12 @@ def bystanders(number: int = 8) -> Iterator[None]:
         other.close()
 
 
-def close_wakes(implementation: str, operation: str, timeout: str, rounds: str) -> None:
+def close_wakes(implementation: str, operation: str, timeout: str, rounds: str, busy_poll: str = "0") -> None:
     """Close a socket while another thread is blocked in a call on it, or just about to be."""
     for index in range(int(rounds)):
         with contextlib.ExitStack() as stack:
             a, call = make_blocked(stack, implementation, operation, timeout)
+            a.busy_poll = int(busy_poll)
             task = Task(call)
             # Mostly while it waits, sometimes at its very start.
             time.sleep((0.2 * TICK, 0, 0.001, 0.02 * TICK)[index % 4])
@@ -416,7 +430,7 @@ def exit_while_blocked(implementation: str, operation: str) -> None:
     globals()["_kept"] = stack, task
 
 
-def interrupted(implementation: str, operation: str, timeout: str) -> None:
+def interrupted(implementation: str, operation: str, timeout: str, busy_poll: str = "0") -> None:
     """Wait for Ctrl-C in a blocked call."""
 
     def raise_signal() -> None:
@@ -425,7 +439,8 @@ def interrupted(implementation: str, operation: str, timeout: str) -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.ExitStack() as stack:
-        _, call = make_blocked(stack, implementation, operation, timeout)
+        a, call = make_blocked(stack, implementation, operation, timeout)
+        a.busy_poll = int(busy_poll)
         if sys.platform == "win32":
             Task(raise_signal)
         try:
@@ -502,6 +517,604 @@ def descriptor_leaks(transport: str, what: str) -> None:
     listener.close()
     assert utils.open_descriptors() == before - 1
     assert os.listdir(os.environ["HVSOCK_LOCAL_DIR"]) == []
+
+
+# Messages
+
+
+MIB = 1 << 20
+
+
+def framed(payload: bytes) -> bytes:
+    """Return what a message is on the wire."""
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(TICK / 10)
+
+
+class FromHandlerError(Exception):
+    """What a signal handler raises."""
+
+
+def signal_in_message(implementation: str, operation: str, what: str, timeout: str) -> None:
+    """Signals arrive at every stage of a message; what their handler does is `what`."""
+    reply, large = utils.random_bytes(100_000), utils.random_bytes(8 * MIB)
+    wire, buffer = framed(reply), bytearray(100_004)
+    handled: list[float] = []  # when
+    finishing = threading.Event()
+    results: list[Any] = []
+    interrupted = 0
+    with connected(implementation, None if timeout == "none" else LIMIT) as (a, b):
+        calls: dict[str, Callable[[], Any]] = {
+            "send_message": lambda: a.send_message(large),
+            "recv_message": lambda: a.recv_message(),
+            "recv_message_into": lambda: a.recv_message_into(buffer),
+            "recv_exactly": lambda: a.recv_exactly(len(wire)),
+            "recv_exactly_into": lambda: a.recv_exactly_into(buffer),
+            "exchange": lambda: a.exchange(large),
+        }
+        call = calls[operation]
+
+        def handler(*_: object) -> None:
+            handled.append(time.monotonic())
+            if finishing.is_set():
+                return
+            if what == "raises":
+                raise FromHandlerError
+            if what == "closes" and len(handled) == 3:
+                a.close()
+            if what == "recurses":
+                # It is refused, unless the signal was so early that this is the first call.
+                results.append(call())
+
+        def wait_for_signals() -> None:
+            count = len(handled)
+            wait_for(lambda: len(handled) >= count + 2 or (handled and handled[-1] < time.monotonic() - 20 * TICK))
+
+        def peer() -> None:
+            if operation in ("send_message", "exchange"):
+                wait_for_signals()
+                if operation == "send_message":
+                    finishing.set()
+                assert b.recv_message() == large
+            cuts = (0, 2, 4, 5, 50_000, len(wire) - 1, len(wire))
+            for start, end in itertools.pairwise(cuts) if operation != "send_message" else ():
+                wait_for_signals()
+                if end == len(wire):
+                    finishing.set()
+                b.sendall(wire[start:end])
+
+        helper = Task(peer) if what != "closes" else None
+        signal.signal(signal.SIGALRM, handler)
+        while not results:
+            # One signal a call where the handler ends it; else they come all the time.
+            signal.setitimer(signal.ITIMER_REAL, TICK / 5, 0 if what in ("raises", "recurses") else TICK / 5)
+            try:
+                results.append(call())
+            except FromHandlerError:
+                interrupted += 1
+            except RuntimeError as error:
+                if what != "recurses" or "signal handler" not in str(error):
+                    raise
+                interrupted += 1
+            except OSError as error:
+                if what != "closes":
+                    raise
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                check_error_of_closed(error)
+                return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert helper is not None, "close() did not end the call"
+        helper.result()
+        assert interrupted > 0 or what == "returns"
+        expected: dict[str, Any] = {
+            "send_message": None,
+            "recv_message": reply,
+            "recv_message_into": len(reply),
+            "recv_exactly": wire,
+            "recv_exactly_into": None,
+            "exchange": reply,
+        }
+        assert results == [expected[operation]]
+        if operation == "recv_message_into":
+            assert buffer[: len(reply)] == reply
+        if operation == "recv_exactly_into":
+            assert buffer == wire
+        # Nothing came twice, and both streams are where they should be.
+        a.send_message(b"next")
+        assert b.recv_message() == b"next"
+        b.send_message(b"previous")
+        assert a.recv_message() == b"previous"
+
+
+def begin_message(operation: str, a: Any, b: Any) -> Task:
+    """Have a thread in the middle of such a call, so that it is its turn."""
+    task = Task(blocking_call(operation, a))
+    if operation == "send_message":
+        import select
+
+        assert select.select([b], [], [], LIMIT)[0]
+    elif operation == "exchange":
+        assert b.recv_message() == b"request"
+        b.sendall(framed(b"12345")[:6])
+    else:
+        b.sendall(framed(b"1")[:4])
+    time.sleep(TICK)
+    assert task.running
+    return task
+
+
+def close_wakes_the_queue(implementation: str, operation: str, rounds: str) -> None:
+    """Close a socket while one thread is in the middle of a message and others wait for their turn."""
+    for index in range(int(rounds)):
+        with connected(implementation, None if index % 2 else LIMIT) as (a, b):
+            tasks = [begin_message(operation, a, b)]
+            tasks += [Task(blocking_call(operation, a, 1000)) for _ in range(3)]
+            time.sleep((2 * TICK, 0, 0.001, 0.2 * TICK)[index % 4])
+            a.close()
+            with bystanders():
+                for task in tasks:
+                    check_error_of_closed(task.error())
+
+
+def close_races_with_messages(implementation: str, rounds: str) -> None:
+    """Exchange, send and receive without a pause in six threads until the socket is closed."""
+
+    def exchange(sock: Any) -> None:
+        while True:
+            sock.exchange(b"request")
+
+    def send(sock: Any) -> None:
+        while True:
+            sock.send_message(b"x" * 1000, b"y" * 20_000)
+
+    def receive(sock: Any) -> None:
+        while True:
+            sock.recv_message()
+
+    def echo(sock: Any) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                sock.send_message(sock.recv_message())
+
+    for index in range(int(rounds)):
+        with connected(implementation, LIMIT if index % 2 else None) as (a, b):
+            peer = Task(echo, b)
+            tasks = [Task(function, a) for function in (exchange, send, receive) * 2]
+            time.sleep(0.0007 * (index % 10))
+            a.close()
+            with bystanders(4):
+                for task in tasks:
+                    check_error_of_closed(task.error())
+            peer.result()
+
+
+def interrupted_in_the_queue(implementation: str, operation: str) -> None:
+    """Wait for Ctrl-C where another thread is in the middle of a message, and go on after it."""
+
+    def raise_signal() -> None:
+        sys.stdin.readline()
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with connected(implementation) as (a, b):
+        task = begin_message(operation, a, b)
+        call = blocking_call(operation, a, 1000)
+        if sys.platform == "win32":
+            Task(raise_signal)
+        say("waiting")
+        try:
+            call()
+        except KeyboardInterrupt:
+            say("interrupted")
+        else:
+            raise AssertionError("the call returned")
+        assert task.running
+        if operation == "send_message":
+            assert b.recv_message(max_size=64 * MIB) == bytes(64 * MIB)
+        elif operation == "exchange":
+            b.sendall(framed(b"12345")[6:])
+        else:
+            b.sendall(b"x" if operation.startswith("recv_exactly") else framed(b"1")[4:])
+        task.result()
+        a.send_message(b"next")
+        assert b.recv_message() == b"next"
+
+
+def fork_in_a_message(implementation: str, case: str) -> None:
+    """Fork where a thread, or nobody, is in the middle of a message."""
+    large = utils.random_bytes(8 * MIB)
+    wire = framed(utils.random_bytes(5000))
+    with connected(implementation) as (a, b):
+        task = None
+        if case == "receiving":
+            task = Task(a.recv_message)
+        elif case == "partly received":
+            b.sendall(wire[:1000])
+            task = Task(a.recv_message)
+        elif case == "partly received here":
+            b.sendall(wire[:1000])
+            a.settimeout(TICK)
+            refused(a.recv_message, TimeoutError)
+            a.settimeout(LIMIT)
+        elif case == "sending":
+            task = Task(a.send_message, large)
+        time.sleep(2 * TICK)
+        with forked() as in_child:
+            if in_child:
+                use_after_fork(case, a, large, wire)
+            elif case == "idle":
+                time.sleep(4 * TICK)
+                assert b.recv_message() == large
+                assert b.recv_message() == b"after it"
+            elif case == "partly received here":
+                b.sendall(wire[1000:])
+        if task is not None:
+            assert task.running
+        if case in ("receiving", "partly received"):
+            b.sendall(wire[1000 if case == "partly received" else 0 :])
+            assert task is not None
+            assert task.result() == wire[4:]
+        elif case == "sending":
+            assert b.recv_message() == large
+        if case != "partly received here":
+            a.send_message(b"still here")
+            assert b.recv_message() == b"still here"
+
+
+def refused(call: Callable[[], object], error: type[Exception]) -> None:
+    """Check what the call raises."""
+    try:
+        result = call()
+    except error:
+        return
+    raise AssertionError(f"the call returned {result!r:.60}")
+
+
+def use_after_fork(case: str, a: Any, large: bytes, wire: bytes) -> None:
+    """What the forked process can do with the socket."""
+    if case == "idle":
+        # The very first calls of this process: one is in the middle of its message, the other waits for its turn.
+        sending = Task(a.send_message, large)
+        time.sleep(2 * TICK)
+        waiting = Task(a.send_message, b"after it")
+        sending.result()
+        waiting.result()
+    elif case == "receiving":
+        # Nothing was received, so nothing is in the middle here.
+        a.settimeout(TICK)
+        for call in (a.recv_message, lambda: a.recv(1), lambda: a.recv_exactly(3)):
+            refused(call, TimeoutError)
+        a.settimeout(LIMIT)
+    elif case == "partly received":
+        # What was received is with a thread that is not here.
+        for call in (a.recv_message, lambda: a.recv(1), lambda: a.recv_exactly(3), lambda: a.exchange(b"x")):
+            refused(call, RuntimeError)
+    elif case == "partly received here":
+        assert a.recv_message() == wire[4:]
+    else:
+        for call in (lambda: a.send(b"x"), lambda: a.send_message(b"x"), lambda: a.send_message(large)):
+            refused(call, RuntimeError)
+    a.close()
+
+
+def message_without_memory() -> None:
+    """More is announced than the address space has room for."""
+    import resource
+
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    with connected("adopted") as (a, b):
+        a.setblocking(False)
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        size = 1 << 28
+        for request in (False, True):
+            b.sendall(size.to_bytes(4, "big") + b"hello")
+            resource.setrlimit(resource.RLIMIT_AS, (now + size // 2, hard))
+            try:
+                if not request:
+                    refused(lambda: a.recv_exactly(size), MemoryError)
+                for _ in range(3):
+                    call = (lambda: a.exchange(b"x", max_size=size)) if request else (lambda: a.recv_message(size))
+                    refused(call, MemoryError)
+                    refused(lambda: a.recv(1), RuntimeError)
+                    refused(lambda: a.recv_message(), OSError)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+            refused(lambda: a.recv_message(size), BlockingIOError)
+            b.settimeout(LIMIT)
+            sending = Task(b.sendall, bytes(size - 5))
+            while True:
+                try:
+                    message = a.recv_message(size)
+                except BlockingIOError:
+                    continue
+                break
+            sending.result()
+            assert len(message) == size
+            assert message[:6] == b"hello\0"
+            assert message.count(0) == size - 5
+        assert b.recv_message() == b"x"
+
+
+def message_leaks() -> None:
+    """Print, for every way in which a message call ends, by how many blocks and bytes of memory 100 of them grew."""
+    import gc
+    import tracemalloc
+    import warnings
+
+    from test_messages import MISUSES
+
+    # Sockets are dropped open here.
+    warnings.simplefilter("ignore", ResourceWarning)
+    pair = utils.make_pair("adopted")
+    payloads = {size: utils.random_bytes(size) for size in (0, 10, 9000, 100_000)}
+    operations: dict[str, Callable[[], Any]] = {}
+
+    def expect(call: Callable[[], Any], *errors: type[BaseException]) -> None:
+        refused(call, errors)  # type: ignore[arg-type]
+
+    def partly(size: int, close: bool, call: str, more: Callable[[Any, Any], object] | None = None) -> None:
+        """Receive a part of a message of that size, and drop or close the socket."""
+        a, b = utils.make_pair("adopted", 0)
+        b.send(framed(payloads[size])[: 4 + size // 2 if size else 3])
+        if call == "exchange":
+            expect(lambda: a.exchange(b"request"), BlockingIOError)
+        elif call == "recv_exactly":
+            expect(lambda: a.recv_exactly(size + 4), BlockingIOError)
+        elif call == "recv_message_into":
+            expect(lambda: a.recv_message_into(bytearray(size)), BlockingIOError)
+        else:
+            expect(a.recv_message, BlockingIOError)
+        if more is not None:
+            more(a, b)
+        b.close()
+        if close:
+            a.close()
+            kept.append(a)
+            del kept[:-1]
+
+    kept: list[Any] = []
+
+    def ends(a: Any, b: Any) -> None:
+        b.close()
+        expect(a.recv_message, EOFError)
+
+    def refuses(a: Any, _b: Any) -> None:
+        for call in (lambda: a.recv(1), lambda: a.recv_exactly(7), lambda: a.exchange(b"other")):
+            expect(call, RuntimeError)
+        expect(lambda: a.recv_message(0), OSError)
+
+    for size, payload in payloads.items():
+
+        def whole(payload: bytes = payload) -> None:
+            a, b = pair
+            a.send_message(payload)
+            assert b.recv_message() == payload
+            a.send_message(payload)
+            b.recv_message_into(bytearray(len(payload)))
+            a.send_message(payload)
+            assert b.recv_exactly(len(payload) + 4)[4:] == payload
+            a.send_message(payload)
+            b.recv_exactly_into(bytearray(len(payload) + 4))
+            b.send_message(payload)
+            assert a.exchange(payload, *[b"x"] * 20) == payload
+            b.recv_message()
+
+        operations[f"whole {size}"] = whole
+        for close in (False, True):
+            for call in ("recv_message", "recv_message_into", "recv_exactly", "exchange"):
+                operations[f"partly {size} {call} {close}"] = lambda size=size, close=close, call=call: partly(
+                    size, close, call
+                )
+        operations[f"ends {size}"] = lambda size=size: partly(size, True, "recv_message", ends)
+        operations[f"refuses {size}"] = lambda size=size: partly(size, True, "recv_message", refuses)
+
+    def partly_sent() -> None:
+        a, b = utils.make_pair("adopted", 0)
+        with a, b:
+            for _ in range(3):
+                expect(lambda: a.send_message(large, *[b"x"] * 20), BlockingIOError)
+            expect(lambda: a.send_message(b"x"), RuntimeError)
+            expect(lambda: a.exchange(b"x"), RuntimeError)
+
+    large = bytes(8 * MIB)
+    operations["partly sent"] = partly_sent
+    for name, (error, call) in MISUSES.items():
+        operations[name] = lambda error=error, call=call: expect(lambda: call(pair[0]), error)
+
+    def incomplete() -> None:
+        a, b = utils.make_pair("adopted")
+        with a, b:
+            b.sendall(framed(bytes(9000))[:-1])
+            b.close()
+            expect(a.recv_message, EOFError)
+            expect(a.recv_message, EOFError)
+
+    operations["incomplete"] = incomplete
+
+    def opened_again() -> None:
+        import hvsock
+
+        a, b = utils.make_pair("adopted", 0)
+        with a, b:
+            b.send(framed(payloads[9000])[:5000])
+            expect(a.recv_message, BlockingIOError)
+            a.close()
+            one, other = socket.socketpair()
+            with other:
+                hvsock.HyperVSocket.__init__(a, fileno=one.detach())
+                other.send(b"12345")
+                assert a.recv(5) == b"12345"
+
+    operations["opened again"] = opened_again
+    gc.collect()
+    gc.freeze()
+    for name, operation in operations.items():
+        growth = []
+        for _ in range(3):
+            for _ in range(5):
+                operation()
+            gc.collect()
+            before = sys.getallocatedblocks()
+            for _ in range(100):
+                operation()
+            gc.collect()
+            growth.append(sys.getallocatedblocks() - before)
+        tracemalloc.start()
+        sizes = []
+        for _ in range(3):
+            for _ in range(5):
+                operation()
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(20):
+                operation()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0] - before)
+        tracemalloc.stop()
+        say(f"{name}\t{min(growth)}\t{min(sizes)}")
+    for sock in pair:
+        sock.close()
+
+
+def message_nomemory(operation: str) -> None:
+    """Have the n-th allocation of a call fail, or all from it on, for every n; print how many calls failed."""
+    import hvsock
+
+    size = {"recv small": 5, "recv into": 5000, "recv heap": 50_000, "recv large": 100_000}.get(operation, 9000)
+    payload = utils.random_bytes(size)
+    # An exception's notes need memory too: that there was none for them is no error of the call.
+    sys.unraisablehook = lambda unraisable: None
+    failures, told = 0, 0
+    for once in (True, False):
+        for number in range(1000):
+            with connected("adopted", 0) as (a, b):
+                failed, result = nomemory_once(operation, a, b, payload, number, number + 1 if once else 0)
+            failures += failed
+            told += failed and type(result) is hvsock.IncompleteReadError
+            if not failed:
+                break
+        else:
+            raise AssertionError("it never succeeded")
+    # The interpreter too allocates on the way of an exception, and lets a MemoryError take its place.
+    assert told > 0 or operation != "end", "nothing told that the stream had ended within a message"
+    say(failures)
+
+
+def nomemory_once(operation: str, a: Any, b: Any, payload: bytes, start: int, stop: int) -> tuple[bool, Any]:
+    """Make the call, and look what became of the message; return whether it was a MemoryError, and the message."""
+    import _testcapi
+
+    import hvsock
+
+    size = len(payload)
+    buffer = bytearray(size)
+    calls: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+        "recv into": (a.recv_message_into, (buffer,)),
+        "recv part into": (a.recv_message_into, (buffer,)),
+        "recv exactly": (a.recv_exactly, (size + 4,)),
+        "reply": (a.exchange, (payload,)),
+        "reply part": (a.exchange, (payload,)),
+        "send": (a.send_message, (payload,)),
+        "send many": (
+            a.send_message,
+            (payload[:8000], *[payload[index : index + 50] for index in range(8000, 9000, 50)]),
+        ),
+        "too long": (a.recv_message, (1000,)),
+    }
+    call, arguments = calls.get(operation, (a.recv_message, ()))
+    first = 4000 if "part" in operation or operation == "end" else size + 4
+    if not operation.startswith("send"):
+        b.send(framed(payload)[:first])
+    if operation == "end":
+        b.shutdown(socket.SHUT_WR)
+    result: Any = None
+    failed = False
+    errors = (EOFError, OSError)  # made before there is no memory for it
+    _testcapi.set_nomemory(start, stop)
+    try:
+        result = call(*arguments)
+    except MemoryError:
+        failed = True
+    except errors as error:
+        result = error
+    finally:
+        _testcapi.remove_mem_hooks()
+
+    if operation.startswith("send"):
+        if failed:
+            a.send_message(payload)
+        assert b.recv_message() == payload
+        refused(lambda: b.recv(1), BlockingIOError)
+        return failed, payload
+    if operation.startswith("reply"):
+        # The request was sent once, or never if the exchange failed before that.
+        try:
+            assert b.recv_message() == payload
+        except BlockingIOError:
+            if not failed:
+                raise
+        refused(lambda: b.recv(1), BlockingIOError)
+    if operation != "end":
+        b.send(framed(payload)[first:])
+    if failed or isinstance(result, OSError):
+        # The same message now, or the word that it is lost.
+        try:
+            result = a.recv_exactly(size + 4) if operation == "recv exactly" else a.recv_message()
+        except EOFError as error:
+            result = error
+        except RuntimeError as error:
+            if "lost" not in str(error):
+                raise
+            for again in (a.recv_message, lambda: a.recv(1), lambda: a.exchange(b"")):
+                refused(again, RuntimeError)
+            return failed, None
+    if operation == "end":
+        assert isinstance(result, EOFError), repr(result)
+        assert failed or type(result) is hvsock.IncompleteReadError
+        if type(result) is hvsock.IncompleteReadError:
+            assert (result.partial, result.expected) == (payload[: first - 4], size)
+    elif type(result) is int:
+        assert buffer[:result] == payload
+    else:
+        assert result == (framed(payload) if operation == "recv exactly" else payload)
+    return failed, result
+
+
+def message_calls(implementation: str, timeout: str) -> None:
+    """Make every call 100 times where it can proceed; see `one_call_each`."""
+    data = b"x" * 10
+    many, very_many = [data] * 20, [data] * 2000
+    buffer, exact = bytearray(100), bytearray(10)
+    with connected(implementation) as (a, b):
+        a.settimeout({"limit": LIMIT, "none": None, "zero": 0.0}[timeout])
+        calls: dict[str, tuple[bytes, Callable[[], Any], int]] = {
+            "send_message": (b"", lambda: a.send_message(data), 14),
+            "send_message_of_nothing": (b"", lambda: a.send_message(), 4),
+            "send_message_of_20_buffers": (b"", lambda: a.send_message(*many), 204),
+            "send_message_of_2000_buffers": (b"", lambda: a.send_message(*very_many), 20_004),
+            "recv_message": (framed(data), lambda: a.recv_message(), 0),
+            "recv_message_of_nothing": (framed(b""), lambda: a.recv_message(), 0),
+            "recv_message_into": (framed(data), lambda: a.recv_message_into(buffer), 0),
+            "recv_exactly": (data, lambda: a.recv_exactly(10), 0),
+            "recv_exactly_into": (data, lambda: a.recv_exactly_into(exact), 0),
+            "exchange": (framed(data), lambda: a.exchange(data), 14),
+        }
+        for name, (waiting, call, sent) in calls.items():
+            rounds, times = (20, 5) if sent > 1000 else (1, 100)
+            for _ in range(rounds):
+                b.sendall(waiting * times)
+                os.access(f"hvsock-begin-{name}", os.F_OK)
+                for _ in range(times):
+                    call()
+                os.access(f"hvsock-end-{name}", os.F_OK)
+                utils.receive_exactly(b, sent * times)
 
 
 # Transports

@@ -268,15 +268,17 @@ NETWORK = ("recv", "send", "read", "write", "poll", "ppoll", "select", "pselect"
 MARKER = re.compile(r'"hvsock-(begin|end)-(\w+)"')
 
 
-def system_calls(implementation: str, tmp_path: Path, *arguments: object) -> dict[str, list[str]]:
-    """Run `one_call_each` of children.py under strace and return the system calls of each operation."""
+def system_calls(
+    implementation: str, tmp_path: Path, *arguments: object, child: str = "one_call_each"
+) -> dict[str, list[str]]:
+    """Run `child` of children.py under strace and return the system calls of each operation."""
     if not STRACE:
         pytest.skip("needs strace: install it and run again")
     trial = subprocess.run([STRACE, "-o", os.devnull, sys.executable, "-c", ""], capture_output=True, text=True)
     if trial.returncode:
         pytest.skip(f"strace may not trace here ({trial.stderr.strip()}): allow ptrace and run again")
     log = tmp_path / "strace"
-    run_child("one_call_each", implementation, *arguments, under=(STRACE, "-f", "-o", str(log)), timeout=2 * LIMIT)
+    run_child(child, implementation, *arguments, under=(STRACE, "-f", "-o", str(log)), timeout=2 * LIMIT)
     calls: dict[str, list[str]] = {}
     current: list[str] | None = None
     main = ""
