@@ -263,7 +263,7 @@ refuse_receive(const hv_inbox *in)
 {
     PyErr_SetString(PyExc_RuntimeError,
                     in->state == HV_INBOX_LOST      ? "received bytes are lost (no memory, or a fork): close the socket"
-                    : in->request != 0              ? "the reply to a request is due: recv_message() takes it"
+                    : in->request != NULL           ? "the reply to a request is due: recv_message() takes it"
                     : in->state == HV_INBOX_MESSAGE ? "a message is partly received: recv_message() goes on"
                                                     : "recv_exactly() is not finished: the same length goes on");
 }
@@ -346,7 +346,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "sendall");
     }
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
 /* Receives into memory of the caller. A length of zero asks nothing of the system, as in CPython. */
@@ -978,7 +978,7 @@ adopt(PyObject *self, module_state *module)
     }
     hv_socket_init(s);
     inbox_clear(&s->in);
-    s->out.size = 0;
+    outbox_clear(&s->out);
     s->gate = HV_GATE_OPEN;
     whole_state_of(self)->module = module;
     return 1;
@@ -1072,7 +1072,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (error != 0 && !hv_error_is_reset(error)) {
         return hv_raise_error(error);
     }
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
 /* The base's finalizer warns of a socket that is still open, and closes it. */
@@ -1082,6 +1082,7 @@ sock_finalize(PyObject *self)
     destructor finalize = (destructor)PyType_GetSlot((PyTypeObject *)base_of(self), Py_tp_finalize);
     finalize(self);
     inbox_clear(&state_of(self)->in);
+    outbox_clear(&state_of(self)->out);
 }
 
 static PyObject *
@@ -1113,7 +1114,7 @@ sock_set_busy_poll(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 static PyObject *
 sock_explain(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
 {
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
 /* ---- the type and the module ---- */

@@ -80,28 +80,6 @@ typedef struct {
     size_t length;
 } hv_span;
 
-/* Tells messages of one size apart, to see that a call goes on with the right one: all of a short span,
- * 8192 places of a longer one. */
-static uint64_t
-hv_digest(const hv_span *spans, size_t count)
-{
-    const uint64_t prime = 0x9e3779b97f4a7c15U;
-    uint64_t digest = count;
-    size_t i, at;
-    for (i = 0; i < count; i++) {
-        size_t length = spans[i].length;
-        size_t step = length <= 65536 ? 8 : length / 65536 * 8;
-        digest = (digest ^ length) * prime;
-        for (at = 0; at < length; at += step) {
-            uint64_t word = 0;
-            memcpy(&word, spans[i].base + at, length - at < 8 ? length - at : 8);
-            digest = (digest ^ word) * prime;
-            digest ^= digest >> 29;
-        }
-    }
-    return digest | 1; /* never 0 */
-}
-
 /* Points iov at up to HV_IO_MAX bytes of the spans from an offset on; returns how many of its `room` it took. */
 static size_t
 hv_spans_from(const hv_span *spans, size_t count, uint64_t offset, hv_iovec *iov, size_t room)
@@ -136,7 +114,7 @@ typedef struct {
     hv_op op; /* the transfer at hand */
     hv_socket *s;
     long me;
-    int sends;            /* it is this thread's turn, and something is left */
+    int sends;            /* it is this thread's turn to send */
     const hv_span *spans; /* header first */
     size_t span_count;
     hv_iovec *iov; /* room for all spans; one for a receive */
@@ -214,6 +192,12 @@ hv_message_receive(hv_message *m)
     return HV_READY;
 }
 
+static inline int
+hv_message_is_sent(const hv_message *m)
+{
+    return !m->sends || m->s->out.sent == m->s->out.size;
+}
+
 /* Prepares the next transfer: HV_READY, or HV_DONE with an outcome. */
 static hv_status
 hv_message_next(hv_message *m)
@@ -223,9 +207,11 @@ hv_message_next(hv_message *m)
         if (out->sent < out->size) {
             return hv_message_send(m);
         }
-        out->size = 0;
-        m->sends = 0;
-        hv_turn_end(m->s, &m->s->sending, m->me); /* others may send while this one waits for a reply */
+        if (m->receives && out->buffers == NULL) { /* others may send while this one waits for a reply */
+            out->size = 0;
+            m->sends = 0;
+            hv_turn_end(m->s, &m->s->sending, m->me);
+        }
     }
     return m->receives ? hv_message_receive(m) : hv_message_end(m, HV_MESSAGE_WHOLE);
 }

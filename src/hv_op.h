@@ -46,7 +46,7 @@ struct hv_op {
 typedef struct {
     uint64_t size; /* with the header; 0: there is none */
     uint64_t sent;
-    uint64_t digest;
+    void *buffers; /* object: what it is made of; NULL: of what nobody can give again */
 } hv_outbox;
 
 /* What was received of something that is delivered as a whole. */
@@ -58,7 +58,7 @@ typedef struct {
     size_t got;
     void *store; /* object that holds the bytes, with room for all, at `memory`; NULL: they are with the caller */
     char *memory;
-    uint64_t request; /* digest of the message whose reply this is to be; 0: of none */
+    void *request; /* object: the buffers of the message whose reply this is to be; NULL: there is none */
 } hv_inbox;
 
 typedef struct {

@@ -172,7 +172,6 @@ hv_forget_turns(hv_socket *s)
     long me = (long)pthread_self(), sending = s->sending, receiving = s->receiving;
     if (sending != 0 && sending != me) {
         s->out.size = s->out.sent == 0 ? 0 : s->out.size;
-        s->out.digest = 0; /* that of no message */
     }
     if (receiving != 0 && receiving != me) {
         int is_new = s->in.got == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0);

@@ -242,7 +242,7 @@ static PyObject *
 pump_stop(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     hv_stop_set(&((pump_object *)self)->stop);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
 static PyObject *

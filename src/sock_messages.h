@@ -86,6 +86,54 @@ gather_message(gather *g, PyObject *const *items, Py_ssize_t count)
     return 1;
 }
 
+/* What a message is made of, for a later call that has to give it again; copies of what may change. None if
+ * there is no memory for that. */
+static PyObject *
+keep_buffers(PyObject *const *items, Py_ssize_t count)
+{
+    PyObject *kept = PyTuple_New(count);
+    Py_ssize_t i;
+    for (i = 0; kept != NULL && i < count; i++) {
+        PyObject *bytes = PyBytes_CheckExact(items[i]) ? Py_NewRef(items[i]) : PyBytes_FromObject(items[i]);
+        if (bytes == NULL) {
+            Py_CLEAR(kept);
+        } else {
+            PyTuple_SetItem(kept, i, bytes);
+        }
+    }
+    if (kept == NULL) {
+        PyErr_Clear();
+        kept = Py_NewRef(Py_None);
+    }
+    return kept;
+}
+
+/* Whether these are the buffers of keep_buffers(). */
+static int
+same_buffers(PyObject *kept, PyObject *const *items, const gather *g)
+{
+    size_t i;
+    if (kept == NULL || !PyTuple_Check(kept) || PyTuple_Size(kept) != (Py_ssize_t)g->count) {
+        return 0;
+    }
+    for (i = 0; i < g->count; i++) {
+        PyObject *bytes = PyTuple_GetItem(kept, (Py_ssize_t)i);
+        const hv_span *span = &g->spans[i + 1];
+        if (bytes != items[i] && ((size_t)PyBytes_Size(bytes) != span->length ||
+                                  memcmp(PyBytes_AsString(bytes), span->base, span->length) != 0)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void
+outbox_clear(hv_outbox *out)
+{
+    out->size = 0;
+    Py_CLEAR(out->buffers);
+}
+
 static void
 message_takes(hv_message *m, const gather *g)
 {
@@ -96,7 +144,7 @@ message_takes(hv_message *m, const gather *g)
 
 /* Begins to send, or goes on with it. HV_DONE: end_send() is due. */
 static hv_status
-begin_send(hv_message *m, uint64_t total)
+begin_send(hv_message *m, const gather *g, PyObject *const *items)
 {
     hv_outbox *out = &m->s->out;
     hv_status status = take_turn(m, &m->s->sending);
@@ -104,9 +152,9 @@ begin_send(hv_message *m, uint64_t total)
         return status;
     }
     if (out->size == 0) {
-        out->size = total;
+        out->size = g->total;
         out->sent = 0;
-    } else if (out->size != total || out->digest != hv_digest(m->spans, m->span_count)) {
+    } else if (!same_buffers(out->buffers, items, g)) {
         may_send(m->s);
         hv_turn_end(m->s, &m->s->sending, m->me);
         return HV_INTERRUPTED;
@@ -115,18 +163,18 @@ begin_send(hv_message *m, uint64_t total)
     return HV_DONE;
 }
 
-/* Notes what is left of it, if anything is. */
+/* Keeps what is needed to go on, if something is left, and ends the turn if that is not done. */
 static void
-end_send(hv_message *m)
+end_send(hv_message *m, const gather *g, PyObject *const *items)
 {
     hv_outbox *out = &m->s->out;
     if (!m->sends) {
         return;
     }
-    if (out->sent == 0 || !hv_gate_is_open(&m->s->gate)) {
-        out->size = 0;
-    } else {
-        out->digest = hv_digest(m->spans, m->span_count);
+    if (out->sent == out->size || out->sent == 0 || !hv_gate_is_open(&m->s->gate)) {
+        outbox_clear(out);
+    } else if (out->buffers == NULL) {
+        out->buffers = keep_buffers(items, (Py_ssize_t)g->count);
     }
     hv_turn_end(m->s, &m->s->sending, m->me);
 }
@@ -143,11 +191,11 @@ sock_send_message(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     }
     message_init(&m, s);
     message_takes(&m, &g);
-    status = begin_send(&m, g.total);
+    status = begin_send(&m, &g, args);
     if (status == HV_DONE) {
         hv_message_next(&m);
         status = drive(s, &m.op);
-        end_send(&m);
+        end_send(&m, &g, args);
     }
     gather_release(&g);
     return status == HV_DONE ? Py_NewRef(Py_None) : fail_message(self, &m, status, "send_message");
@@ -163,7 +211,7 @@ inbox_clear(hv_inbox *in)
     in->header_got = 0;
     in->size = 0;
     in->got = 0;
-    in->request = 0;
+    Py_CLEAR(in->request);
 }
 
 /* Nobody can go on with a message of a closed socket. If a thread is in its midst, that thread forgets it. */
@@ -172,7 +220,7 @@ forget_messages(hv_socket *s)
 {
     long me = (long)PyThread_get_thread_ident();
     if (hv_turn_take(&s->sending, me)) {
-        s->out.size = 0;
+        outbox_clear(&s->out);
         hv_turn_end(s, &s->sending, me);
     }
     if (hv_turn_take(&s->receiving, me)) {
@@ -260,7 +308,7 @@ inbox_keep(hv_socket *s, const char *room)
         memcpy(in->memory, room, in->got);
         PyErr_Restore(type, value, traceback);
     }
-    if (in->got == 0 && in->request == 0 && (in->state == HV_INBOX_EXACTLY || in->header_got == 0)) {
+    if (in->got == 0 && in->request == NULL && (in->state == HV_INBOX_EXACTLY || in->header_got == 0)) {
         inbox_clear(in);
     }
     return 1;
@@ -472,13 +520,13 @@ sock_recv_message_into(PyObject *self, PyObject *buffer)
 
 /* It is this thread's turn to receive: its turn to send, too, unless the reply to this very request is due. */
 static hv_status
-begin_request(hv_message *m, const gather *g, int is_new)
+begin_request(hv_message *m, const gather *g, PyObject *const *items, int is_new)
 {
     hv_inbox *in = &m->s->in;
-    if (in->request != 0 && in->request == hv_digest(m->spans, m->span_count)) {
+    if (same_buffers(in->request, items, g)) {
         return HV_DONE;
     }
-    if (in->request != 0) {
+    if (in->request != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "the reply to another request is due: recv_message() takes it");
         return HV_INTERRUPTED;
     }
@@ -486,7 +534,7 @@ begin_request(hv_message *m, const gather *g, int is_new)
         refuse_receive(in);
         return HV_INTERRUPTED;
     }
-    return begin_send(m, g->total);
+    return begin_send(m, g, items);
 }
 
 static PyObject *
@@ -513,14 +561,13 @@ sock_exchange(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject 
         gather_release(&g);
         return fail_message(self, &m, status, "exchange");
     }
-    status = begin_request(&m, &g, s->in.header_got == 0);
+    status = begin_request(&m, &g, args, s->in.header_got == 0);
     if (status == HV_DONE) {
-        int begun = m.sends;
         status = run_message(&m);
-        if ((!begun || !m.sends) && !(status == HV_DONE && m.outcome == HV_MESSAGE_WHOLE)) {
-            s->in.request = hv_digest(m.spans, m.span_count);
+        if (hv_message_is_sent(&m) && s->in.request == NULL && !(status == HV_DONE && m.outcome == HV_MESSAGE_WHOLE)) {
+            s->in.request = keep_buffers(args, nargs);
         }
-        end_send(&m);
+        end_send(&m, &g, args);
     }
     result = end_receive(self, &m, status, "exchange", NULL);
     free(m.heap);
