@@ -35,7 +35,7 @@ LEAVES = leaves()
 
 def test_there_are_the_commands() -> None:
     assert {path[0] for path in LEAVES} == {
-        "bench", "completion", "connect", "demo", "echo", "info", "listen", "ping", "service", "vm",
+        "bench", "completion", "connect", "demo", "echo", "info", "listen", "ping", "relay", "service", "vm",
     }  # fmt: skip
     assert {path[1] for path in LEAVES if path[0] == "service"} == {"list", "register", "unregister", "export"}
     assert {path[1] for path in LEAVES if path[0] == "vm"} == {"list", "id"}
@@ -88,6 +88,7 @@ def test_a_table_can_be_had_as_json(path: tuple[str, ...]) -> None:
         ("ping", "-t", "0", "parent/1"), ("ping", "-t", "inf", "parent/1"), ("ping", "-s", "0", "parent/1"),
         ("ping", "--transport", "pigeon", "parent/1"), ("bench", "-s", "1", "-s", "x", "parent/1"), ("echo", "5000"),
         ("connect", "parent/5000", "--retry-for", "-1"), ("listen", ""), ("completion", "csh"),
+        ("relay", "tcp://:1"), ("relay", "pigeon", "tcp://:1"), ("relay", "tcp://:1", "hvsock://wildcard/5000/"),
         ("service", "register", "x", "name"), ("service", "register", "-1", "name"), ("service", "export", "5000"),
         ("service", "export"), ("service", "export", "1", "a", "1", "b"), ("service", "export", "1", "a\nb"),
         ("vm", "list", "--source", "pigeon"), ("vm", "id"), ("vm", "id", ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from hvsock.cli import bench, completion, demo, echo, info, ping, service, stdio, vm
+from hvsock.cli import bench, completion, demo, echo, info, ping, relay, service, stdio, vm
 from hvsock.cli.commands import Commands, examples, version
 from hvsock.cli.output import print_lines
 
@@ -57,6 +57,7 @@ for command in (
     info.command,
     stdio.listen,
     ping.command,
+    relay.command,
     service.command,
     vm.command,
 ):

@@ -1,0 +1,152 @@
+"""`hvsock relay`: its line at the beginning, its numbers at the end, and its ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import time
+from typing import Any
+
+import pytest
+import utils
+from command_line import NASTY, ended, failure, posix, run, service, start
+from utils import Task
+
+import hvsock
+from hvsock.cli import relay
+
+TO_CLIENT = b"from the service"
+
+
+def through(port: int, data: bytes) -> bytes:
+    """Send through a relay that listens on TCP, and return the answer."""
+    with socket.create_connection(("127.0.0.1", port), utils.LIMIT) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        return utils.receive_all(sock)
+
+
+def serve(connection: hvsock.HyperVSocket) -> None:
+    utils.receive_all(connection)
+    connection.sendall(TO_CLIENT)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have the relay end, as by Ctrl-C, after some work that is done in place of its waiting."""
+
+    def set_work(work: Any) -> None:
+        def serve_forever(self: Any) -> None:
+            work(int(self.address.rpartition(":")[2]))
+            end = time.monotonic() + utils.LIMIT
+            while self.counters.open and time.monotonic() < end:
+                time.sleep(utils.TICK / 10)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(relay.Relay, "serve_forever", serve_forever)
+
+    return set_work
+
+
+def test_relay(served: str, in_process: Any) -> None:
+    answers = []
+    in_process(lambda port: answers.extend(through(port, data) for data in (b"hello", b"again")))
+    with service(served, serve) as address:
+        result = run("relay", "tcp://:0", f"{address}?transport={served}")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert answers == [TO_CLIENT, TO_CLIENT]
+    first, *rows = result.stdout.splitlines()
+    assert re.fullmatch(rf"listening on tcp://127\.0\.0\.1:\d+ for {re.escape(address)}\?transport={served}", first)
+    assert dict(re.split(r" {2,}", row) for row in rows) == {
+        "connections": "2",
+        "refused": "0",
+        "target not reached": "0",
+        "aborted": "0",
+        "bytes to target": "10",
+        "bytes to client": "32",
+    }
+
+
+def test_relay_as_json(served: str, in_process: Any) -> None:
+    in_process(lambda port: through(port, b"hello"))
+    with service(served, serve) as address:
+        result = run("relay", "--json", "tcp://:0", f"{address}?transport={served}")
+    assert (result.exit_code, result.stderr) == (0, "")
+    numbers = json.loads(result.stdout)
+    assert (numbers["total"], numbers["bytes_to_target"], numbers["bytes_to_client"]) == (1, 5, 16)
+
+
+def test_what_happens_is_said_on_stderr(served: str, in_process: Any) -> None:
+    logger = logging.getLogger("hvsock.relay")
+    before = logger.level, list(logger.handlers)
+
+    def work(port: int) -> None:
+        with contextlib.suppress(ConnectionError):
+            assert through(port, b"hello") == b""
+        logger.warning("%s", NASTY)
+
+    in_process(work)
+    nobody = f"hvsock://loopback/{hvsock.port_from_service_id(utils.new_service())}?transport={served}"
+    result = run("relay", "tcp://:0", nobody)
+    assert result.exit_code == 0
+    lines = result.stderr.splitlines()
+    assert any("was not reached" in line for line in lines)
+    assert all(line.startswith("hvsock: ") and line.isprintable() for line in lines)
+    assert re.search(r"^target not reached +1$", result.stdout, re.MULTILINE)
+    assert (logger.level, list(logger.handlers)) == before
+
+
+def test_an_address_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        line = failure("relay", f"tcp://:{taken.getsockname()[1]}", "tcp://:1")
+    assert line.startswith("relay tcp://:")
+
+
+def listening_port(process: Any) -> int:
+    line = process.stdout.readline().decode()
+    match = re.match(r"listening on tcp://127\.0\.0\.1:(\d+) for ", line)
+    assert match, line
+    return int(match[1])
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
+    with service(local, serve) as address, ended(start("relay", "tcp://:0", f"{address}?transport=local")) as process:
+        assert through(listening_port(process), b"hello") == TO_CLIENT
+        process.send_signal(number)
+        out, err = process.communicate(timeout=utils.LIMIT)
+    assert (process.returncode, err) == (0, b"")
+    assert re.search(rb"^bytes to client +16$", out, re.MULTILINE)
+
+
+@posix
+def test_grace(local: str) -> None:
+    """A connection that is open at the end may go on for as long as it was told."""
+    arguments = ("relay", "--grace", str(utils.LIMIT), "tcp://:0")
+    with service(local) as address, ended(start(*arguments, f"{address}?transport=local")) as process:
+        port = listening_port(process)
+        with socket.create_connection(("127.0.0.1", port), utils.LIMIT) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            process.send_signal(signal.SIGINT)
+            ending = Task(process.wait)
+            assert not ending.wait(4 * utils.TICK)
+            sock.sendall(b"y")
+            assert sock.recv(1) == b"y"
+        assert ending.result() == 0
+
+
+@posix
+def test_nobody_reads_what_it_prints() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with ended(start("relay", "tcp://:0", "tcp://:1", stdout=writer)) as process:
+        os.close(writer)
+        assert process.communicate(timeout=utils.LIMIT) == (None, b"hvsock: standard output: Broken pipe\n")
+        assert process.returncode == 1
