@@ -1164,7 +1164,8 @@ PyDoc_STRVAR(exchange_doc,
              "Send one message and receive the next one, in one release of the GIL and within one timeout.\n"
              "\n"
              "Exchanges of several threads follow each other. After TimeoutError or an interrupt the same call goes\n"
-             "on, and does not send twice; recv_message() takes the reply without it. Else as the two calls.");
+             "on, and does not send twice; recv_message() takes the reply without it. Else as the two calls.\n"
+             "The request is sent whole before the reply is received, so the peer has to take it before it answers.");
 PyDoc_STRVAR(
     busy_poll_doc,
     "Microseconds, 0 to 1000000, that a receive or accept that has to wait tries before it sleeps; 0 at first.\n"
