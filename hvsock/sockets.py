@@ -187,7 +187,6 @@ class HyperVSocket(Socket):
         copy = super().dup()
         copy.busy_poll = self.busy_poll
         copy._options = dict(self._options)
-        copy.busy_poll = self.busy_poll
         return copy
 
     def detach(self) -> int:
