@@ -49,7 +49,7 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
 
 
 class Bed:
-    """An event loop in debug mode, over a transport."""
+    """An event loop over a transport."""
 
     def __init__(self, kind: str, transport: str) -> None:
         self.kind = kind
@@ -58,13 +58,17 @@ class Bed:
         self.reported: list[dict[str, Any]] = []
         self.address = ("loopback", utils.new_service())
 
-    def run(self, main: Callable[[], Awaitable[T]]) -> T:
-        """Run a coroutine function within the time limit, and check that no task, thread or descriptor is left."""
+    def run(self, main: Callable[[], Awaitable[T]], *, debug: bool | None = None) -> T:
+        """Run a coroutine function within the time limit, and check that no task, thread or descriptor is left.
+
+        The debug mode, which makes a loop several times slower, is by default that of the kind "selector".
+        """
+        debug = self.kind == "selector" if debug is None else debug
         with asyncio.Runner(loop_factory=lambda: _new_loop(self.kind)) as runner:
             runner.run(asyncio.sleep(0))  # libuv keeps what its first loop has opened
         descriptors = 0 if WINDOWS else utils.open_descriptors()
         threads = threading.active_count()
-        with asyncio.Runner(debug=True, loop_factory=lambda: _new_loop(self.kind)) as runner:
+        with asyncio.Runner(debug=debug, loop_factory=lambda: _new_loop(self.kind)) as runner:
             result = runner.run(self._supervise(main))
         gc.collect()
         assert self.reported == []

@@ -233,6 +233,27 @@ def test_garbage(bed: Bed) -> None:
     bed.run(main)
 
 
+def test_debug_mode(bed: Bed) -> None:
+    """The loop's own checks find nothing, of streams and of messages."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            assert await stream.exchange(b"x" * 100_000) == b"x" * 100_000
+        async with await bed.start_server(reply):
+            reader, writer = await bed.open_connection()
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
+            writer.close()
+            await writer.wait_closed()
+
+    bed.run(main, debug=True)
+
+
 # Flow control, fairness, readiness
 
 
@@ -943,7 +964,7 @@ def test_many_clients(bed: Bed) -> None:
                 for index in range(number):
                     group.create_task(client(index))
 
-    bed.run(main)
+    bed.run(main, debug=False)
 
 
 def test_a_socket_that_was_connected_elsewhere(bed: Bed) -> None:

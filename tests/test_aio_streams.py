@@ -651,7 +651,7 @@ def test_many_clients(bed: Bed) -> None:
                     group.create_task(client(index))
 
     allow_descriptors(2 * number + 100)
-    bed.run(main)
+    bed.run(main, debug=False)
 
 
 def test_no_private_attribute_of_asyncio() -> None:
