@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import re
+import struct
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from utils import LIMIT, TICK, WINDOWS, random_bytes
 import hvsock
 from hvsock import aio
 from hvsock.aio import serving
+from hvsock.transports import transport_named
 
 MIB = 1 << 20
 
@@ -444,6 +446,18 @@ def test_retry_for(bed: Bed) -> None:
         assert time.monotonic() - began < LIMIT / 2
 
     bed.run(main)
+
+
+def test_limit_of_the_system(transport: str) -> None:
+    """Both kernels would end a connect after 2 s by themselves."""
+    with hvsock.HyperVSocket(transport=transport) as sock:
+        transport_named(transport).limit_connect(sock, 12.5)
+        if transport == "hyperv":
+            limit = sock.getsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT)
+            assert limit == 12501  # milliseconds
+        elif transport == "vsock":
+            option = 6  # SO_VM_SOCKETS_CONNECT_TIMEOUT, of linux/vm_sockets.h
+            assert sock.getsockopt(sock.family, option, 16) == struct.pack("ll", 12, 500_000)
 
 
 def test_bad_arguments(bed: Bed) -> None:

@@ -21,7 +21,7 @@ Buffer = bytes | bytearray | memoryview
 _HEADER: Final = 4  # bytes, the length that goes before a message
 _LONGEST: Final = 2**32 - 1
 _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
-_ROOM: Final = 2**14  # bytes that one overlapped receive may take, but for the content of longer messages
+_ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
 
 
 def message_too_long(size: int, limit: int) -> OSError:
@@ -32,10 +32,11 @@ def message_too_long(size: int, limit: int) -> OSError:
 class Link(abc.ABC):
     """Transfers messages over a connected socket, one at a time in each direction, without waiting.
 
-    `arrived` is called when take() is worth a try after watch().
+    It receives as much as there is, so that many short messages cost one system call, but keeps less than `_ROOM` bytes
+    that nobody has asked for. `arrived` is called when take() is worth a try after watch().
     """
 
-    __slots__ = ("_arrived", "_loop", "_sock", "send", "take")
+    __slots__ = ("_arrived", "_at", "_content", "_data", "_got", "_loop", "_sock", "send")
 
     send: Callable[..., None]
     """Send a message, the concatenation of the buffers that are the arguments.
@@ -43,18 +44,93 @@ class Link(abc.ABC):
     BlockingIOError: call it again with the same buffers when the link is writable(); no other message until then.
     """
 
-    take: Callable[[int], bytes]
-    """Return the next message, of the size given at most. BlockingIOError: it has not arrived, and what has is kept."""
-
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
         self._loop = loop
         self._sock = sock
         self._arrived = arrived
+        self._data = b""  # has arrived: messages, from `_at` on
+        self._at = 0
+        self._content: bytearray | None = None  # of a long message, whose first `_got` bytes have arrived
+        self._got = 0
 
     @property
-    @abc.abstractmethod
     def holds_data(self) -> bool:
         """Whether something was received that take() has not returned: watch() does not tell of it."""
+        return self._at < len(self._data) or self._content is not None
+
+    def take(self, max_size: int) -> bytes:
+        """Return the next message. BlockingIOError: it has not arrived, and what has is kept.
+
+        Raises:
+            EOFError, IncompleteReadError: the peer has ended the stream.
+            OSError: EMSGSIZE, it is longer than `max_size`.
+        """
+        if max_size < 0:
+            raise ValueError("negative size of a message")
+        while True:
+            if self._content is None:
+                data, start = self._data, self._at + _HEADER
+                if start <= len(data):
+                    size = int.from_bytes(data[self._at : start])
+                    if size > max_size:
+                        raise message_too_long(size, max_size)
+                    self._at = start + size
+                    if self._at < len(data):
+                        return data[start : self._at]
+                    if self._at == len(data):
+                        self._data, self._at = b"", 0
+                        return data[start:]
+                    self._at = start - _HEADER
+            elif len(self._content) > max_size:
+                raise message_too_long(len(self._content), max_size)
+            elif self._got == len(self._content):
+                message, self._content = bytes(self._content), None
+                return message
+            self._receive()
+
+    def _receive(self) -> None:
+        """Receive something, or raise BlockingIOError."""
+        content = self._rest_of_long_message()
+        if content is None:
+            self._add(self._sock.recv(_ROOM))
+        else:
+            self._advance(self._sock.recv_into(content))
+
+    def _rest_of_long_message(self) -> memoryview | None:
+        """Return where the next bytes go if a long message has begun."""
+        if self._content is None:
+            data, start = self._data, self._at + _HEADER
+            size = int.from_bytes(data[self._at : start]) if start <= len(data) else 0
+            if size <= _ROOM:
+                return None
+            self._content = bytearray(size)
+            self._got = len(data) - start
+            self._content[: self._got] = data[start:]
+            self._data, self._at = b"", 0
+        return memoryview(self._content)[self._got :]
+
+    def _add(self, data: bytes) -> None:
+        if not data:
+            raise self._ended()
+        self._data = self._data[self._at :] + data
+        self._at = 0
+
+    def _advance(self, size: int) -> None:
+        if not size:
+            raise self._ended()
+        self._got += size
+
+    def _ended(self) -> EOFError:
+        """Say where the stream has ended; what there was of a message is gone then."""
+        data, content = self._data[self._at :], self._content
+        self._data, self._at, self._content = b"", 0, None
+        if content is not None:
+            return IncompleteReadError(bytes(content[: self._got]), len(content))
+        if not data:
+            return EOFError("the peer has ended the stream")
+        if len(data) < _HEADER:
+            return IncompleteReadError(data, _HEADER)
+        return IncompleteReadError(data[_HEADER:], int.from_bytes(data[:_HEADER]))
 
     @abc.abstractmethod
     def watch(self) -> None:
@@ -82,16 +158,13 @@ class Link(abc.ABC):
 
 
 class WatchedLink(Link):
-    """For loops that say when a socket is ready: the messages are the socket's own."""
+    """For loops that say when a socket is ready."""
 
     __slots__ = ("_handle", "_watching", "_writable")
-
-    holds_data = False
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
         super().__init__(loop, sock, arrived)
         self.send = sock.send_message
-        self.take = sock.recv_message
         self._handle = sock.fileno()
         self._watching = False
         self._writable: asyncio.Future[None] | None = None
@@ -143,110 +216,38 @@ class OverlappedLink(Link):
     one. It is tried without the loop first.
     """
 
-    __slots__ = ("_content", "_end", "_got", "_reading", "_room", "_start", "_writing")
+    __slots__ = ("_reading", "_room", "_writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
         super().__init__(loop, sock, arrived)
         self.send = self._send
-        self.take = self._take
-        self._room = bytearray(_ROOM)
-        self._start = self._end = 0  # of what has arrived in the room
-        self._content: bytearray | None = None  # of a message that the room is too small for
-        self._got = 0  # bytes of it
-        self._reading: asyncio.Task[int] | None = None
+        self._room = bytearray()
+        self._reading: asyncio.Task[int] | None = None  # into the room, or into the content of a long message
         self._writing: asyncio.Task[None] | None = None
 
     @property
     def holds_data(self) -> bool:
-        arrived = self._reading is not None and self._reading.done()
-        return arrived or self._end > self._start or self._content is not None
+        return super().holds_data or (self._reading is not None and self._reading.done())
 
-    def _take(self, max_size: int) -> bytes:
-        if max_size < 0:
-            raise ValueError("negative size of a message")
-        while True:
-            message = self._whole(max_size)
-            if message is not None:
-                return message
-            self._add(self._receive())
-
-    def _whole(self, max_size: int) -> bytes | None:
-        """Return the message that comes first, if all of it has arrived."""
-        size = self._announced()
-        if size is None:
-            return None
-        if size > max_size:
-            raise message_too_long(size, max_size)
-        if self._content is not None:
-            if self._got < size:
-                return None
-            message, self._content = bytes(self._content), None
-            return message
-        first = self._start + _HEADER
-        if self._end < first + size:
-            return None
-        self._start = first + size
-        return bytes(self._room[first : self._start])
-
-    def _announced(self) -> int | None:
-        """Return the size of the message that comes first, if its header has arrived."""
-        if self._content is not None:
-            return len(self._content)
-        if self._end - self._start < _HEADER:
-            return None
-        return int.from_bytes(self._room[self._start : self._start + _HEADER])
-
-    def _free(self) -> memoryview:
-        """Return where the next bytes go: in the room, or in the content of a message that the room is too small for.
-
-        Nothing is moved while a transfer is under way.
-        """
-        if self._content is None:
-            arrived = self._room[self._start : self._end]
-            size = self._announced()
-            if size is None or _HEADER + size <= _ROOM:
-                self._room[: len(arrived)] = arrived
-                self._start, self._end = 0, len(arrived)
-                return memoryview(self._room)[self._end :]
-            self._content = bytearray(size)
-            self._got = len(arrived) - _HEADER
-            self._content[: self._got] = arrived[_HEADER:]
-            self._start = self._end = 0
-        return memoryview(self._content)[self._got :]
-
-    def _receive(self) -> int:
-        """Return how many bytes have arrived, 0 at the end of the stream; or raise BlockingIOError."""
+    def _receive(self) -> None:
         if self._reading is None:
-            return self._sock.recv_into(self._free())
+            return super()._receive()
         if not self._reading.done():
             raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
         reading, self._reading = self._reading, None
-        return reading.result()
-
-    def _add(self, size: int) -> None:
-        if self._content is not None:
-            if size == 0:
-                partial, expected = bytes(self._content[: self._got]), len(self._content)
-                self._content = None
-                raise IncompleteReadError(partial, expected)
-            self._got += size
-            return
-        if size == 0:
-            raise self._ended()
-        self._end += size
-
-    def _ended(self) -> EOFError:
-        arrived = bytes(self._room[self._start : self._end])
-        self._start = self._end = 0
-        if not arrived:
-            return EOFError("the peer has ended the stream")
-        if len(arrived) < _HEADER:
-            return IncompleteReadError(arrived, _HEADER)
-        return IncompleteReadError(arrived[_HEADER:], int.from_bytes(arrived[:_HEADER]))
+        if self._content is None:
+            self._add(bytes(self._room[: reading.result()]))
+        else:
+            self._advance(reading.result())
+        return None
 
     def watch(self) -> None:
         if self._reading is None:
-            self._reading = self._loop.create_task(self._loop.sock_recv_into(self._sock, self._free()))
+            room = self._rest_of_long_message()
+            if room is None:
+                self._room = self._room or bytearray(_ROOM)
+                room = memoryview(self._room)
+            self._reading = self._loop.create_task(self._loop.sock_recv_into(self._sock, room))
             self._reading.add_done_callback(self._on_read)
 
     def _on_read(self, reading: asyncio.Task[int]) -> None:
@@ -254,7 +255,7 @@ class OverlappedLink(Link):
             self._arrived()
 
     def unwatch(self) -> None:
-        pass  # what was received stays in the room until somebody takes it
+        pass  # what is received is kept until somebody takes it
 
     def _send(self, *buffers: Buffer) -> None:
         if self._writing is not None:
