@@ -354,12 +354,21 @@ def create_server(
         OSError: the address is in use, or as the system says.
         ValueError: an unknown transport, or an address that it cannot express.
     """
+    sock = _bind_server(address, transport, connected_suspend)
+    try:
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_server(address: Address, transport: str | None, connected_suspend: bool) -> HyperVSocket:
     sock = HyperVSocket(transport=transport)
     try:
         if connected_suspend and sock._transport is not None and sock._transport.name == "hyperv":
             sock.connected_suspend = True
         sock.bind(as_address(address))
-        sock.listen(backlog)
     except BaseException:
         sock.close()
         raise

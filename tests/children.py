@@ -30,6 +30,56 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
+# asyncio
+
+
+def aio_out_of_descriptors() -> None:
+    """A server that has no descriptor left for a connection says so, and serves it when there is one."""
+    import asyncio
+    import resource
+
+    import hvsock
+    from hvsock import aio
+    from hvsock.aio import serving
+
+    serving._RETRY_DELAY = TICK  # type: ignore[misc]
+    reported: list[dict[str, Any]] = []
+
+    async def handler(stream: aio.MessageStream) -> None:
+        async for message in stream:
+            await stream.send(message)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with await aio.serve_messages(handler, ("loopback", 5000), transport="local"):
+            with hvsock.HyperVSocket(transport="local") as sock:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + 5, hard))
+                with contextlib.ExitStack() as stack:
+                    with contextlib.suppress(OSError):
+                        while True:
+                            stack.callback(os.close, os.dup(0))
+                    sock.connect(("loopback", 5000))
+                    async with asyncio.timeout(LIMIT):
+                        while len(reported) < 2:
+                            await asyncio.sleep(TICK)
+                assert {context["exception"].errno for context in reported} == {errno.EMFILE}
+                async with aio.MessageStream(sock) as stream:
+                    assert await stream.exchange(b"now") == b"now"
+
+    asyncio.run(main())
+
+
+def aio_client_that_sleeps(transport: str, vm: str, service: str, sent: str) -> None:
+    """A client that sends some bytes and waits to be killed."""
+    import hvsock
+
+    with hvsock.create_connection((vm, service), timeout=LIMIT, transport=transport) as sock:
+        sock.sendall(b"" if sent == "-" else bytes.fromhex(sent))
+        say("sent")
+        time.sleep(LIMIT)
+
+
 # Streams
 
 

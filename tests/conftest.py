@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import utils
+from aio_loops import bed, kind  # noqa: F401 - fixtures
 
 
 def pytest_report_header() -> list[str]:

@@ -21,6 +21,11 @@ NAMESPACES = {"aio", "relay", "services", "vms"}
 FROM_OTHERS = {"IncompleteReadError", "default_transport", "transports"}
 #: Modules whose test module has another name than their own.
 TESTED_ELSEWHERE = {
+    "aio": "test_aio_streams",
+    "aio_connecting": "test_aio_streams",
+    "aio_lending": "test_aio_streams",
+    "aio_links": "test_aio_messages",
+    "aio_serving": "test_aio_streams",
     "__init__": "test_exports",
     "__main__": "test_main",
     "_hvsock": "test_streams",
@@ -86,6 +91,19 @@ def test_module_exports_what_it_defines(name: str) -> None:
     }
     internal = {"service_id_from_vsock_port", "vsock_port_from_service_id"}
     assert {key for key in own if not key.startswith("_")} - internal <= set(module.__all__)
+
+
+def test_aio_is_the_sum_of_its_modules() -> None:
+    from hvsock import aio
+    from hvsock.aio import messages, streams
+
+    assert set(aio.__all__) == {*messages.__all__, *streams.__all__}
+    for module in (messages, streams):
+        for name in module.__all__:
+            assert getattr(aio, name) is getattr(module, name)
+            assert inspect.getdoc(getattr(aio, name)), name
+    functions = {"open_connection", "start_server", "create_connection", "create_server"}
+    assert functions | {"MessageStream", "connect_messages", "serve_messages"} <= set(aio.__all__)
 
 
 def test_public_names() -> None:

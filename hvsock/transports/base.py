@@ -57,6 +57,12 @@ class Transport(abc.ABC):
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect within the socket's timeout."""
 
+    def limit_connect(self, sock: Socket, seconds: float) -> None:  # noqa: B027 - not every system has a limit
+        """Replace the system's own limit of a connect() that is going to be non-blocking.
+
+        connect() does it by itself on a socket with a timeout.
+        """
+
     @abc.abstractmethod
     def local_address(self, native: Any) -> HyperVAddress:
         """Translate what getsockname() returned."""

@@ -6,7 +6,13 @@ import sys
 from typing import Any
 
 from hvsock._hvsock import Socket
-from hvsock.addresses import AF_HYPERV, HV_PROTOCOL_RAW, HyperVAddress
+from hvsock.addresses import (
+    AF_HYPERV,
+    HV_PROTOCOL_RAW,
+    HVSOCKET_CONNECT_TIMEOUT,
+    HVSOCKET_CONNECT_TIMEOUT_MAX,
+    HyperVAddress,
+)
 from hvsock.transports.base import Transport
 
 __all__ = ["HyperVTransport"]
@@ -30,6 +36,11 @@ class HyperVTransport(Transport):
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect."""
         Socket.connect(sock, address.pack())
+
+    def limit_connect(self, sock: Socket, seconds: float) -> None:
+        """Set HVSOCKET_CONNECT_TIMEOUT."""
+        milliseconds = min(int(seconds * 1000) + 1, HVSOCKET_CONNECT_TIMEOUT_MAX)
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, milliseconds)
 
     def local_address(self, native: Any) -> HyperVAddress:
         """Unpack."""

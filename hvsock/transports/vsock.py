@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,7 @@ __all__ = ["VMADDR_CID_ANY", "VsockTransport", "has_loopback", "local_cid"]
 
 # linux/vm_sockets.h; the socket module names them only where its build saw that header.
 _AF_VSOCK: Final = 40
+_SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
 VMADDR_CID_ANY: Final = 0xFFFFFFFF
 _DEVICE: Final = Path("/dev/vsock")
@@ -46,6 +49,15 @@ class VsockTransport(Transport):
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect to the CID and port."""
         Socket.connect(sock, (_cid(address), _port(address)))
+
+    def limit_connect(self, sock: Socket, seconds: float) -> None:
+        """Set SO_VM_SOCKETS_CONNECT_TIMEOUT."""
+        if sys.platform == "win32":
+            raise NotImplementedError(self.unsupported)
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        # CPython makes an integer of 64 bits of every option of AF_VSOCK; for other families it takes bytes too.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(sock.fileno())) as twin:
+            twin.setsockopt(_AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, limit)
 
     def local_address(self, native: Any) -> HyperVAddress:
         """Translate (cid, port)."""

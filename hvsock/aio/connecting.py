@@ -1,0 +1,172 @@
+"""Connecting a `HyperVSocket` on any event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import math
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from hvsock import errors
+from hvsock.addresses import Address, HyperVAddress, as_address
+from hvsock.sockets import HyperVSocket
+from hvsock.transports import Transport, default_transport, transport_named
+
+__all__ = ["connect", "settle", "watches_sockets"]
+
+_FIRST_PAUSE: Final = 0.01  # seconds between two attempts, doubled each time
+_LONGEST_PAUSE: Final = 0.5
+_FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
+_LONGEST_POLL: Final = 0.016
+
+
+def watches_sockets(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the loop says when a socket is ready: all loops but the Proactor."""
+    if sys.platform != "win32":
+        return True
+    return not isinstance(loop, asyncio.ProactorEventLoop)
+
+
+async def connect(
+    address: Address,
+    *,
+    timeout: float | None = None,
+    transport: str | None = None,
+    retry_for: float = 0.0,
+) -> HyperVSocket:
+    """Connect to a service and return the socket, which is non-blocking.
+
+    If cancelled, nothing is left pending and no handle is left open.
+
+    Args:
+        address: any (vm, service) pair that `as_address` takes.
+        timeout: seconds that an attempt may take, None for the system's limit.
+        transport: the name of a transport; by default `default_transport()`.
+        retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt,
+            as in `hvsock.create_connection`.
+
+    Raises:
+        TimeoutError: no answer in time.
+        OSError: as the system says.
+        ValueError: an unknown transport, an address that it cannot express, a `timeout` that is not positive, or a
+            negative `retry_for`.
+    """
+    to = as_address(address)
+    if timeout is not None and not timeout > 0.0:
+        raise ValueError(f"timeout must be a positive number of seconds or None, not {timeout!r}")
+    if not (retry_for >= 0.0 and math.isfinite(retry_for)):
+        raise ValueError(f"retry_for must be a finite number of seconds, at least 0, not {retry_for!r}")
+    carrier = default_transport() if transport is None else transport_named(transport)
+    now = asyncio.get_running_loop().time
+    deadline = now() + retry_for
+    pause = _FIRST_PAUSE
+    while True:
+        limit = timeout
+        if retry_for > 0.0:
+            limit = max(min(math.inf if timeout is None else timeout, deadline - now()), 0.001)
+        try:
+            return await _attempt(to, carrier, limit)
+        except OSError as exc:
+            if now() + pause >= deadline or not errors.is_transient(exc):
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
+    loop = asyncio.get_running_loop()
+    sock = HyperVSocket(transport=carrier.name)
+    try:
+        sock.settimeout(timeout)
+        if watches_sockets(loop):
+            sock.setblocking(False)
+            try:
+                if timeout is not None:
+                    carrier.limit_connect(sock, timeout)
+                async with asyncio.timeout(timeout):
+                    await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
+            except OSError as exc:
+                sock._note(exc, "connect", peer=to)
+                raise
+        else:
+            await _call_in_thread(loop, sock, lambda: sock.connect(to))
+            sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
+    pause = _FIRST_POLL
+    while True:
+        try:
+            return start()
+        except BlockingIOError as exc:
+            if exc.errno != errno.EAGAIN or sys.platform == "win32":
+                break
+        # AF_UNIX, the backlog is full: nothing is pending, and nothing tells when there is room.
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_POLL)
+    settled = loop.create_future()
+    loop.add_writer(sock, settle, settled)
+    try:
+        await settled
+    finally:
+        loop.remove_writer(sock)
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise _os_error(code)
+    return None
+
+
+def settle(future: asyncio.Future[None]) -> None:
+    """Wake who waits for the future, unless that was done."""
+    if not future.done():
+        future.set_result(None)
+
+
+def _os_error(code: int) -> OSError:
+    if sys.platform == "win32":
+        import ctypes
+
+        return ctypes.WinError(code)
+    return OSError(code, os.strerror(code))
+
+
+async def _call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
+    """Make a blocking call on `sock` in a thread of its own.
+
+    If cancelled, closes the socket: that ends the call, so that the thread has ended too when this function has.
+    """
+    ended = loop.create_future()
+    error: BaseException | None = None
+
+    def run() -> None:
+        nonlocal error
+        try:
+            call()
+        except BaseException as exc:
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(settle, ended)
+
+    thread = threading.Thread(target=run, name="hvsock connect")
+    thread.start()
+    try:
+        await ended
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        thread.join()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            error = None  # it refers to this frame

@@ -1,0 +1,119 @@
+"""Handing a `HyperVSocket` to an event loop that makes its transports below Python: uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable
+from typing import Any, Final, cast
+
+from hvsock.sockets import HyperVSocket
+
+__all__ = ["LentSocket", "NamedTransport", "Presenter"]
+
+
+class LentSocket:
+    """What the loop is shown of a socket: a stream of AF_UNIX, which it reads and writes as such.
+
+    It refuses other families, or sets options of TCP on them. Loops differ in who closes the handle when something goes
+    wrong, so that each is given a duplicate, and the socket is closed when the loop forgets about it.
+    """
+
+    family: Final = getattr(socket, "AF_UNIX", -1)
+    type: Final = socket.SOCK_STREAM
+    proto: Final = 0
+
+    def __init__(self, sock: HyperVSocket) -> None:
+        self._sock = sock
+
+    def fileno(self) -> int:
+        """Return a handle that the caller owns."""
+        return self._sock.dup().detach()
+
+    def setblocking(self, flag: bool) -> None:
+        """Set the mode of the handle."""
+        self._sock.setblocking(flag)
+
+    def close(self) -> None:
+        """Close the socket: the loop has closed its handle."""
+        self._sock.close()
+
+    def detach(self) -> None:
+        """Do the same."""
+        self._sock.close()
+
+
+class Presenter(asyncio.Protocol):
+    """The first protocol of a lent socket: puts the real one in its place, with a transport that knows its names."""
+
+    def __init__(self, protocol: asyncio.BaseProtocol, sock: HyperVSocket) -> None:
+        self.protocol = protocol
+        self.transport: asyncio.BaseTransport | None = None
+        self._names: dict[str, Any] = {"sockname": sock.getsockname()}
+        with contextlib.suppress(OSError):  # the peer has gone already
+            self._names["peername"] = sock.getpeername()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand over."""
+        real = cast(asyncio.Transport, transport)
+        real.set_protocol(self.protocol)
+        self.transport = NamedTransport(real, self._names)
+        self.protocol.connection_made(self.transport)
+
+
+class NamedTransport(asyncio.Transport):
+    """The loop's transport, but for "sockname" and "peername"."""
+
+    def __init__(self, transport: asyncio.Transport, names: dict[str, Any]) -> None:
+        super().__init__(names)
+        self._transport = transport
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        own = super().get_extra_info(name)
+        return self._transport.get_extra_info(name, default) if own is None else own
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def can_write_eof(self) -> bool:
+        return self._transport.can_write_eof()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._transport.get_protocol()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._transport.get_write_buffer_limits()
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def is_reading(self) -> bool:
+        return self._transport.is_reading()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._transport.set_protocol(protocol)
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._transport.set_write_buffer_limits(high, low)
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        self._transport.write(data)
+
+    def write_eof(self) -> None:
+        self._transport.write_eof()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
+        self._transport.writelines(list_of_data)

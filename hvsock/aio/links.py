@@ -1,0 +1,301 @@
+"""What a `MessageStream` needs of its event loop: messages over a socket that is ready, or overlapped transfers."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from hvsock.aio.connecting import settle
+from hvsock.errors import IncompleteReadError
+from hvsock.sockets import HyperVSocket
+
+__all__ = ["Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long"]
+
+Buffer = bytes | bytearray | memoryview
+
+_HEADER: Final = 4  # bytes, the length that goes before a message
+_LONGEST: Final = 2**32 - 1
+_MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
+_ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
+
+
+def message_too_long(size: int, limit: int) -> OSError:
+    """Return the error of a message that is longer than the receiver allows."""
+    return OSError(errno.EMSGSIZE, f"a message of {size} bytes is announced, and the limit is {limit}")
+
+
+class Link(abc.ABC):
+    """Transfers messages over a connected socket, one at a time in each direction, without waiting.
+
+    It receives as much as there is, so that many short messages cost one system call, but keeps less than `_ROOM` bytes
+    that nobody has asked for. `arrived` is called when take() is worth a try after watch().
+    """
+
+    __slots__ = ("_arrived", "_at", "_content", "_data", "_got", "_loop", "_sock", "send")
+
+    send: Callable[..., None]
+    """Send a message, the concatenation of the buffers that are the arguments.
+
+    BlockingIOError: call it again with the same buffers when the link is writable(); no other message until then.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._arrived = arrived
+        self._data = b""  # has arrived: messages, from `_at` on
+        self._at = 0
+        self._content: bytearray | None = None  # of a long message, whose first `_got` bytes have arrived
+        self._got = 0
+
+    @property
+    def holds_data(self) -> bool:
+        """Whether something was received that take() has not returned: watch() does not tell of it."""
+        return self._at < len(self._data) or self._content is not None
+
+    def take(self, max_size: int) -> bytes:
+        """Return the next message. BlockingIOError: it has not arrived, and what has is kept.
+
+        Raises:
+            EOFError, IncompleteReadError: the peer has ended the stream.
+            OSError: EMSGSIZE, it is longer than `max_size`.
+        """
+        if max_size < 0:
+            raise ValueError("negative size of a message")
+        while True:
+            if self._content is None:
+                data, start = self._data, self._at + _HEADER
+                if start <= len(data):
+                    size = int.from_bytes(data[self._at : start])
+                    if size > max_size:
+                        raise message_too_long(size, max_size)
+                    self._at = start + size
+                    if self._at < len(data):
+                        return data[start : self._at]
+                    if self._at == len(data):
+                        self._data, self._at = b"", 0
+                        return data[start:]
+                    self._at = start - _HEADER
+            elif len(self._content) > max_size:
+                raise message_too_long(len(self._content), max_size)
+            elif self._got == len(self._content):
+                message, self._content = bytes(self._content), None
+                return message
+            self._receive()
+
+    def _receive(self) -> None:
+        """Receive something, or raise BlockingIOError."""
+        content = self._rest_of_long_message()
+        if content is None:
+            self._add(self._sock.recv(_ROOM))
+        else:
+            self._advance(self._sock.recv_into(content))
+
+    def _rest_of_long_message(self) -> memoryview | None:
+        """Return where the next bytes go if a long message has begun."""
+        if self._content is None:
+            data, start = self._data, self._at + _HEADER
+            size = int.from_bytes(data[self._at : start]) if start <= len(data) else 0
+            if size <= _ROOM:
+                return None
+            self._content = bytearray(size)
+            self._got = len(data) - start
+            self._content[: self._got] = data[start:]
+            self._data, self._at = b"", 0
+        return memoryview(self._content)[self._got :]
+
+    def _add(self, data: bytes) -> None:
+        if not data:
+            raise self._ended()
+        self._data = self._data[self._at :] + data
+        self._at = 0
+
+    def _advance(self, size: int) -> None:
+        if not size:
+            raise self._ended()
+        self._got += size
+
+    def _ended(self) -> EOFError:
+        """Say where the stream has ended; what there was of a message is gone then."""
+        data, content = self._data[self._at :], self._content
+        self._data, self._at, self._content = b"", 0, None
+        if content is not None:
+            return IncompleteReadError(bytes(content[: self._got]), len(content))
+        if not data:
+            return EOFError("the peer has ended the stream")
+        if len(data) < _HEADER:
+            return IncompleteReadError(data, _HEADER)
+        return IncompleteReadError(data[_HEADER:], int.from_bytes(data[:_HEADER]))
+
+    @abc.abstractmethod
+    def watch(self) -> None:
+        """Have `arrived` called, at least once."""
+
+    @abc.abstractmethod
+    def unwatch(self) -> None:
+        """Nobody waits any longer."""
+
+    @abc.abstractmethod
+    async def writable(self) -> None:
+        """Wait until send() is worth another try, or the link is closed."""
+
+    @abc.abstractmethod
+    def is_amid_message(self) -> bool:
+        """Whether a part of a message has been sent."""
+
+    def send_eof(self) -> None:
+        """End the stream in this direction."""
+        self._sock.shutdown(socket.SHUT_WR)
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """End what is pending and close the socket."""
+
+
+class WatchedLink(Link):
+    """For loops that say when a socket is ready."""
+
+    __slots__ = ("_handle", "_watching", "_writable")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
+        super().__init__(loop, sock, arrived)
+        self.send = sock.send_message
+        self._handle = sock.fileno()
+        self._watching = False
+        self._writable: asyncio.Future[None] | None = None
+
+    # The loop goes on watching between two messages, which saves two system calls for each. If something arrives that
+    # nobody waits for, it stops, or it would call again and again.
+
+    def watch(self) -> None:
+        if not self._watching:
+            self._loop.add_reader(self._handle, self._arrived)
+            self._watching = True
+
+    def unwatch(self) -> None:
+        if self._watching:
+            self._loop.remove_reader(self._handle)
+            self._watching = False
+
+    async def writable(self) -> None:
+        self._writable = self._loop.create_future()
+        self._loop.add_writer(self._handle, settle, self._writable)
+        try:
+            await self._writable
+        finally:
+            self._writable = None
+            if self._sock.fileno() >= 0:
+                self._loop.remove_writer(self._handle)
+
+    def is_amid_message(self) -> bool:
+        try:
+            self._sock.send(b"")
+        except RuntimeError:  # only the rest of that message may be sent
+            return True
+        except OSError:
+            pass
+        return False
+
+    async def close(self) -> None:
+        self.unwatch()
+        if self._writable is not None:
+            self._loop.remove_writer(self._handle)
+            settle(self._writable)
+        self._sock.close()
+
+
+class OverlappedLink(Link):
+    """For the Proactor, which starts transfers and says when they are over.
+
+    A transfer that was started goes on when the task that needs it is cancelled, since bytes are lost in a cancelled
+    one. It is tried without the loop first.
+    """
+
+    __slots__ = ("_reading", "_room", "_writing")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
+        super().__init__(loop, sock, arrived)
+        self.send = self._send
+        self._room = bytearray()
+        self._reading: asyncio.Task[int] | None = None  # into the room, or into the content of a long message
+        self._writing: asyncio.Task[None] | None = None
+
+    @property
+    def holds_data(self) -> bool:
+        return super().holds_data or (self._reading is not None and self._reading.done())
+
+    def _receive(self) -> None:
+        if self._reading is None:
+            return super()._receive()
+        if not self._reading.done():
+            raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
+        reading, self._reading = self._reading, None
+        if self._content is None:
+            self._add(bytes(self._room[: reading.result()]))
+        else:
+            self._advance(reading.result())
+        return None
+
+    def watch(self) -> None:
+        if self._reading is None:
+            room = self._rest_of_long_message()
+            if room is None:
+                self._room = self._room or bytearray(_ROOM)
+                room = memoryview(self._room)
+            self._reading = self._loop.create_task(self._loop.sock_recv_into(self._sock, room))
+            self._reading.add_done_callback(self._on_read)
+
+    def _on_read(self, reading: asyncio.Task[int]) -> None:
+        if self._reading is reading:
+            self._arrived()
+
+    def unwatch(self) -> None:
+        pass  # what is received is kept until somebody takes it
+
+    def _send(self, *buffers: Buffer) -> None:
+        if self._writing is not None:
+            if not self._writing.done():
+                raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
+            writing, self._writing = self._writing, None
+            return writing.result()
+        size = sum(memoryview(buffer).nbytes for buffer in buffers)
+        if size > _LONGEST:
+            raise ValueError(f"a message has {_LONGEST} bytes at most")
+        if len(buffers) > _MOST_BUFFERS:
+            buffers = (b"".join(buffers),)
+        parts = size.to_bytes(_HEADER), *buffers
+        try:
+            sent = self._sock.sendmsg(parts)
+        except BlockingIOError:
+            sent = 0
+        if sent < _HEADER + size:
+            rest = memoryview(b"".join(parts))[sent:]
+            self._writing = self._loop.create_task(self._loop.sock_sendall(self._sock, rest))
+            raise BlockingIOError(errno.EAGAIN, "the transfer has been started")
+        return None
+
+    async def writable(self) -> None:
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+
+    def is_amid_message(self) -> bool:
+        return self._writing is not None
+
+    async def close(self) -> None:
+        pending = [task for task in (self._reading, self._writing) if task is not None]
+        self._reading = self._writing = None
+        for task in pending:
+            task.cancel()
+        try:
+            if pending:
+                await asyncio.wait(pending)
+        finally:
+            self._sock.close()
+            for task in pending:
+                with contextlib.suppress(asyncio.InvalidStateError, asyncio.CancelledError):
+                    task.exception()  # it does not matter any more

@@ -1,0 +1,436 @@
+"""Messages over Hyper-V sockets with asyncio: the wire format of `HyperVSocket.send_message`, on every event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Self
+
+from hvsock.addresses import Address
+from hvsock.aio.connecting import connect, watches_sockets
+from hvsock.aio.links import Buffer, Link, OverlappedLink, WatchedLink, message_too_long
+from hvsock.aio.serving import BaseServer
+from hvsock.sockets import HyperVSocket, _bind_server
+
+__all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
+
+_MAX_SIZE: Final = 16 * 2**20  # bytes, as for HyperVSocket.recv_message
+_BACKLOG: Final = 100
+_BURST: Final = 64  # messages sent or received without waiting, before other tasks get a turn
+
+
+class MessageStream:
+    """A connection that carries messages: bytes with a beginning and an end.
+
+    Each is sent as a length of 4 bytes, big-endian, and its content, so that the peer can be a `HyperVSocket` and its
+    message methods. The stream takes over a connected socket, and is used in the event loop that it was made in.
+
+    Several tasks may send and receive at the same time. Messages are never mixed: they are sent in the order in which
+    send() was called, and each is received by one of the tasks that wait. `async for` receives until the peer has ended
+    the stream.
+
+    A call that is cancelled, by `asyncio.timeout` too, loses nothing: what was received of a message is kept for the
+    next recv(), and a message that was sent in part is gone on with by the next send().
+
+    Raises:
+        OSError: from every method, as the system says, or EBADF after aclose().
+    """
+
+    __slots__ = (
+        "_burst",
+        "_closed",
+        "_due",
+        "_exchanging",
+        "_inbox",
+        "_link",
+        "_loop",
+        "_no_more",
+        "_senders",
+        "_sending",
+        "_sock",
+        "_unfinished",
+        "_waiters",
+    )
+
+    def __init__(self, sock: HyperVSocket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        sock.setblocking(False)
+        kind = WatchedLink if watches_sockets(self._loop) else OverlappedLink
+        self._link: Link = kind(self._loop, sock, self._on_arrival)
+        self._closed = False
+        self._no_more = False  # recv() does not wait any longer
+        self._burst = 0
+        self._waiters: list[tuple[asyncio.Future[None], int]] = []  # with the size that the receiver takes
+        self._inbox: list[bytes | Exception] = []  # taken from the link for a waiter, and not received yet
+        self._senders = 0  # that had to wait
+        self._sending = asyncio.Lock()  # taken by them one after another
+        self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
+        self._exchanging = asyncio.Lock()
+        self._due: bytes | None = None  # the request of a cancelled exchange() whose reply is still to come
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._sock!r}>"
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return "socket", "sockname" or "peername", as an asyncio transport does."""
+        try:
+            if name == "peername":
+                return self._sock.getpeername()
+            if name == "sockname":
+                return self._sock.getsockname()
+        except OSError:
+            return default
+        return self._sock if name == "socket" else default
+
+    async def send(self, *buffers: Buffer) -> None:
+        """Send one message, the concatenation of the buffers, when those before it have been sent.
+
+        Returns as soon as the system has taken all of it, and so waits for a peer that is slow to receive. If it is
+        cancelled, the message may be sent all the same; never a part of it. Calling it again with the same message goes
+        on with it, and sends it once.
+
+        Raises:
+            ValueError: the message is longer than 4,294,967,295 bytes.
+        """
+        self._check_open()
+        self._burst += 1
+        if self._burst >= _BURST:
+            await self._let_others_run()
+        if not self._senders and self._unfinished is None:
+            try:
+                return self._link.send(*buffers)
+            except BlockingIOError:
+                pass
+        self._senders += 1
+        try:
+            async with self._sending:
+                await self._finish_and_send(buffers)
+        finally:
+            self._senders -= 1
+
+    async def recv(self, max_size: int = _MAX_SIZE) -> bytes:
+        """Return the next message.
+
+        Raises:
+            EOFError: the peer has ended the stream.
+            IncompleteReadError: it has ended inside a message.
+            OSError: EMSGSIZE, a message of more than `max_size` bytes is announced. It has not been received, and a
+                call with a larger `max_size` can still receive it.
+        """
+        self._check_open()
+        self._burst += 1
+        if self._burst >= _BURST:
+            await self._let_others_run()
+        self._due = None
+        if not self._waiters:
+            try:
+                return self._take(max_size) if self._inbox else self._link.take(max_size)
+            except BlockingIOError:
+                pass
+        return await self._wait(max_size)
+
+    async def exchange(self, *buffers: Buffer, max_size: int = _MAX_SIZE) -> bytes:
+        """Send one message and return the next one that arrives, its reply. Exchanges go one after another.
+
+        If it is cancelled, or the reply is too long, calling it again with the same message goes on: the message is
+        not sent twice. recv() takes the reply, too, if it is still to come.
+
+        Raises:
+            RuntimeError: the reply to another request is due.
+            EOFError, IncompleteReadError, OSError, ValueError: as for send() and recv().
+        """
+        async with self._exchanging:
+            if self._due is None:
+                await self._request(buffers)
+            elif self._due != b"".join(buffers):
+                raise RuntimeError("the reply to another request is due: recv() takes it")
+            elif self._unfinished is not None:
+                await self.send(*buffers)
+            try:
+                reply = await self._wait(max_size, request=True)
+            except BaseException:
+                self._due = b"".join(buffers)
+                raise
+            self._due = None
+            return reply
+
+    async def send_eof(self) -> None:
+        """End the stream in this direction, after all that was sent: the peer receives EOFError."""
+        self._senders += 1
+        try:
+            async with self._sending:
+                await self._finish()
+                self._check_open()
+                self._link.send_eof()
+        finally:
+            self._senders -= 1
+
+    async def aclose(self) -> None:
+        """Close the connection. Calls that other tasks are in end with an OSError; what was sent still arrives."""
+        if not self._closed:
+            self._closed = True
+            self._wake_all()
+            await self._link.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self.recv()
+        except EOFError as exc:
+            if type(exc) is EOFError:
+                raise StopAsyncIteration from None
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, "the message stream is closed")
+
+    async def _let_others_run(self) -> None:
+        """Give other tasks a turn, where nothing else may do so: before anything is sent or received."""
+        self._burst = 0
+        await asyncio.sleep(0)
+        self._check_open()
+
+    # Sending
+
+    async def _finish_and_send(self, buffers: tuple[Buffer, ...]) -> None:
+        """Send, as the one whose turn it is."""
+        if self._unfinished is not None:
+            goes_on = b"".join(self._unfinished) == b"".join(buffers)
+            await self._finish()
+            if goes_on:
+                return
+        try:
+            await self._send_all(buffers)
+        except asyncio.CancelledError:
+            if not self._closed and self._link.is_amid_message():
+                self._unfinished = tuple(map(bytes, buffers))
+            raise
+
+    async def _finish(self) -> None:
+        if self._unfinished is not None:
+            await self._send_all(self._unfinished)
+            self._unfinished = None
+
+    async def _send_all(self, buffers: tuple[Buffer, ...]) -> None:
+        self._check_open()
+        while True:
+            try:
+                return self._link.send(*buffers)
+            except BlockingIOError:
+                await self._link.writable()
+            self._check_open()
+
+    async def _request(self, buffers: tuple[Buffer, ...]) -> None:
+        try:
+            await self.send(*buffers)
+        except asyncio.CancelledError:
+            request = b"".join(buffers)
+            if self._unfinished is not None and b"".join(self._unfinished) == request:
+                self._due = request
+            raise
+
+    # Receiving
+
+    def _take(self, max_size: int) -> bytes:
+        """Return the next message if it has arrived, or raise BlockingIOError."""
+        self._check_open()
+        if not self._inbox:
+            return self._link.take(max_size)
+        first = self._inbox[0]
+        if isinstance(first, bytes) and len(first) > max_size:
+            raise message_too_long(len(first), max_size)
+        del self._inbox[0]
+        if isinstance(first, bytes):
+            return first
+        raise first
+
+    async def _wait(self, max_size: int, *, request: bool = False) -> bytes:
+        if not self._waiters and (self._inbox or self._link.holds_data):
+            try:
+                return self._take(max_size)
+            except BlockingIOError:
+                pass
+        while True:
+            self._check_open()
+            if self._no_more and not request:
+                raise EOFError("the server is shutting down")
+            self._burst = 0
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            entry = waiter, max_size
+            self._waiters.append(entry)
+            self._link.watch()
+            try:
+                await waiter
+            except BaseException:
+                if entry in self._waiters:
+                    self._waiters.remove(entry)
+                elif self._inbox:
+                    self._wake_first()
+                raise
+            try:
+                return self._take(max_size)
+            except BlockingIOError:
+                pass  # another task was faster
+
+    def _on_arrival(self) -> None:
+        """Take what has arrived, for those who wait; called by the link."""
+        if not self._waiters:
+            self._link.unwatch()
+        while self._waiters:
+            try:
+                self._inbox.append(self._link.take(self._waiters[0][1]))
+            except BlockingIOError:
+                self._link.watch()
+                return
+            except Exception as exc:
+                if not (isinstance(exc, OSError) and exc.errno == errno.EMSGSIZE):  # it meets that one by itself
+                    self._inbox.append(exc)
+            self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._waiters:
+            waiter, _ = self._waiters.pop(0)
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _wake_all(self) -> None:
+        while self._waiters:
+            self._wake_first()
+
+    def _end_input(self) -> None:
+        """Let recv() return what has arrived already, and then end."""
+        self._no_more = True
+        self._wake_all()
+
+
+async def connect_messages(
+    address: Address,
+    *,
+    timeout: float | None = None,
+    transport: str | None = None,
+    retry_for: float = 0.0,
+) -> MessageStream:
+    """Connect to a service and return a stream of messages.
+
+    Args:
+        address: any (vm, service) pair that `as_address` takes.
+        timeout: seconds that an attempt to connect may take, None for the system's limit.
+        transport: the name of a transport; by default `default_transport()`.
+        retry_for: seconds in which errors that pass by themselves are met with another attempt, as in
+            `hvsock.create_connection`.
+
+    Raises:
+        TimeoutError: no answer in time.
+        OSError: as the system says.
+        ValueError: an unknown transport, an address that it cannot express, or a number out of range.
+    """
+    return MessageStream(await connect(address, timeout=timeout, transport=transport, retry_for=retry_for))
+
+
+class MessageServer(BaseServer):
+    """What `serve_messages` returns. Leaving ``async with`` shuts it down."""
+
+    def __init__(
+        self,
+        sock: HyperVSocket,
+        backlog: int,
+        handler: Callable[[MessageStream], Awaitable[None]],
+        max_connections: int | None,
+    ) -> None:
+        super().__init__(sock, backlog, max_connections)
+        self._handler = handler
+        self._streams: set[MessageStream] = set()
+
+    async def shutdown(self, timeout: float | None = 10.0) -> None:
+        """Close the server, let the handlers come to their end, and cancel those that are not there in time.
+
+        A handler's recv() returns the messages that have arrived already, and then raises EOFError (`async for` ends);
+        its exchange() still gets the reply.
+
+        Args:
+            timeout: seconds; None cancels none.
+        """
+        self.close()
+        for stream in self._streams:
+            stream._end_input()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+        await self.wait_closed()
+
+    def close_clients(self) -> None:
+        """Let the handlers come to their end, as shutdown() does."""
+        for stream in self._streams:
+            stream._end_input()
+
+    def abort_clients(self) -> None:
+        """Cancel the handlers."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _finish(self) -> None:
+        await self.shutdown()
+
+    async def _serve(self, sock: HyperVSocket) -> None:
+        stream = MessageStream(sock)
+        self._streams.add(stream)
+        try:
+            await self._handler(stream)
+        except Exception as exc:
+            self._loop.call_exception_handler(
+                {"message": "error in the handler of a message stream", "exception": exc, "socket": sock}
+            )
+        finally:
+            self._streams.discard(stream)
+            await stream.aclose()
+
+
+async def serve_messages(
+    handler: Callable[[MessageStream], Awaitable[None]],
+    address: Address,
+    *,
+    max_connections: int | None = None,
+    backlog: int = _BACKLOG,
+    transport: str | None = None,
+    connected_suspend: bool = False,
+    start_serving: bool = True,
+) -> MessageServer:
+    """Serve a service with streams of messages.
+
+    Args:
+        handler: called with a `MessageStream` for each connection, as a task of its own; the stream is closed when it
+            returns. What it raises goes to the event loop's exception handler, and ends that connection only.
+        address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        max_connections: how many may be open at a time; further ones wait to be accepted. None: any number.
+        backlog: connections that may wait to be accepted.
+        transport: the name of a transport; by default `default_transport()`.
+        connected_suspend: as in `hvsock.create_server`.
+        start_serving: False waits for the server's start_serving() or serve_forever().
+
+    Raises:
+        OSError: the address is in use, or as the system says.
+        ValueError: an unknown transport, an address that it cannot express, or `max_connections` below 1.
+    """
+    if max_connections is not None and max_connections < 1:
+        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+    sock = _bind_server(address, transport, connected_suspend)
+    server = MessageServer(sock, backlog, handler, max_connections)
+    try:
+        if start_serving:
+            await server.start_serving()
+    except BaseException:
+        server.close()
+        raise
+    return server

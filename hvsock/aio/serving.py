@@ -1,0 +1,275 @@
+"""Accepting connections on any event loop: what all servers have in common."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+from hvsock.aio.connecting import watches_sockets
+from hvsock.sockets import HyperVSocket
+
+__all__ = ["BaseServer"]
+
+_RETRY_DELAY: Final = 1.0  # seconds without accepting after an error that is not the peer's, as in asyncio
+
+
+class BaseServer(asyncio.AbstractServer):
+    """One listening socket, and its connections from accept() until their sockets are closed.
+
+    The methods are those of `asyncio.Server`, on every version of Python as on the newest.
+    """
+
+    def __init__(self, sock: HyperVSocket, backlog: int, max_connections: int | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._backlog = backlog
+        self._max_connections = max_connections
+        self._acceptor: _Acceptor | None = None
+        self._closed = False
+        self._active = 0
+        self._drained: list[asyncio.Future[None]] = []
+        self._forever: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} sockets={self.sockets!r}>"
+
+    @abc.abstractmethod
+    async def _serve(self, sock: HyperVSocket) -> None:
+        """Take care of a connection. The task is one of `_tasks` until it ends; the socket is to be closed later."""
+
+    async def _finish(self) -> None:
+        """Wait for the end of the connections of a closed server."""
+        await self.wait_closed()
+
+    @property
+    def sockets(self) -> tuple[HyperVSocket, ...]:
+        """The listening socket; nothing once the server is closed."""
+        return () if self._closed else (self._sock,)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop of the server."""
+        return self._loop
+
+    def is_serving(self) -> bool:
+        """Whether the server accepts connections."""
+        return self._acceptor is not None and not self._closed
+
+    async def start_serving(self) -> None:
+        """Start to accept connections; nothing happens if the server does already."""
+        if self._closed:
+            raise RuntimeError(f"server {self!r} is closed")
+        if self._acceptor is None:
+            self._sock.listen(self._backlog)
+            kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
+            self._acceptor = kind(self._loop, self._sock, self._accepted, self._max_connections or self._backlog)
+        await asyncio.sleep(0)
+
+    async def serve_forever(self) -> None:
+        """Accept connections until cancelled; then close the server and wait for its connections."""
+        if self._forever is not None:
+            raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
+        await self.start_serving()
+        self._forever = self._loop.create_future()
+        try:
+            await self._forever
+        except asyncio.CancelledError:
+            self.close()
+            await self._finish()
+            raise
+        finally:
+            self._forever = None
+
+    def close(self) -> None:
+        """Stop to accept connections, and close the listening socket. Those that are open go on."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self._sock.close()
+        if self._forever is not None:
+            self._forever.cancel()
+        self._wake_if_drained()
+
+    async def wait_closed(self) -> None:
+        """Wait until the server is closed and the last connection has ended."""
+        if not self._closed or self._active:
+            waiter = self._loop.create_future()
+            self._drained.append(waiter)
+            await waiter
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+        await self._finish()
+
+    def _accepted(self, sock: HyperVSocket) -> None:
+        self._active += 1
+        sock._before_close = self._ended
+        if self._max_connections is None:
+            self._release()
+        task = self._loop.create_task(self._serve(sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> None:
+        self._active -= 1
+        if self._max_connections is not None:
+            self._release()
+        self._wake_if_drained()
+
+    def _release(self) -> None:
+        if self._acceptor is not None and not self._closed:
+            self._acceptor.release()
+
+    def _wake_if_drained(self) -> None:
+        if self._closed and not self._active:
+            for waiter in self._drained:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._drained.clear()
+
+
+class _Acceptor(abc.ABC):
+    """Accepts connections and hands them over in the loop, as long as it has permits.
+
+    Each connection takes one; whoever is handed the connection gives it back with `release`.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, accepted: Callable[[HyperVSocket], None]
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._accepted = accepted
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Give a permit back."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End it; what was accepted but not handed over is closed."""
+
+    def _report(self, exc: OSError) -> None:
+        """There is nobody to raise it to."""
+        context: dict[str, Any] = {"message": "accepting a connection failed", "exception": exc, "socket": self._sock}
+        self._loop.call_exception_handler(context)
+
+
+def _is_of_peer(exc: OSError) -> bool:
+    """Whether accept() failed because of the connection alone: its peer has gone already."""
+    return isinstance(exc, ConnectionError)
+
+
+class _WatchingAcceptor(_Acceptor):
+    """For loops that say when a socket is ready."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: HyperVSocket,
+        accepted: Callable[[HyperVSocket], None],
+        permits: int,
+    ) -> None:
+        super().__init__(loop, sock, accepted)
+        self._permits = permits
+        self._burst = permits  # accepted in one turn of the loop
+        self._retry: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._sock, self._accept_burst)
+
+    def release(self) -> None:
+        self._permits += 1
+        if self._permits == 1 and self._retry is None:
+            self._watch()
+
+    def close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._sock)
+
+    def _accept_burst(self) -> None:
+        for _ in range(self._burst):
+            if self._permits == 0:
+                self._loop.remove_reader(self._sock)
+                return
+            try:
+                sock, _address = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                self._report(exc)
+                if not _is_of_peer(exc):
+                    self._loop.remove_reader(self._sock)
+                    self._retry = self._loop.call_later(_RETRY_DELAY, self._watch)
+                    return
+            else:
+                sock.setblocking(False)
+                self._permits -= 1
+                self._accepted(sock)
+
+
+class _ThreadAcceptor(_Acceptor):
+    """For the Proactor, whose own accept knows the internet's families only: a thread that blocks in accept()."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: HyperVSocket,
+        accepted: Callable[[HyperVSocket], None],
+        permits: int,
+    ) -> None:
+        super().__init__(loop, sock, accepted)
+        self._permits = threading.Semaphore(permits)
+        self._closed = threading.Event()
+        sock.setblocking(True)
+        self._thread = threading.Thread(target=self._run, name="hvsock accept")
+        self._thread.start()
+
+    def release(self) -> None:
+        self._permits.release()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._sock.close()  # ends accept()
+        self._permits.release()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed before the server
+            while self._permits.acquire() and not self._closed.is_set():
+                try:
+                    sock, _address = self._sock.accept()
+                except OSError as exc:
+                    self._permits.release()
+                    if not self._closed.is_set():
+                        self._loop.call_soon_threadsafe(self._report, exc)
+                        self._closed.wait(0 if _is_of_peer(exc) else _RETRY_DELAY)
+                else:
+                    sock.setblocking(False)
+                    self._hand_over(sock)
+
+    def _hand_over(self, sock: HyperVSocket) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._take, sock)
+        except RuntimeError:
+            sock.close()
+            raise
+
+    def _take(self, sock: HyperVSocket) -> None:
+        if self._closed.is_set():
+            sock.close()
+        else:
+            self._accepted(sock)

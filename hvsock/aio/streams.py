@@ -1,0 +1,240 @@
+"""asyncio's transports, protocols and streams over Hyper-V sockets, with asyncio's own names and arguments."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl as ssl_module
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
+
+from hvsock.addresses import Address
+from hvsock.aio.connecting import connect
+from hvsock.aio.lending import LentSocket, Presenter
+from hvsock.aio.serving import BaseServer
+from hvsock.sockets import HyperVSocket, _bind_server
+
+__all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
+
+_LIMIT: Final = 2**16  # bytes, asyncio's own default
+_BACKLOG: Final = 100  # the same
+
+
+class _TLS(TypedDict, total=False):
+    ssl: ssl_module.SSLContext | None
+    ssl_handshake_timeout: float | None
+    ssl_shutdown_timeout: float | None
+
+
+class _ClientTLS(_TLS, total=False):
+    server_hostname: str | None
+
+
+class _ServerOptions(_TLS, total=False):
+    backlog: int
+    transport: str | None
+    connected_suspend: bool
+    start_serving: bool
+
+
+async def create_connection(
+    protocol_factory: Callable[[], _Protocol],
+    address: Address,
+    *,
+    timeout: float | None = None,
+    transport: str | None = None,
+    retry_for: float = 0.0,
+    ssl: ssl_module.SSLContext | None = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> tuple[asyncio.Transport, _Protocol]:
+    """Connect to a service, and return the transport and the protocol, as `loop.create_connection` does.
+
+    Args:
+        protocol_factory: makes the protocol.
+        address: any (vm, service) pair that `as_address` takes.
+        timeout: seconds that an attempt to connect may take, None for the system's limit.
+        transport: the name of a transport; by default `default_transport()`.
+        retry_for: seconds in which errors that pass by themselves are met with another attempt, as in
+            `hvsock.create_connection`.
+        ssl: speak TLS in this context.
+        server_hostname: the name that the server's certificate is checked for. A VM has none of its own: without it,
+            the context must have `check_hostname` switched off.
+        ssl_handshake_timeout: as in `loop.create_connection`.
+        ssl_shutdown_timeout: the same.
+
+    Raises:
+        TimeoutError: no answer in time.
+        OSError: as the system says.
+        ValueError: an unknown transport, an address that it cannot express, or a number out of range.
+    """
+    loop = asyncio.get_running_loop()
+    tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    if ssl is not None:
+        if ssl.check_hostname and not server_hostname:
+            raise ValueError("the TLS context has check_hostname set, which needs a server_hostname to check for")
+        tls["server_hostname"] = server_hostname or ""
+    sock = await connect(address, timeout=timeout, transport=transport, retry_for=retry_for)
+
+    async def attach(factory: Callable[[], asyncio.BaseProtocol], sock: Any) -> Any:
+        return await loop.create_connection(factory, sock=sock, **tls)
+
+    made, protocol = await _attach(attach, protocol_factory, sock)
+    return made, cast(_Protocol, protocol)
+
+
+def _tls(
+    context: ssl_module.SSLContext | None, handshake_timeout: float | None, shutdown_timeout: float | None
+) -> dict[str, Any]:
+    """Return the keywords about TLS, all of which the loop refuses where there is none."""
+    if context is None:
+        return {}
+    return {"ssl": context, "ssl_handshake_timeout": handshake_timeout, "ssl_shutdown_timeout": shutdown_timeout}
+
+
+async def _attach(
+    attach: Callable[..., Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]],
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    sock: HyperVSocket,
+) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+    """Have the loop make a transport for a connected socket; on failure, close it."""
+    loop = asyncio.get_running_loop()
+    try:
+        if isinstance(loop, asyncio.BaseEventLoop):
+            transport, protocol = await attach(protocol_factory, sock)
+            return cast(asyncio.Transport, transport), protocol
+        presenter = Presenter(protocol_factory(), sock)
+        await attach(lambda: presenter, LentSocket(sock))
+        return cast(asyncio.Transport, presenter.transport), presenter.protocol
+    except BaseException:
+        loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
+        raise
+
+
+async def open_connection(
+    address: Address,
+    *,
+    timeout: float | None = None,
+    transport: str | None = None,
+    retry_for: float = 0.0,
+    limit: int = _LIMIT,
+    **kwargs: Unpack[_ClientTLS],
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a service, and return a reader and a writer, as `asyncio.open_connection` does.
+
+    `limit` bounds the reader's buffer, in bytes. The other arguments and the errors are `create_connection`'s.
+    """
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit, loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    made, _ = await create_connection(
+        lambda: protocol, address, timeout=timeout, transport=transport, retry_for=retry_for, **kwargs
+    )
+    return reader, asyncio.StreamWriter(made, protocol, reader, loop)
+
+
+class Server(BaseServer):
+    """What `create_server` and `start_server` return: `asyncio.Server`'s methods, on every event loop."""
+
+    def __init__(
+        self,
+        sock: HyperVSocket,
+        backlog: int,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        tls: dict[str, Any],
+    ) -> None:
+        super().__init__(sock, backlog)
+        self._protocol_factory = protocol_factory
+        self._tls = tls
+        # Weak, so that a transport that was forgotten unclosed still warns of that.
+        self._transports = weakref.WeakSet[asyncio.Transport]()
+
+    def close_clients(self) -> None:
+        """Close the transports of all connections, after what they have to send."""
+        for transport in tuple(self._transports):
+            transport.close()
+
+    def abort_clients(self) -> None:
+        """Close the transports of all connections at once."""
+        for transport in tuple(self._transports):
+            transport.abort()
+
+    async def _serve(self, sock: HyperVSocket) -> None:
+        async def attach(factory: Callable[[], Any], sock: Any) -> Any:
+            return await self._loop.connect_accepted_socket(factory, sock, **self._tls)
+
+        try:
+            transport, _ = await _attach(attach, self._protocol_factory, sock)
+        except Exception as exc:
+            self._loop.call_exception_handler(
+                {"message": "error on transport creation for incoming connection", "exception": exc}
+            )
+        else:
+            self._transports.add(transport)
+
+
+async def create_server(
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    address: Address,
+    *,
+    backlog: int = _BACKLOG,
+    transport: str | None = None,
+    connected_suspend: bool = False,
+    ssl: ssl_module.SSLContext | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+    start_serving: bool = True,
+) -> Server:
+    """Serve a service with protocols, as `loop.create_server` does.
+
+    Args:
+        protocol_factory: makes the protocol of a connection.
+        address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        backlog: connections that may wait to be accepted.
+        transport: the name of a transport; by default `default_transport()`.
+        connected_suspend: as in `hvsock.create_server`.
+        ssl: speak TLS in this context.
+        ssl_handshake_timeout: as in `loop.create_server`.
+        ssl_shutdown_timeout: the same.
+        start_serving: False waits for the server's start_serving() or serve_forever().
+
+    Raises:
+        OSError: the address is in use, or as the system says.
+        ValueError: an unknown transport, or an address that it cannot express.
+    """
+    tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    server = Server(_bind_server(address, transport, connected_suspend), backlog, protocol_factory, tls)
+    try:
+        if start_serving:
+            await server.start_serving()
+    except BaseException:
+        server.close()
+        raise
+    return server
+
+
+async def start_server(
+    client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+    address: Address,
+    *,
+    limit: int = _LIMIT,
+    **kwargs: Unpack[_ServerOptions],
+) -> Server:
+    """Serve a service with streams, as `asyncio.start_server` does.
+
+    Args:
+        client_connected_cb: called with a reader and a writer for each connection; a coroutine is run as a task.
+        address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        limit: of the readers' buffers, in bytes.
+        **kwargs: as for `create_server`.
+    """
+    loop = asyncio.get_running_loop()
+
+    def factory() -> asyncio.StreamReaderProtocol:
+        reader = asyncio.StreamReader(limit, loop)
+        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+
+    return await create_server(factory, address, **kwargs)

@@ -1,0 +1,984 @@
+"""Streams of messages of hvsock.aio, on every event loop."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import utils
+from aio_loops import Bed, allow_descriptors, eventually, ticks
+from utils import LIMIT, TICK, Child, random_bytes
+
+import hvsock
+from hvsock import aio
+
+MIB = 1 << 20
+SIZES = (0, 1, 3, 4, 5, 4095, 4096, 16379, 16380, 16381, 65536, 65537, MIB + 1)
+
+
+async def echo(stream: aio.MessageStream) -> None:
+    with contextlib.suppress(EOFError, ConnectionError):  # clients that go in the midst of a message
+        async for message in stream:
+            await stream.send(message)
+
+
+async def patience(awaitable: Awaitable[Any], ticks_: float = 2) -> Any:
+    """Wait, but not for long."""
+    async with asyncio.timeout(ticks_ * TICK):
+        return await awaitable
+
+
+async def fill(stream: aio.MessageStream, message: bytes) -> int:
+    """Send until it blocks, in the middle of a message as a rule; return how many were sent or begun."""
+    count = 0
+    with contextlib.suppress(TimeoutError):
+        while True:
+            count += 1
+            await patience(stream.send(message))
+    return count
+
+
+def raw(stream: aio.MessageStream) -> hvsock.HyperVSocket:
+    """Return the socket of a stream that is not used as one."""
+    sock: hvsock.HyperVSocket = stream.get_extra_info("socket")
+    return sock
+
+
+async def send_raw(stream: aio.MessageStream, data: bytes) -> None:
+    """Send bytes past the stream."""
+    assert raw(stream).send(data) == len(data)
+
+
+# Messages
+
+
+def test_every_size(bed: Bed) -> None:
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            for size in SIZES:
+                message = random_bytes(size, size)
+                assert await stream.exchange(message) == message
+                await stream.send(message)
+                reply = await stream.recv()
+                assert type(reply) is bytes
+                assert reply == message
+
+    bed.run(main)
+
+
+def test_sent_before_they_are_received(bed: Bed) -> None:
+    """Messages of every size, one behind the other."""
+
+    async def main() -> None:
+        messages = [random_bytes(size, size) for size in SIZES * 3]
+
+        async def send() -> None:
+            for message in messages:
+                await stream.send(message)
+            await stream.send_eof()
+
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream, asyncio.TaskGroup() as group:
+            group.create_task(send())
+            assert [message async for message in stream] == messages
+
+    bed.run(main)
+
+
+def test_buffers(bed: Bed) -> None:
+    """A message is the concatenation of buffers of any kind."""
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            numbers = array.array("I", [1, 2, 3])
+            assert await stream.exchange(b"ab", bytearray(b"cd"), memoryview(b"ef")) == b"abcdef"
+            assert await stream.exchange(memoryview(numbers), b"!") == numbers.tobytes() + b"!"
+            assert await stream.exchange() == b""
+            many = [bytes([k % 256]) for k in range(1500)]
+            assert await stream.exchange(*many) == b"".join(many)
+            for wrong in ("text", 5, None):
+                with pytest.raises(TypeError):
+                    await stream.send(wrong)  # type: ignore[arg-type]
+            with pytest.raises(TypeError):
+                await stream.recv("1")  # type: ignore[arg-type]
+            assert await stream.exchange(b"still good") == b"still good"
+
+    bed.run(main)
+
+
+def test_wire_format(bed: Bed) -> None:
+    """The peer may be a HyperVSocket without an event loop."""
+
+    def serve(listener: hvsock.HyperVSocket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(LIMIT)
+            for _ in range(3):
+                sock.send_message(sock.recv_message()[::-1])
+            assert utils.receive_exactly(sock, 6) == b"\0\0\0\2hi"
+            sock.sendall(b"\0\0\0\5there")
+            with pytest.raises(EOFError):
+                sock.recv_message()
+
+    async def main() -> None:
+        with utils.listen(bed.transport, bed.address) as listener:
+            serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+            async with await bed.connect_messages() as stream:
+                assert type(stream.get_extra_info("peername")) is hvsock.HyperVAddress
+                assert type(stream.get_extra_info("sockname")) is hvsock.HyperVAddress
+                assert type(stream.get_extra_info("socket")) is hvsock.HyperVSocket
+                assert stream.get_extra_info("other", 5) == 5
+                assert "MessageStream" in repr(stream)
+                for message in (b"abc", b"", random_bytes(MIB)):
+                    assert await stream.exchange(message) == message[::-1]
+                await stream.send(b"hi")
+                assert await stream.recv() == b"there"
+            assert stream.get_extra_info("peername", "gone") == "gone"
+            await serving
+
+    bed.run(main)
+
+
+def test_end_of_the_stream(bed: Bed) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            await one.send(b"last")
+            await one.send_eof()
+            assert [message async for message in other] == [b"last"]
+            for _ in range(2):
+                with pytest.raises(EOFError) as info:
+                    await other.recv()
+                assert type(info.value) is EOFError
+            # The other direction is open.
+            await other.send(b"answer")
+            assert await one.recv() == b"answer"
+            with pytest.raises(OSError):
+                await one.send(b"x")
+            await other.aclose()
+            with pytest.raises(EOFError):
+                await one.recv()
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize(
+    ("data", "partial", "expected"),
+    [(b"\0\0", b"\0\0", 4), (b"\0\0\0\5", b"", 5), (b"\0\0\0\5abc", b"abc", 5), (b"\0\1\0\0abc", b"abc", 65536)],
+)
+@pytest.mark.parametrize("waits", [False, True])
+def test_end_inside_a_message(bed: Bed, data: bytes, partial: bytes, expected: int, waits: bool) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            task = asyncio.create_task(anext(other)) if waits else None
+            await asyncio.sleep(TICK)
+            await send_raw(one, data)
+            await asyncio.sleep(TICK)
+            raw(one).shutdown(1)
+            await asyncio.sleep(TICK)
+            with pytest.raises(hvsock.IncompleteReadError) as info:
+                await (task or anext(other))
+            assert (info.value.partial, info.value.expected) == (partial, expected)
+            with pytest.raises(EOFError) as end:
+                await other.recv()
+            assert type(end.value) is EOFError
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_too_long(bed: Bed, waits: bool, size: int) -> None:
+    """It is refused before it is received, and can be received with another limit."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            task = asyncio.create_task(other.recv(size - 1)) if waits else None
+            await asyncio.sleep(TICK)
+            await one.send(b"x" * size)
+            await asyncio.sleep(TICK)
+            with pytest.raises(OSError) as info:
+                await (task or other.recv(size - 1))
+            assert info.value.errno == errno.EMSGSIZE
+            with pytest.raises(OSError) as info:
+                await other.recv(max_size=10)
+            assert info.value.errno == errno.EMSGSIZE
+            assert await other.recv(max_size=size) == b"x" * size
+            await one.send(b"next")
+            assert await other.recv(4) == b"next"
+
+    bed.run(main)
+
+
+def test_garbage(bed: Bed) -> None:
+    """A peer that speaks something else is refused, and the server goes on."""
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo):
+            async with await bed.connect_messages() as stranger:
+                await send_raw(stranger, b"GET / HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(ConnectionError), pytest.raises(EOFError):
+                    await stranger.recv()
+            await eventually(lambda: bed.reported)
+            assert [context["exception"].errno for context in bed.reported] == [errno.EMSGSIZE]
+            bed.reported.clear()
+            async with await bed.connect_messages() as stream:
+                assert await stream.exchange(b"x") == b"x"
+
+    bed.run(main)
+
+
+def test_debug_mode(bed: Bed) -> None:
+    """The loop's own checks find nothing, of streams and of messages."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            assert await stream.exchange(b"x" * 100_000) == b"x" * 100_000
+        async with await bed.start_server(reply):
+            reader, writer = await bed.open_connection()
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
+            writer.close()
+            await writer.wait_closed()
+
+    bed.run(main, debug=True)
+
+
+# Flow control, fairness, readiness
+
+
+def test_slow_reader(bed: Bed) -> None:
+    """send() waits for the peer; all arrives, in order."""
+
+    async def main() -> None:
+        chunk = random_bytes(1 << 16)
+        async with bed.message_pair() as (one, other):
+            began = await fill(one, chunk)
+            assert began < 1000  # 64 MiB
+            receiving = asyncio.create_task(collect(other))
+            await one.send(b"last")
+            await one.send_eof()
+            received = await receiving
+            assert received[-1] == b"last"
+            assert all(message == chunk for message in received[:-1])
+            assert began <= len(received) <= began + 1
+
+    async def collect(stream: aio.MessageStream) -> list[bytes]:
+        return [message async for message in stream]
+
+    bed.run(main)
+
+
+def test_slow_sender(bed: Bed) -> None:
+    """A message that arrives byte by byte."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            task = asyncio.create_task(other.recv())
+            for byte in b"\0\0\0\x06slowly":
+                await send_raw(one, bytes([byte]))
+                await ticks(5)
+            assert await task == b"slowly"
+
+    bed.run(main)
+
+
+def test_others_run(bed: Bed) -> None:
+    """Tasks that never have to wait for the peer do not keep the loop for themselves."""
+
+    async def main() -> None:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        async with bed.message_pair() as (one, other):
+            for _ in range(10):
+                for _ in range(50):
+                    await one.send(b"x")
+                for _ in range(50):
+                    await other.recv()
+            before = turns
+            for _ in range(200):
+                await one.send(b"x")
+            assert turns > before
+            await asyncio.sleep(TICK)
+            before = turns
+            for _ in range(200):
+                await other.recv()
+            assert turns > before
+        counting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await counting
+
+    bed.run(main)
+
+
+def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    arrived = aio.MessageStream._on_arrival
+
+    def count(stream: aio.MessageStream) -> None:
+        nonlocal calls
+        calls += 1
+        arrived(stream)
+
+    async def main() -> None:
+        monkeypatch.setattr(aio.MessageStream, "_on_arrival", count)
+        async with bed.message_pair() as (one, other):
+            with pytest.raises(TimeoutError):
+                await patience(other.recv())
+            for _ in range(3):
+                await one.send(b"x")
+                await asyncio.sleep(TICK)
+            await ticks(100)
+            assert calls <= 3
+            assert [await other.recv() for _ in range(3)] == [b"x"] * 3
+
+    bed.run(main)
+
+
+# Many tasks
+
+
+def test_concurrent_senders(bed: Bed) -> None:
+    """Messages are not mixed, and each task's keep their order."""
+
+    async def main() -> None:
+        async def send(stream: aio.MessageStream, name: int) -> None:
+            for number in range(20):
+                await stream.send(bytes([name, number]), bytes([name]) * (1 + name * 20_000))
+
+        async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
+            for name in range(5):
+                group.create_task(send(one, name))
+            numbers = dict.fromkeys(range(5), 0)
+            for _ in range(100):
+                message = await other.recv()
+                name, number = message[:2]
+                assert message[2:] == bytes([name]) * (1 + name * 20_000)
+                assert number == numbers[name]
+                numbers[name] += 1
+
+    bed.run(main)
+
+
+def test_order_of_sends(bed: Bed) -> None:
+    """A send that comes while others wait is not served first."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            began = await fill(one, b"x" * (1 << 16))
+            tasks = [asyncio.create_task(one.send(b"%d" % number)) for number in range(10)]
+            await ticks(3)
+            received = [await other.recv() for _ in range(began - 1)]
+            received += [await other.recv() for _ in range(11)]
+            while received and received[0][:1] == b"x":
+                del received[0]
+            assert received[:10] == [b"%d" % number for number in range(10)]
+            await asyncio.gather(*tasks)
+
+    bed.run(main)
+
+
+def test_concurrent_receivers(bed: Bed) -> None:
+    """Each message goes to one of them."""
+
+    async def main() -> None:
+        received: list[bytes] = []
+
+        async def receive(stream: aio.MessageStream) -> None:
+            async for message in stream:
+                received.append(message)
+                await asyncio.sleep(0)
+
+        async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
+            for _ in range(5):
+                group.create_task(receive(other))
+            for number in range(100):
+                await one.send(b"%d" % number)
+                if number % 7 == 0:
+                    await asyncio.sleep(0)
+            await one.send_eof()
+        assert sorted(map(int, received)) == list(range(100))
+
+    bed.run(main)
+
+
+def test_concurrent_exchanges(bed: Bed) -> None:
+    """Each gets its own reply."""
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            messages = [b"%d" % number * (1 + number * 1000) for number in range(50)]
+            assert await asyncio.gather(*map(stream.exchange, messages)) == messages
+
+    bed.run(main)
+
+
+def test_both_directions_at_once(bed: Bed) -> None:
+    """Two peers that send before they receive do not wait for each other, if each has a task for it."""
+
+    async def main() -> None:
+        chunk = random_bytes(MIB)
+
+        async def send(stream: aio.MessageStream) -> None:
+            for _ in range(5):
+                await stream.send(chunk)
+
+        async def receive(stream: aio.MessageStream) -> None:
+            for _ in range(5):
+                assert await stream.recv() == chunk
+
+        async with bed.message_pair() as pair, asyncio.TaskGroup() as group:
+            for stream in pair:
+                group.create_task(send(stream))
+                group.create_task(receive(stream))
+
+    bed.run(main)
+
+
+# Cancellation
+
+
+def test_cancelled_recv_keeps_what_has_arrived(bed: Bed) -> None:
+    """At every byte of a message, and of a long one in its midst."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            for byte in b"\0\0\0\x03abc"[:-1]:
+                await send_raw(one, bytes([byte]))
+                with pytest.raises(TimeoutError):
+                    await patience(other.recv(), 0.5)
+            await send_raw(one, b"c")
+            assert await other.recv() == b"abc"
+            content = random_bytes(100_000)
+            await send_raw(one, len(content).to_bytes(4) + content[:30_000])
+            for start in range(30_000, 100_000, 10_000):
+                with pytest.raises(TimeoutError):
+                    await patience(other.recv(), 0.5)
+                await send_raw(one, content[start : start + 10_000])
+            assert await other.recv() == content
+
+    bed.run(main)
+
+
+def test_recv_cancelled_at_every_turn(bed: Bed) -> None:
+    """Not a message is lost, nor received twice, wherever the cancellation strikes."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            for number in range(60):
+                task = asyncio.create_task(other.recv())
+                await ticks(number % 4)
+                await one.send(b"%d" % number)
+                await ticks(number // 4 % 7)
+                task.cancel()
+                late = asyncio.create_task(other.recv())  # may run before the cancelled task does
+                results = await asyncio.gather(task, return_exceptions=True)
+                if isinstance(results[0], bytes):
+                    assert results == [b"%d" % number]
+                    late.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await late
+                else:
+                    assert await late == b"%d" % number
+            with pytest.raises(TimeoutError):
+                await patience(other.recv())
+
+    bed.run(main)
+
+
+def test_cancelled_receiver_passes_the_message_on(bed: Bed) -> None:
+    """One that was woken and cancelled in the same turn leaves the message to the next in line."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            for turns in range(8):
+                first = asyncio.create_task(other.recv())
+                second = asyncio.create_task(other.recv())
+                await ticks(2)
+                await one.send(b"x")
+                await ticks(turns)
+                first.cancel()
+                results = await asyncio.gather(first, patience(asyncio.shield(second)), return_exceptions=True)
+                if isinstance(results[0], bytes):
+                    await one.send(b"x")
+                assert await second == b"x"
+
+    bed.run(main)
+
+
+def test_cancelled_send_is_finished_by_the_next(bed: Bed) -> None:
+    async def main() -> None:
+        chunk = random_bytes(1 << 17)
+        async with bed.message_pair() as (one, other):
+            for round_ in range(3):
+                began = await fill(one, chunk)
+                sending = asyncio.create_task(one.send(b"end %d" % round_))
+                received = []
+                while (message := await other.recv()) != b"end %d" % round_:
+                    received.append(message)
+                await sending
+                assert set(received) == {chunk}
+                assert began - 1 <= len(received) <= began
+
+    bed.run(main)
+
+
+def test_cancelled_send_is_repeated(bed: Bed) -> None:
+    """The same message goes on: it is sent once. A changed buffer of the caller changes nothing."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            await fill(one, random_bytes(1 << 17, 1))
+            # What is under way now is something else; it ends with this.
+            marker = b"m" * (4 * MIB)
+            parts = bytearray(marker[:MIB]), marker[MIB:]
+            sending = asyncio.create_task(one.send(*parts))
+            while not sending.done():
+                with contextlib.suppress(TimeoutError):
+                    first = await patience(other.recv(), 0.5)
+                    assert first[:1] != b"m"
+                if await begun(one):
+                    sending.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await sending
+            parts[0][:] = b"z" * MIB
+            sending = asyncio.create_task(one.send(marker))
+            received = await other.recv()
+            while received[:1] != b"m":
+                received = await other.recv()
+            assert received == marker
+            await sending
+            with pytest.raises(TimeoutError):
+                await patience(other.recv())
+
+    async def begun(stream: aio.MessageStream) -> bool:
+        return stream._unfinished is None and stream._link.is_amid_message()
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("eof", [False, True])
+def test_sends_cancelled_at_every_turn(bed: Bed, eof: bool) -> None:
+    """The peer sees whole messages only, in order, none twice."""
+
+    async def main() -> None:
+        size = 300_000
+        async with bed.message_pair() as (one, other):
+            received: list[int] = []
+
+            async def receive() -> None:
+                async for message in other:
+                    number = message[0]
+                    assert message == bytes([number]) * size
+                    received.append(number)
+                    await ticks(3)
+
+            receiving = asyncio.create_task(receive())
+            sent = []
+            for number in range(40):
+                task = asyncio.create_task(one.send(bytes([number]) * size))
+                await ticks(number % 20)
+                task.cancel()
+                try:
+                    await task
+                except asyncio.CancelledError:
+                    continue
+                sent.append(number)
+            if eof:
+                await one.send_eof()
+            else:
+                await one.send(bytes([200]) * size)
+                sent.append(200)
+                await one.send_eof()
+            await receiving
+            assert received == sorted(set(received))
+            assert set(sent) <= set(received)
+
+    bed.run(main)
+
+
+def test_cancelled_exchange(bed: Bed) -> None:
+    """The reply stays due: the same exchange goes on, another one is refused, recv() takes it."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            with pytest.raises(TimeoutError):
+                await patience(one.exchange(b"requ", b"est"))
+            with pytest.raises(RuntimeError, match="due"):
+                await one.exchange(b"another")
+            assert await other.recv() == b"request"
+            task = asyncio.create_task(one.exchange(b"request"))
+            with pytest.raises(TimeoutError):
+                await patience(other.recv())  # it was not sent twice
+            await other.send(b"reply")
+            assert await task == b"reply"
+            with pytest.raises(TimeoutError):
+                await patience(one.exchange(b"second"))
+            assert await other.recv() == b"second"
+            await other.send(b"its reply")
+            assert await one.recv() == b"its reply"
+            task = asyncio.create_task(one.exchange(b"third"))
+            assert await other.recv() == b"third"
+            await other.send(b"a longer reply")
+            assert await task == b"a longer reply"
+            task = asyncio.create_task(one.exchange(b"fourth", max_size=5))
+            assert await other.recv() == b"fourth"
+            await other.send(b"too long")
+            with pytest.raises(OSError) as info:
+                await task
+            assert info.value.errno == errno.EMSGSIZE
+            assert await one.exchange(b"fourth") == b"too long"
+
+    bed.run(main)
+
+
+def test_exchange_cancelled_at_every_turn(bed: Bed) -> None:
+    """Called again, it goes on, wherever the cancellation has struck; also in the midst of the request."""
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+            for size in (10, 1_000_000):
+                for turns in range(25):
+                    message = bytes([turns]) * size
+                    task = asyncio.create_task(stream.exchange(message))
+                    await ticks(turns)
+                    task.cancel()
+                    try:
+                        reply = await task
+                    except asyncio.CancelledError:
+                        reply = await stream.exchange(message)
+                    assert reply == message
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("action", ["recv", "send", "exchange", "aclose", "send_eof", "connect", "serve", "shutdown"])
+def test_nothing_is_left_of_a_cancelled_call(bed: Bed, action: str) -> None:
+    """No task, thread or descriptor; the bed looks."""
+
+    async def main() -> None:
+        for turns in range(10):
+            async with contextlib.AsyncExitStack() as stack:
+                if action in ("connect", "serve"):
+                    server = None
+                    if action == "connect":
+                        server = await stack.enter_async_context(await bed.serve_messages(echo))
+                    call: Callable[[], Any] = bed.connect_messages if server else lambda: bed.serve_messages(echo)
+                    task = asyncio.create_task(call())
+                    await ticks(turns)
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        made = await task
+                        await (made.aclose() if server else made.shutdown())
+                    continue
+                server = await stack.enter_async_context(await bed.serve_messages(echo))
+                stream = await stack.enter_async_context(await bed.connect_messages())
+                arguments = {"send": [b"x" * 10_000_000], "exchange": [b"x" * 1_000_000]}.get(action, [])
+                on = server if action == "shutdown" else stream
+                task = asyncio.create_task(getattr(on, action)(*arguments))
+                await ticks(turns)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    bed.run(main)
+
+
+# The end
+
+
+def test_aclose_ends_pending_calls(bed: Bed) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            await fill(other, b"x" * (1 << 16))
+            tasks = [
+                asyncio.create_task(other.recv()),
+                asyncio.create_task(other.recv()),
+                asyncio.create_task(other.send(b"x")),
+                asyncio.create_task(other.send(b"y")),
+                asyncio.create_task(other.exchange(b"z")),
+            ]
+            await asyncio.sleep(TICK)
+            assert not any(task.done() for task in tasks)
+            await other.aclose()
+            await other.aclose()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, OSError) and result.errno == errno.EBADF for result in results), results
+            for call in (other.recv, other.send, other.exchange, other.send_eof):
+                with pytest.raises(OSError) as info:
+                    await call()
+                assert info.value.errno == errno.EBADF
+            with pytest.raises(OSError):
+                await anext(other)
+            with contextlib.suppress(
+                EOFError, ConnectionError
+            ):  # what was sent arrives, or the system says it does not
+                while True:
+                    await one.recv()
+
+    bed.run(main)
+
+
+def test_what_was_sent_arrives_after_aclose(bed: Bed) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            await one.send(b"last words")
+            await one.aclose()
+            assert [message async for message in other] == [b"last words"]
+
+    bed.run(main)
+
+
+def test_unclosed_stream_is_warned_of(local: str) -> None:
+    bed_ = Bed("selector", local)
+
+    async def main() -> None:
+        async with await bed_.serve_messages(echo):
+            await bed_.connect_messages()
+            with pytest.warns(ResourceWarning, match="unclosed"):
+                gc.collect()
+
+    bed_.run(main)
+
+
+@pytest.mark.parametrize("sent", [b"\0\0", b"\0\0\0\5ab", b""])
+def test_client_is_killed(bed: Bed, sent: bytes) -> None:
+    """In the middle of a message, or between two: its handler hears of it, and the server goes on."""
+    ends: list[BaseException] = []
+
+    async def handler(stream: aio.MessageStream) -> None:
+        try:
+            while True:
+                await stream.send(await stream.recv())
+        except (EOFError, ConnectionError) as exc:
+            ends.append(exc)
+
+    async def main() -> None:
+        async with await bed.serve_messages(handler) as server:
+            vm, service = server.sockets[0].getsockname()
+            arguments = (bed.transport, vm, service, sent.hex() or "-")
+            with await asyncio.to_thread(Child, "aio_client_that_sleeps", *arguments) as child:
+                assert await asyncio.to_thread(child.line) == "sent"
+                await asyncio.sleep(TICK)
+                await asyncio.to_thread(child.kill)
+            await eventually(lambda: ends)
+            if isinstance(ends[0], EOFError) and sent:
+                assert isinstance(ends[0], hvsock.IncompleteReadError)
+            async with await bed.connect_messages() as stream:
+                assert await stream.exchange(b"x") == b"x"
+
+    bed.run(main)
+
+
+# Servers
+
+
+def test_handler_that_fails(bed: Bed) -> None:
+    async def handler(stream: aio.MessageStream) -> None:
+        async for message in stream:
+            await stream.send(b"%d" % (1 // int(message)))
+
+    async def main() -> None:
+        async with await bed.serve_messages(handler) as server:
+            assert isinstance(server, aio.MessageServer)
+            for _ in range(2):
+                async with await bed.connect_messages() as stream:
+                    assert await stream.exchange(b"1") == b"1"
+                    with pytest.raises((EOFError, ConnectionError)):
+                        await stream.exchange(b"0")
+            assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError] * 2
+            bed.reported.clear()
+
+    bed.run(main)
+
+
+def test_max_connections(bed: Bed) -> None:
+    """Further clients wait until another one has gone."""
+    open_at_once = most = 0
+
+    async def handler(stream: aio.MessageStream) -> None:
+        nonlocal open_at_once, most
+        open_at_once += 1
+        most = max(most, open_at_once)
+        try:
+            await echo(stream)
+        finally:
+            open_at_once -= 1
+
+    async def client(number: int) -> None:
+        async with await bed.connect_messages() as stream:
+            assert await stream.exchange(b"%d" % number) == b"%d" % number
+            await asyncio.sleep(TICK / 5)
+
+    async def main() -> None:
+        async with await bed.serve_messages(handler, max_connections=3):
+            streams = [await bed.connect_messages() for _ in range(4)]
+            for stream in streams[:3]:
+                await stream.exchange(b"x")
+            with pytest.raises(TimeoutError):
+                await patience(streams[3].exchange(b"x"))
+            await streams[0].aclose()
+            assert await streams[3].exchange(b"x") == b"x"
+            for stream in streams:
+                await stream.aclose()
+            async with asyncio.TaskGroup() as group:
+                for number in range(20):
+                    group.create_task(client(number))
+        assert most == 3
+
+    bed.run(main)
+
+
+def test_shutdown(bed: Bed) -> None:
+    """Idle handlers end, busy ones finish, those that do not are cancelled at the deadline."""
+    ended: list[str] = []
+
+    async def handler(stream: aio.MessageStream) -> None:
+        name = "idle"
+        try:
+            async for message in stream:
+                name = message.decode()
+                if name == "slow":
+                    await asyncio.sleep(3 * TICK)
+                    await stream.send(message)
+                elif name == "asks":
+                    await asyncio.sleep(2 * TICK)
+                    await stream.send(await stream.exchange(b"question"))
+                elif name == "stuck":
+                    await asyncio.Event().wait()
+        finally:
+            ended.append(name)
+
+    async def main() -> None:
+        server = await bed.serve_messages(handler)
+        idle, slow, asks, stuck = streams = [await bed.connect_messages() for _ in range(4)]
+        for _ in range(2):
+            await slow.send(b"slow")
+        await asks.send(b"asks")
+        await stuck.send(b"stuck")
+        await asyncio.sleep(TICK)
+        began = time.monotonic()
+        shutdown = asyncio.create_task(server.shutdown(20 * TICK))
+        assert [message async for message in idle] == []
+        with pytest.raises(OSError):
+            await bed.connect_messages()
+        assert await asks.recv() == b"question"
+        await asks.send(b"answer")
+        assert [message async for message in asks] == [b"answer"]
+        assert [message async for message in slow] == [b"slow", b"slow"]
+        await shutdown
+        assert time.monotonic() - began >= 19 * TICK
+        assert ended == ["idle", "asks", "slow", "stuck"]
+        for stream in streams:
+            await stream.aclose()
+
+    bed.run(main)
+
+
+def test_shutdown_is_cancelled(bed: Bed) -> None:
+    """The handlers go on, and a second one ends them."""
+
+    async def handler(_stream: aio.MessageStream) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        server = await bed.serve_messages(handler)
+        async with await bed.connect_messages() as stream:
+            await asyncio.sleep(TICK)
+            with pytest.raises(TimeoutError):
+                await patience(server.shutdown())
+            await server.shutdown(0)
+            with pytest.raises(EOFError):
+                await stream.recv()
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+def test_clients_are_closed(bed: Bed, method: str) -> None:
+    async def main() -> None:
+        async with await bed.serve_messages(echo) as server:
+            streams = [await bed.connect_messages() for _ in range(3)]
+            for stream in streams:
+                await stream.exchange(b"x")
+            getattr(server, method)()
+            for stream in streams:
+                with pytest.raises(EOFError):
+                    await stream.recv()
+                await stream.aclose()
+
+    bed.run(main)
+
+
+def test_serve_forever_is_cancelled(bed: Bed) -> None:
+    """As by Ctrl-C under asyncio.run: it shuts down."""
+
+    async def main() -> None:
+        server = await bed.serve_messages(echo)
+        task = asyncio.create_task(server.serve_forever())
+        async with await bed.connect_messages() as stream:
+            assert await stream.exchange(b"x") == b"x"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(EOFError):
+                await stream.recv()
+
+    bed.run(main)
+
+
+def test_many_clients(bed: Bed) -> None:
+    """500 at the same time."""
+    number = 500
+    allow_descriptors(2 * number + 100)
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo, backlog=number):
+            gate = asyncio.Barrier(number)
+
+            async def client(index: int) -> None:
+                async with await bed.connect_messages(retry_for=LIMIT) as stream:
+                    await gate.wait()
+                    for repeat in range(3):
+                        message = b"%d" % (index + repeat)
+                        assert await stream.exchange(message) == message
+
+            async with asyncio.TaskGroup() as group:
+                for index in range(number):
+                    group.create_task(client(index))
+
+    bed.run(main, debug=False)
+
+
+def test_a_socket_that_was_connected_elsewhere(bed: Bed) -> None:
+    """The stream takes it over, whatever its timeout was."""
+
+    async def main() -> None:
+        one, other = await asyncio.to_thread(utils.make_pair, bed.transport)
+        assert isinstance(one, hvsock.HyperVSocket)
+        assert isinstance(other, hvsock.HyperVSocket)
+        with other:
+            async with aio.MessageStream(one) as stream:
+                assert one.gettimeout() == 0.0
+                await stream.send(b"hello")
+                assert other.recv_message() == b"hello"
+            assert one.fileno() == -1
+
+    bed.run(main)

@@ -1,0 +1,688 @@
+"""Connecting, accepting, transports and streams of hvsock.aio, on every event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import re
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import utils
+from aio_loops import Bed, allow_descriptors, eventually, pending_connects, ticks
+from test_streams import tls_contexts
+from utils import LIMIT, TICK, WINDOWS, random_bytes
+
+import hvsock
+from hvsock import aio
+from hvsock.aio import serving
+from hvsock.transports import transport_named
+
+MIB = 1 << 20
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await writer.wait_closed()
+
+
+class Recorder(asyncio.Protocol):
+    """Notes what a transport tells it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.eof = False
+        self.transport: Any = None
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+# Streams
+
+
+def test_streams(bed: Bed) -> None:
+    """Data goes both ways, and both ends know each other by Hyper-V addresses."""
+    seen: list[Any] = []
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.extend((writer.get_extra_info("peername"), writer.get_extra_info("sockname")))
+        await echo(reader, writer)
+
+    async def main() -> None:
+        payload = random_bytes(MIB + 1)
+        async with await bed.start_server(callback) as server:
+            assert isinstance(server, asyncio.AbstractServer)
+            reader, writer = await bed.open_connection()
+            own, peer = writer.get_extra_info("sockname"), writer.get_extra_info("peername")
+            for address in (own, peer):
+                assert type(address) is hvsock.HyperVAddress
+            assert peer == server.sockets[0].getsockname()
+            assert writer.get_extra_info("nothing", "default") == "default"
+            assert writer.get_extra_info("socket").fileno() >= 0
+            sending = asyncio.create_task(write_all(writer, payload))
+            assert await reader.readexactly(len(payload)) == payload
+            await sending
+            assert writer.can_write_eof()
+            writer.write_eof()
+            assert await reader.read() == b""
+            await close(writer)
+            assert type(seen[0]) is hvsock.HyperVAddress
+            assert seen[0].service_id == own.service_id
+
+    async def write_all(writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.writelines([data[:100], data[100:]])
+        await writer.drain()
+
+    bed.run(main)
+
+
+def test_half_close(bed: Bed) -> None:
+    """After one end has sent all, the other may still answer."""
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.read()
+        writer.write(request[::-1])
+        await writer.drain()
+        await close(writer)
+
+    async def main() -> None:
+        async with await bed.start_server(callback):
+            reader, writer = await bed.open_connection()
+            writer.write(b"all of it")
+            writer.write_eof()
+            assert await reader.read() == b"ti fo lla"
+            await close(writer)
+
+    bed.run(main)
+
+
+def test_limit_of_a_reader(bed: Bed) -> None:
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with pytest.raises(ValueError, match="limit"):
+            await reader.readline()
+        writer.write(b"far too long\n")
+        await close(writer)
+
+    async def main() -> None:
+        async with await bed.start_server(callback, limit=8):
+            reader, writer = await bed.open_connection(limit=8)
+            writer.write(b"x" * 100)
+            with pytest.raises(ValueError, match="limit"):
+                await reader.readline()
+            await close(writer)
+
+    bed.run(main)
+
+
+def test_slow_reader(bed: Bed) -> None:
+    """drain() waits for the peer."""
+    chunk = random_bytes(1 << 16)
+    go = asyncio.Event()
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        total = 0
+        while data := await reader.read(1 << 16):
+            total += len(data)
+        writer.write(b"%d" % total)
+        await close(writer)
+
+    async def main() -> None:
+        async with await bed.start_server(callback):
+            reader, writer = await bed.open_connection()
+            sent = 0
+            with pytest.raises(TimeoutError):
+                while sent < 64 * MIB:
+                    writer.write(chunk)
+                    sent += len(chunk)
+                    async with asyncio.timeout(2 * TICK):
+                        await writer.drain()
+            assert sent < 64 * MIB
+            go.set()
+            writer.write_eof()
+            assert int(await reader.read()) == sent
+            await close(writer)
+
+    bed.run(main)
+
+
+# Protocols
+
+
+def test_protocols(bed: Bed) -> None:
+    made: list[Recorder] = []
+
+    def factory() -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    async def main() -> None:
+        async with await bed.create_server(factory):
+            transport, protocol = await bed.create_connection(Recorder)
+            assert type(protocol) is Recorder
+            assert protocol.transport is transport
+            assert transport.get_protocol() is protocol
+            assert type(transport.get_extra_info("peername")) is hvsock.HyperVAddress
+            await eventually(lambda: made and made[0].transport)
+            other = made[0]
+            assert type(other.transport.get_extra_info("peername")) is hvsock.HyperVAddress
+            transport.write(b"ab")
+            transport.writelines([b"c", bytearray(b"d")])
+            await eventually(lambda: other.data == b"abcd")
+            other.transport.pause_reading()
+            assert not other.transport.is_reading()
+            other.transport.resume_reading()
+            assert other.transport.is_reading()
+            transport.set_write_buffer_limits(high=100, low=10)
+            assert transport.get_write_buffer_limits() == (10, 100)
+            assert transport.get_write_buffer_size() == 0
+            assert transport.can_write_eof()
+            transport.write_eof()
+            await eventually(lambda: other.eof)
+            other.transport.write(b"reply")
+            await eventually(lambda: protocol.data == b"reply")
+            replacement = Recorder()
+            other.transport.set_protocol(replacement)
+            assert other.transport.get_protocol() is replacement
+            assert not transport.is_closing()
+            transport.close()
+            assert transport.is_closing()
+            assert await protocol.lost is None
+            other.transport.abort()
+            assert await replacement.lost is None
+
+    bed.run(main)
+
+
+def test_buffered_protocol(bed: Bed) -> None:
+    class Buffered(asyncio.BufferedProtocol):
+        def __init__(self) -> None:
+            self.room = bytearray(10)
+            self.data = bytearray()
+
+        def get_buffer(self, sizehint: int) -> bytearray:
+            return self.room
+
+        def buffer_updated(self, nbytes: int) -> None:
+            self.data += self.room[:nbytes]
+
+    async def main() -> None:
+        async with await bed.start_server(echo):
+            transport, protocol = await bed.create_connection(Buffered)
+            transport.write(bytes(range(100)))
+            await eventually(lambda: protocol.data == bytes(range(100)))
+            transport.close()
+
+    bed.run(main)
+
+
+def test_protocol_factory_that_fails(bed: Bed) -> None:
+    """The connection is closed, and the server goes on."""
+    fails = True
+    made: list[Recorder] = []
+
+    def factory() -> Recorder:
+        if fails:
+            raise ZeroDivisionError
+        made.append(Recorder())
+        return made[-1]
+
+    async def main() -> None:
+        nonlocal fails
+        async with await bed.create_server(factory):
+            transport, protocol = await bed.create_connection(Recorder)
+            await eventually(lambda: protocol.eof)
+            transport.close()
+            assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError]
+            bed.reported.clear()
+            with pytest.raises(ZeroDivisionError):
+                await bed.create_connection(factory)
+            await eventually(lambda: bed.reported)
+            bed.reported.clear()
+            await ticks(10)
+            fails = False
+            await bed.create_connection(factory)
+            await eventually(lambda: len(made) == 2 and made[0].transport and made[1].transport)
+            for recorder in made:
+                assert not recorder.lost.done()
+                recorder.transport.abort()
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("version", ["TLS 1.2, anonymous", "TLS 1.3"])
+def test_tls(bed: Bed, version: str) -> None:
+    server_context, client_context = tls_contexts(version)
+
+    async def main() -> None:
+        payload = random_bytes(MIB)
+        async with await bed.start_server(echo, ssl=server_context):
+            reader, writer = await bed.open_connection(ssl=client_context)
+            assert type(writer.get_extra_info("peername")) is hvsock.HyperVAddress
+            assert writer.get_extra_info("cipher")
+            sending = asyncio.create_task(write(writer, payload))
+            assert await reader.readexactly(len(payload)) == payload
+            await sending
+            await close(writer)
+
+    async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    bed.run(main)
+
+
+def test_tls_with_a_peer_that_speaks_none(bed: Bed) -> None:
+    """The handshake fails, its connection is closed, and the server goes on."""
+    server_context, client_context = tls_contexts("TLS 1.2, anonymous")
+
+    async def main() -> None:
+        async with await bed.start_server(echo, ssl=server_context):
+            reader, writer = await bed.open_connection()
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            await reader.read()
+            await close(writer)
+            await eventually(lambda: bed.reported)
+            bed.reported.clear()
+            reader, writer = await bed.open_connection(ssl=client_context)
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            await close(writer)
+
+    bed.run(main)
+
+
+def test_tls_needs_a_name_to_check(bed: Bed) -> None:
+    _, context = tls_contexts("TLS 1.2, anonymous")
+    context.check_hostname = True
+
+    async def main() -> None:
+        async with await bed.start_server(echo):
+            with pytest.raises(ValueError, match="hostname"):
+                await bed.open_connection(ssl=context)
+
+    bed.run(main)
+
+
+# Connecting
+
+
+def notes_of_connect(error: BaseException) -> list[str]:
+    return [note for note in error.__notes__ if note.startswith("connect on transport")]
+
+
+def test_refused(bed: Bed) -> None:
+    async def main() -> None:
+        with pytest.raises(OSError) as info:
+            await bed.open_connection()
+        assert isinstance(info.value, ConnectionError)
+        assert len(notes_of_connect(info.value)) == 1
+        assert any("known cause" in note for note in info.value.__notes__)
+
+    bed.run(main)
+
+
+def test_timeout(bed: Bed) -> None:
+    with pending_connects(bed.transport, bed.address) as address:
+
+        async def main() -> None:
+            began = time.monotonic()
+            with pytest.raises(TimeoutError) as info:
+                await aio.open_connection(address, transport=bed.transport, timeout=3 * TICK)
+            assert 2.9 * TICK <= time.monotonic() - began < LIMIT / 2
+            assert len(notes_of_connect(info.value)) == 1
+
+        bed.run(main)
+
+
+def test_cancelled_connect(bed: Bed) -> None:
+    """Nothing is left of it, wherever the cancellation strikes."""
+    with pending_connects(bed.transport, bed.address) as address:
+
+        async def main() -> None:
+            for turns in range(12):
+                task = asyncio.create_task(aio.open_connection(address, transport=bed.transport))
+                await ticks(turns)
+                if turns > 8:
+                    await asyncio.sleep(TICK / 2)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await aio.connect_messages(address, transport=bed.transport)
+
+        bed.run(main)
+
+
+def test_cancelled_connect_that_would_succeed(bed: Bed) -> None:
+    async def main() -> None:
+        async with await bed.start_server(echo):
+            for turns in range(40):
+                task = asyncio.create_task(bed.open_connection())
+                await ticks(turns)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    _, writer = await task
+                    await close(writer)
+
+    bed.run(main)
+
+
+def test_many_pending_connects_are_cancelled(bed: Bed) -> None:
+    with pending_connects(bed.transport, bed.address) as address:
+
+        async def main() -> None:
+            tasks = [asyncio.create_task(aio.open_connection(address, transport=bed.transport)) for _ in range(50)]
+            await asyncio.sleep(TICK)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(result) for result in results} == {asyncio.CancelledError}
+
+        bed.run(main)
+
+
+def test_full_backlog_is_waited_for(local: str, kind: str) -> None:
+    """On AF_UNIX nothing is pending while the backlog is full; a connect is made as soon as there is room."""
+    bed_ = Bed(kind, local)
+    with contextlib.ExitStack() as stack:
+        listener = utils.full_listener(local, stack)
+
+        async def main() -> None:
+            task = asyncio.create_task(aio.open_connection(listener.getsockname(), transport=local, timeout=LIMIT))
+            await asyncio.sleep(TICK)
+            assert not task.done()
+            listener.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    listener.accept()[0].close()
+            _, writer = await task
+            await close(writer)
+
+        bed_.run(main)
+
+
+def test_retry_for(bed: Bed) -> None:
+    """The server may come later."""
+
+    async def main() -> None:
+        task = asyncio.create_task(bed.open_connection(retry_for=LIMIT))
+        await asyncio.sleep(2 * TICK)
+        assert not task.done()
+        async with await bed.start_server(echo):
+            _, writer = await task
+            await close(writer)
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            await bed.open_connection(retry_for=3 * TICK)
+        assert time.monotonic() - began < LIMIT / 2
+
+    bed.run(main)
+
+
+def test_limit_of_the_system(transport: str) -> None:
+    """Both kernels would end a connect after 2 s by themselves."""
+    with hvsock.HyperVSocket(transport=transport) as sock:
+        transport_named(transport).limit_connect(sock, 12.5)
+        if transport == "hyperv":
+            limit = sock.getsockopt(hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_CONNECT_TIMEOUT)
+            assert limit == 12501  # milliseconds
+        elif transport == "vsock":
+            option = 6  # SO_VM_SOCKETS_CONNECT_TIMEOUT, of linux/vm_sockets.h
+            assert sock.getsockopt(sock.family, option, 16) == struct.pack("ll", 12, 500_000)
+
+
+def test_bad_arguments(bed: Bed) -> None:
+    async def main() -> None:
+        for timeout in (0, -1, float("nan")):
+            with pytest.raises(ValueError, match="timeout"):
+                await aio.open_connection(bed.address, transport=bed.transport, timeout=timeout)
+        for retry_for in (-1, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match="retry_for"):
+                await aio.open_connection(bed.address, transport=bed.transport, retry_for=retry_for)
+        for call in (aio.open_connection, aio.connect_messages):
+            with pytest.raises(ValueError, match="no transport is called"):
+                await call(bed.address, transport="pigeon")
+            with pytest.raises(TypeError):
+                await call("loopback", transport=bed.transport)
+        with pytest.raises(ValueError, match="no transport is called"):
+            await aio.start_server(echo, bed.address, transport="pigeon")
+        for number in (0, -1):
+            with pytest.raises(ValueError, match="max_connections"):
+                await bed.serve_messages(echo, max_connections=number)
+
+    bed.run(main)
+
+
+def test_address_in_use(bed: Bed) -> None:
+    async def main() -> None:
+        async with await bed.start_server(echo):
+            with pytest.raises(OSError) as info:
+                await bed.start_server(echo)
+            assert info.value.errno == errno.EADDRINUSE
+
+    bed.run(main)
+
+
+# Servers
+
+
+def test_server_life(bed: Bed) -> None:
+    """start_serving, serve_forever, close and wait_closed are those of asyncio.Server."""
+
+    async def main() -> None:
+        server = await bed.start_server(echo, start_serving=False)
+        assert not server.is_serving()
+        assert server.get_loop() is asyncio.get_running_loop()
+        assert len(server.sockets) == 1
+        assert "sockets" in repr(server)
+        with pytest.raises(OSError):
+            await bed.open_connection()
+        await server.start_serving()
+        await server.start_serving()
+        assert server.is_serving()
+        reader, writer = await bed.open_connection()
+        forever = asyncio.create_task(server.serve_forever())
+        await ticks(3)
+        with pytest.raises(RuntimeError, match="serve_forever"):
+            await server.serve_forever()
+        waiting = asyncio.create_task(server.wait_closed())
+        server.close()
+        server.close()
+        assert not server.is_serving()
+        assert server.sockets == ()
+        # The connection goes on.
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        assert not waiting.done()
+        with pytest.raises(OSError):
+            await bed.open_connection()
+        await close(writer)
+        await waiting
+        await server.wait_closed()
+        with pytest.raises(asyncio.CancelledError):
+            await forever
+        with pytest.raises(RuntimeError, match="closed"):
+            await server.serve_forever()
+        # The address is free again.
+        async with await bed.start_server(echo):
+            pass
+
+    bed.run(main)
+
+
+def test_serve_forever_is_cancelled(bed: Bed) -> None:
+    async def main() -> None:
+        server = await bed.start_server(echo)
+        task = asyncio.create_task(server.serve_forever())
+        _, writer = await bed.open_connection()
+        await close(writer)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not server.is_serving()
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+def test_clients_are_closed(bed: Bed, method: str) -> None:
+    async def main() -> None:
+        async with await bed.start_server(echo) as server:
+            pairs = [await bed.open_connection() for _ in range(3)]
+            for reader, writer in pairs:
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+            getattr(server, method)()
+            for reader, writer in pairs:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+                await close(writer)
+
+    bed.run(main)
+
+
+def test_close_while_connections_are_waiting(bed: Bed) -> None:
+    """Those that were not accepted end with the listener; nothing is left of those that were."""
+
+    async def main() -> None:
+        server = await bed.start_server(echo, start_serving=False)
+        await server.start_serving()
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                sock = hvsock.HyperVSocket(transport=bed.transport)
+                stack.enter_context(sock)
+                sock.settimeout(LIMIT)
+                await asyncio.to_thread(sock.connect, bed.address)
+            server.close()
+        await server.wait_closed()
+
+    bed.run(main)
+
+
+def test_accept_errors(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are reported, and the server goes on: at once when the peer has gone, else after a pause."""
+    monkeypatch.setattr(serving, "_RETRY_DELAY", 2 * TICK)
+    accept = hvsock.HyperVSocket.accept
+    errors = [OSError(errno.EMFILE, "too many"), ConnectionAbortedError(errno.ECONNABORTED, "gone")]
+    delays: list[float] = []
+    failed = 0.0
+
+    def fail(sock: hvsock.HyperVSocket) -> Any:
+        nonlocal failed
+        if failed:
+            delays.append(time.monotonic() - failed)
+            failed = 0.0
+        if errors:
+            failed = time.monotonic()
+            raise errors.pop(0)
+        return accept(sock)
+
+    async def main() -> None:
+        monkeypatch.setattr(hvsock.HyperVSocket, "accept", fail)
+        async with await bed.start_server(echo):
+            for _ in range(2):
+                reader, writer = await bed.open_connection()
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+                await close(writer)
+            assert [type(context["exception"]) for context in bed.reported] == [OSError, ConnectionAbortedError]
+            assert all(isinstance(context["socket"], hvsock.HyperVSocket) for context in bed.reported)
+            bed.reported.clear()
+        assert delays[0] >= 1.9 * TICK
+
+    bed.run(main)
+
+
+def test_server_is_closed_during_the_pause(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_RETRY_DELAY", LIMIT)
+
+    def fail(_sock: hvsock.HyperVSocket) -> Any:
+        raise OSError(errno.EMFILE, "too many")
+
+    async def main() -> None:
+        monkeypatch.setattr(hvsock.HyperVSocket, "accept", fail)
+        async with await bed.start_server(echo):
+            with hvsock.HyperVSocket(transport=bed.transport) as sock:
+                sock.settimeout(LIMIT)
+                await asyncio.to_thread(sock.connect, bed.address)
+                await eventually(lambda: bed.reported)
+        bed.reported.clear()
+
+    bed.run(main)
+
+
+@pytest.mark.skipif(WINDOWS, reason="a limit of descriptors is POSIX's")
+def test_descriptors_run_out(local: str) -> None:
+    utils.run_child("aio_out_of_descriptors")
+
+
+def test_many_clients(bed: Bed) -> None:
+    """500 at the same time, each with its own peer."""
+    number = 500
+
+    async def main() -> None:
+        async with await bed.start_server(echo, backlog=number):
+            gate = asyncio.Barrier(number)
+
+            async def client(index: int) -> None:
+                reader, writer = await bed.open_connection(retry_for=LIMIT)
+                await gate.wait()
+                writer.write(b"%8d" % index)
+                assert int(await reader.readexactly(8)) == index
+                await close(writer)
+
+            async with asyncio.TaskGroup() as group:
+                for index in range(number):
+                    group.create_task(client(index))
+
+    allow_descriptors(2 * number + 100)
+    bed.run(main, debug=False)
+
+
+def test_no_private_attribute_of_asyncio() -> None:
+    sources = list(Path(aio.__file__).parent.glob("*.py"))
+    assert len(sources) > 4
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r"\b(?:asyncio|loop|_loop|transport|reader|writer|protocol)\._(?!_)\w+", text) == [], path
+        assert "_overlapped" not in text
+        assert "asyncio.windows" not in text
+
+
+@pytest.mark.skipif(sys.platform != "win32", reason="only Windows has the Proactor")
+def test_watches_sockets() -> None:
+    from hvsock.aio.connecting import watches_sockets
+
+    if sys.platform == "win32":
+        for kind_, expected in ((asyncio.ProactorEventLoop, False), (asyncio.SelectorEventLoop, True)):
+            with contextlib.closing(kind_()) as loop:
+                assert watches_sockets(loop) is expected
