@@ -41,7 +41,7 @@ def sections(command: click.Command, context: click.Context) -> Iterator[str]:
         rows = "".join(f"| `{escaped(name_of(option))}` | {escaped(meaning_of(option))} |\n" for option in options)
         yield f"| option | meaning |\n| --- | --- |\n{rows}"
     _, _, examples = (command.epilog or "").partition("Examples:\n")
-    yield f"```sh\n{inspect.cleandoc(examples)}\n```\n"
+    yield f"```text\n{inspect.cleandoc(examples)}\n```\n"
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             child = command.commands[name]

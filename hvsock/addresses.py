@@ -108,7 +108,9 @@ class HyperVAddress(NamedTuple):
     """
 
     vm_id: UUID
+    """The VM, or which VMs: a VM's id or one of the HV_GUID constants."""
     service_id: UUID
+    """The service in it."""
 
     @property
     def port(self) -> int | None:

@@ -39,6 +39,7 @@ class Service(NamedTuple):
     """A registered service."""
 
     id: UUID
+    """The service id, which is the name of its key."""
     name: str
     """``ElementName``; empty where the key has none."""
     owned: bool

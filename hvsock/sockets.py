@@ -92,7 +92,7 @@ class HyperVSocket(Socket):
 
     @property
     def proto(self) -> int:
-        """The protocol number, also where CPython on Windows forgets it: on accepted and other adopted handles."""
+        """The protocol number, which CPython on Windows forgets on accepted and other adopted handles."""
         return super().proto if self._transport is None else self._transport.proto
 
     def bind(self, address: Any, /) -> None:

@@ -118,9 +118,9 @@ class VM(NamedTuple):
     id: UUID
     """The VM id of its addresses."""
     name: str
-    """What its owner calls it: any text, and not unique."""
+    """What its owner calls it; any text, and not unique."""
     state: str
-    """``Running``, ``Off`` and so on: any text, perhaps in the language of the system."""
+    """``Running``, ``Off`` and so on; any text, perhaps in the language of the system."""
     owner: str
     """The program that runs it, such as ``VMMS`` (Hyper-V Manager's) or ``WSL``."""
     source: str

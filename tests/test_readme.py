@@ -19,7 +19,6 @@ import hvsock
 
 ROOT = utils.TESTS.parent
 README = ROOT / "README.md"
-REGISTRY = r"HKLM:\SOFTWARE\Microsoft\Windows NT\CurrentVersion\Virtualization\GuestCommunicationServices"
 
 if not README.exists():
     pytest.skip("README.md is not beside the tests: run them from a clone", allow_module_level=True)
@@ -77,7 +76,7 @@ def test_every_block_is_covered() -> None:
     marks = {
         "python": {"file: server.py", "file: client.py", "run: alone"},
         "sh": {"", "ci: demo", "ci: test", "run: host", "run: guest"},
-        "powershell": {"", "check: registry"},
+        "powershell": {""},
         "text": {"output: demo"},
     }
     for block in BLOCKS:
@@ -194,16 +193,6 @@ def test_the_two_commands_on_windows_are_the_same() -> None:
         for line in posix
     ]
     assert lines == expected
-
-
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.mark == "check: registry"], ids=str)
-def test_registry_blocks_name_the_key_and_the_service(block: Block) -> None:
-    assert block.language == "powershell"
-    assert block.code.startswith(f'$services = "{REGISTRY}"\n')
-    assert set(re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", block.code, re.IGNORECASE)) == {
-        str(hvsock.service_id_from_port(5000))
-    }
-    assert re.findall(r"\$\w+", block.code)[0] == "$services"
 
 
 @pytest.mark.parametrize("block", blocks("powershell"), ids=str)

@@ -1,0 +1,53 @@
+"""How Sphinx makes the site: docs/build runs it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+import hvsock
+
+project: Final = "hvsock"
+release: Final = hvsock.__version__
+author: Final = "The hvsock authors"
+project_copyright: Final = author
+
+extensions: Final = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns: Final = ["conf.py", "build"]
+
+# Docstrings name things in single backticks: what is documented here becomes a link.
+default_role: Final = "py:obj"
+add_module_names: Final = False
+autodoc_member_order: Final = "bysource"
+autodoc_typehints_format: Final = "short"
+autodoc_preserve_defaults: Final = True
+autodoc_type_aliases: Final = {"Address": "Address"}
+python_use_unqualified_type_names: Final = True
+napoleon_google_docstring: Final = True
+napoleon_numpy_docstring: Final = False
+
+myst_heading_anchors: Final = 3
+copybutton_exclude: Final = ".linenos, .gp"
+
+html_theme: Final = "furo"
+html_title: Final = f"hvsock {release}"
+html_copy_source: Final = False
+html_show_sphinx: Final = False
+
+
+def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:
+    """Look a name up that a docstring of a submodule takes from the package itself."""
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.get_domain("py")
+    name = f"{project}.{node['reftarget']}"
+    return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, content)
+
+
+def setup(app: Sphinx) -> None:
+    """Register the above."""
+    app.connect("missing-reference", find_in_package)
