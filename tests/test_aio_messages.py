@@ -107,6 +107,8 @@ def test_buffers(bed: Bed) -> None:
                     await stream.send(wrong)  # type: ignore[arg-type]
             with pytest.raises(TypeError):
                 await stream.recv("1")  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="negative"):
+                await stream.recv(-1)
             assert await stream.exchange(b"still good") == b"still good"
 
     bed.run(main)
