@@ -649,8 +649,8 @@ def test_descriptors_run_out(local: str) -> None:
 
 
 def test_many_clients(bed: Bed) -> None:
-    """500 at the same time, each with its own peer."""
-    number = 500
+    """They are there at the same time, each with its own peer."""
+    number = 200 if WINDOWS and bed.kind == "selector" else 500  # select() takes 512 sockets there
 
     async def main() -> None:
         async with await bed.start_server(echo, backlog=number):

@@ -96,9 +96,7 @@ class MessageStream:
         """
         self._check_open()
         self._burst += 1
-        if self._burst >= _BURST:
-            await self._let_others_run()
-        if not self._senders and self._unfinished is None:
+        if not self._senders and self._unfinished is None and self._burst < _BURST:
             try:
                 return self._link.send(*buffers)
             except BlockingIOError:
@@ -106,6 +104,8 @@ class MessageStream:
         self._senders += 1
         try:
             async with self._sending:
+                if self._burst >= _BURST:
+                    await self._let_others_run()
                 await self._finish_and_send(buffers)
         finally:
             self._senders -= 1
@@ -269,7 +269,10 @@ class MessageStream:
         while True:
             self._check_open()
             if self._no_more and not request:
-                raise EOFError("the server is shutting down")
+                try:
+                    return self._take(max_size)
+                except BlockingIOError:
+                    raise EOFError("the server is shutting down") from None
             self._burst = 0
             waiter: asyncio.Future[None] = self._loop.create_future()
             entry = waiter, max_size
