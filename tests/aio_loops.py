@@ -61,9 +61,9 @@ class Bed:
     def run(self, main: Callable[[], Awaitable[T]], *, debug: bool | None = None) -> T:
         """Run a coroutine function within the time limit, and check that no task, thread or descriptor is left.
 
-        The debug mode, which makes a loop several times slower, is by default that of the kind "selector".
+        The debug mode, which makes a loop several times slower, is by default that of the kind "selector" on POSIX.
         """
-        debug = self.kind == "selector" if debug is None else debug
+        debug = self.kind == "selector" and not WINDOWS if debug is None else debug
         with asyncio.Runner(loop_factory=lambda: _new_loop(self.kind)) as runner:
             runner.run(asyncio.sleep(0))  # libuv keeps what its first loop has opened
         descriptors = 0 if WINDOWS else utils.open_descriptors()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import Bed, allow_descriptors, eventually, ticks
-from utils import LIMIT, TICK, Child, random_bytes
+from utils import LIMIT, TICK, WINDOWS, Child, random_bytes
 
 import hvsock
 from hvsock import aio
@@ -107,6 +107,8 @@ def test_buffers(bed: Bed) -> None:
                     await stream.send(wrong)  # type: ignore[arg-type]
             with pytest.raises(TypeError):
                 await stream.recv("1")  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="negative"):
+                await stream.recv(-1)
             assert await stream.exchange(b"still good") == b"still good"
 
     bed.run(main)
@@ -382,14 +384,15 @@ def test_order_of_sends(bed: Bed) -> None:
 
     async def main() -> None:
         async with bed.message_pair() as (one, other):
-            began = await fill(one, b"x" * (1 << 16))
-            tasks = [asyncio.create_task(one.send(b"%d" % number)) for number in range(10)]
-            await ticks(3)
-            received = [await other.recv() for _ in range(began - 1)]
-            received += [await other.recv() for _ in range(11)]
-            while received and received[0][:1] == b"x":
-                del received[0]
-            assert received[:10] == [b"%d" % number for number in range(10)]
+            await fill(one, b"x" * (1 << 16))
+            expected = [b"%d" % number for number in range(200)]  # enough for one of them to let others run
+            tasks = [asyncio.create_task(one.send(message)) for message in expected]
+            received = []
+            while len(received) < len(expected):
+                message = await other.recv()
+                if message[:1] != b"x":
+                    received.append(message)
+            assert received == expected
             await asyncio.gather(*tasks)
 
     bed.run(main)
@@ -554,6 +557,7 @@ def test_cancelled_send_is_repeated(bed: Bed) -> None:
                 with contextlib.suppress(TimeoutError):
                     first = await patience(other.recv(), 0.5)
                     assert first[:1] != b"m"
+                await asyncio.sleep(TICK / 5)
                 if await begun(one):
                     sending.cancel()
                     with pytest.raises(asyncio.CancelledError):
@@ -869,8 +873,9 @@ def test_shutdown(bed: Bed) -> None:
     async def main() -> None:
         server = await bed.serve_messages(handler)
         idle, slow, asks, stuck = streams = [await bed.connect_messages() for _ in range(4)]
-        for _ in range(2):
-            await slow.send(b"slow")
+        await slow.send(b"slow")
+        await asyncio.sleep(TICK)
+        await slow.send(b"slow")  # arrives by itself
         await asks.send(b"asks")
         await stuck.send(b"stuck")
         await asyncio.sleep(TICK)
@@ -945,8 +950,8 @@ def test_serve_forever_is_cancelled(bed: Bed) -> None:
 
 
 def test_many_clients(bed: Bed) -> None:
-    """500 at the same time."""
-    number = 500
+    """They are there at the same time."""
+    number = 200 if WINDOWS and bed.kind == "selector" else 500  # select() takes 512 sockets there
     allow_descriptors(2 * number + 100)
 
     async def main() -> None:

@@ -36,7 +36,7 @@ class Link(abc.ABC):
     that nobody has asked for. `arrived` is called when take() is worth a try after watch().
     """
 
-    __slots__ = ("_arrived", "_at", "_content", "_data", "_got", "_loop", "_sock", "send")
+    __slots__ = ("_arrived", "_at", "_content", "_data", "_drained", "_got", "_loop", "_sock", "send")
 
     send: Callable[..., None]
     """Send a message, the concatenation of the buffers that are the arguments.
@@ -52,11 +52,12 @@ class Link(abc.ABC):
         self._at = 0
         self._content: bytearray | None = None  # of a long message, whose first `_got` bytes have arrived
         self._got = 0
+        self._drained = False  # the last receive got less than it asked for, and nothing is known to have come since
 
     @property
-    def holds_data(self) -> bool:
-        """Whether something was received that take() has not returned: watch() does not tell of it."""
-        return self._at < len(self._data) or self._content is not None
+    def may_have_message(self) -> bool:
+        """Whether take() is worth a try without watch(), which does not tell of what was received already."""
+        return not self._drained or self._at < len(self._data) or self._content is not None
 
     def take(self, max_size: int) -> bytes:
         """Return the next message. BlockingIOError: it has not arrived, and what has is kept.
@@ -65,8 +66,6 @@ class Link(abc.ABC):
             EOFError, IncompleteReadError: the peer has ended the stream.
             OSError: EMSGSIZE, it is longer than `max_size`.
         """
-        if max_size < 0:
-            raise ValueError("negative size of a message")
         while True:
             if self._content is None:
                 data, start = self._data, self._at + _HEADER
@@ -94,7 +93,7 @@ class Link(abc.ABC):
         if content is None:
             self._add(self._sock.recv(_ROOM))
         else:
-            self._advance(self._sock.recv_into(content))
+            self._advance(self._sock.recv_into(content), len(content))
 
     def _rest_of_long_message(self) -> memoryview | None:
         """Return where the next bytes go if a long message has begun."""
@@ -114,16 +113,18 @@ class Link(abc.ABC):
             raise self._ended()
         self._data = self._data[self._at :] + data
         self._at = 0
+        self._drained = len(data) < _ROOM
 
-    def _advance(self, size: int) -> None:
+    def _advance(self, size: int, room: int) -> None:
         if not size:
             raise self._ended()
         self._got += size
+        self._drained = size < room
 
     def _ended(self) -> EOFError:
         """Say where the stream has ended; what there was of a message is gone then."""
         data, content = self._data[self._at :], self._content
-        self._data, self._at, self._content = b"", 0, None
+        self._data, self._at, self._content, self._drained = b"", 0, None, False
         if content is not None:
             return IncompleteReadError(bytes(content[: self._got]), len(content))
         if not data:
@@ -181,6 +182,7 @@ class WatchedLink(Link):
         if self._watching:
             self._loop.remove_reader(self._handle)
             self._watching = False
+            self._drained = False
 
     async def writable(self) -> None:
         self._writable = self._loop.create_future()
@@ -226,8 +228,8 @@ class OverlappedLink(Link):
         self._writing: asyncio.Task[None] | None = None
 
     @property
-    def holds_data(self) -> bool:
-        return super().holds_data or (self._reading is not None and self._reading.done())
+    def may_have_message(self) -> bool:
+        return super().may_have_message or (self._reading is not None and self._reading.done())
 
     def _receive(self) -> None:
         if self._reading is None:
@@ -238,7 +240,7 @@ class OverlappedLink(Link):
         if self._content is None:
             self._add(bytes(self._room[: reading.result()]))
         else:
-            self._advance(reading.result())
+            self._advance(reading.result(), len(self._content) - self._got)
         return None
 
     def watch(self) -> None:

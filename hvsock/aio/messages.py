@@ -96,9 +96,7 @@ class MessageStream:
         """
         self._check_open()
         self._burst += 1
-        if self._burst >= _BURST:
-            await self._let_others_run()
-        if not self._senders and self._unfinished is None:
+        if not self._senders and self._unfinished is None and self._burst < _BURST:
             try:
                 return self._link.send(*buffers)
             except BlockingIOError:
@@ -106,6 +104,8 @@ class MessageStream:
         self._senders += 1
         try:
             async with self._sending:
+                if self._burst >= _BURST:
+                    await self._let_others_run()
                 await self._finish_and_send(buffers)
         finally:
             self._senders -= 1
@@ -124,12 +124,8 @@ class MessageStream:
         if self._burst >= _BURST:
             await self._let_others_run()
         self._due = None
-        if not self._waiters:
-            try:
-                return self._take(max_size) if self._inbox else self._link.take(max_size)
-            except BlockingIOError:
-                pass
-        return await self._wait(max_size)
+        message = self._take_now(max_size)
+        return await self._wait(max_size) if message is None else message
 
     async def exchange(self, *buffers: Buffer, max_size: int = _MAX_SIZE) -> bytes:
         """Send one message and return the next one that arrives, its reply. Exchanges go one after another.
@@ -143,13 +139,19 @@ class MessageStream:
         """
         async with self._exchanging:
             if self._due is None:
-                await self._request(buffers)
+                try:
+                    await self.send(*buffers)
+                except asyncio.CancelledError:
+                    self._note_request(buffers)
+                    raise
             elif self._due != b"".join(buffers):
                 raise RuntimeError("the reply to another request is due: recv() takes it")
             elif self._unfinished is not None:
                 await self.send(*buffers)
             try:
-                reply = await self._wait(max_size, request=True)
+                reply = self._take_now(max_size)
+                if reply is None:
+                    reply = await self._wait(max_size, request=True)
             except BaseException:
                 self._due = b"".join(buffers)
                 raise
@@ -231,14 +233,11 @@ class MessageStream:
                 await self._link.writable()
             self._check_open()
 
-    async def _request(self, buffers: tuple[Buffer, ...]) -> None:
-        try:
-            await self.send(*buffers)
-        except asyncio.CancelledError:
-            request = b"".join(buffers)
-            if self._unfinished is not None and b"".join(self._unfinished) == request:
-                self._due = request
-            raise
+    def _note_request(self, buffers: tuple[Buffer, ...]) -> None:
+        """The reply to a request will come if its send() was cancelled after it had begun."""
+        request = b"".join(buffers)
+        if self._unfinished is not None and b"".join(self._unfinished) == request:
+            self._due = request
 
     # Receiving
 
@@ -255,16 +254,25 @@ class MessageStream:
             return first
         raise first
 
+    def _take_now(self, max_size: int) -> bytes | None:
+        """Return the next message if nobody waits for one and it has arrived."""
+        if max_size < 0:
+            raise ValueError("negative size of a message")
+        if self._waiters or not (self._inbox or self._link.may_have_message):
+            return None
+        try:
+            return self._take(max_size)
+        except BlockingIOError:
+            return None
+
     async def _wait(self, max_size: int, *, request: bool = False) -> bytes:
-        if not self._waiters and (self._inbox or self._link.holds_data):
-            try:
-                return self._take(max_size)
-            except BlockingIOError:
-                pass
         while True:
             self._check_open()
             if self._no_more and not request:
-                raise EOFError("the server is shutting down")
+                try:
+                    return self._take(max_size)
+                except BlockingIOError:
+                    raise EOFError("the server is shutting down") from None
             self._burst = 0
             waiter: asyncio.Future[None] = self._loop.create_future()
             entry = waiter, max_size
