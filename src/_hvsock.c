@@ -6,8 +6,8 @@
 #include "hv_message.h"
 #include "hv_pump.h"
 
-#define BUSY_POLL_MAX 100000 /* microseconds: while it lasts, Ctrl-C and close() wait */
-#define RECV_ON_STACK 8192   /* recv() up to this size allocates once, for what arrived */
+#define BUSY_POLL_MAX 1000000 /* microseconds: while it lasts, Ctrl-C and close() wait */
+#define RECV_ON_STACK 8192    /* recv() up to this size allocates once, for what arrived */
 
 /* What is used of socket.socket (`base`) and of its own base in C, looked up once for an interpreter. */
 typedef struct {
@@ -1168,9 +1168,9 @@ PyDoc_STRVAR(exchange_doc,
              "The request is sent whole before the reply is received, so the peer has to take it before it answers.");
 PyDoc_STRVAR(
     busy_poll_doc,
-    "Microseconds, 0 to 100000, that a receive or accept that has to wait tries before it sleeps; 0 at first.\n"
+    "Microseconds, 0 to 1000000, that a receive or accept that has to wait tries before it sleeps; 0 at first.\n"
     "\n"
-    "The GIL is released while it does, and a core is busy. Accepted sockets inherit it.");
+    "The GIL is released while it does, a core is busy, and Ctrl-C waits. Accepted sockets inherit it.");
 PyDoc_STRVAR(bind_doc, "bind($self, address, /)\n--\n\n"
                        "Bind to the family's own address: 36 bytes of SOCKADDR_HV, (cid, port), or a path.");
 PyDoc_STRVAR(connect_doc, "connect($self, address, /)\n--\n\n"

@@ -21,7 +21,7 @@ Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: Windows has no such call, flag or signal")
 
-LONGEST = 100_000
+LONGEST = 1_000_000
 RECEIVES = ["recv", "recv_into", "recv_message", "recv_message_into", "recv_exactly", "recv_exactly_into", "exchange"]
 
 
