@@ -87,7 +87,7 @@ hv_pair_events(const hv_pair *pair, int side)
 {
     const hv_flow *from = &pair->flows[side], *to = &pair->flows[1 - side];
     short events = from->ended || hv_flow_is_sending(from) ? 0 : POLLIN;
-    return hv_flow_is_sending(to) ? events | POLLOUT : events;
+    return (short)(hv_flow_is_sending(to) ? events | POLLOUT : events);
 }
 
 /* The error of a side that nothing is to be had from or given to now: poll reports those unasked. */

@@ -43,7 +43,8 @@ CONVERSATION = textwrap.dedent("""
         try:
             one.send_message(b"after the end")
         except OSError as error:
-            assert "send_message" in error.__notes__[0]
+            # On Windows the pair is of TCP, which is no transport: there its errors have no notes.
+            assert not hasattr(socket, "AF_UNIX") or "send_message" in error.__notes__[0]
     del one, other, thread
 """)
 
