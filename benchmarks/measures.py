@@ -42,6 +42,7 @@ COMPARED: Final = (
     ("C type", "CPython"),
     ("exchange", "stdlib idiom"),
     ("exchange, busy_poll", "stdlib idiom"),
+    ("2 at once", "1 alone"),
 )
 
 SIZES: Final = {"1 B": 1, "64 B": 64, "4 KiB": 4 << 10, "64 KiB": 64 << 10}
@@ -209,6 +210,12 @@ class _Link:
                 stack.enter_context(_child([*command, str(sock.fileno())], [sock.fileno()])) for sock in pair
             )
 
+    def place(self, apart: bool) -> None:
+        """Give each process a core of its own, or leave both to the scheduler."""
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(self._client.pid, cores[:1] if apart else cores)
+        os.sched_setaffinity(self._server.pid, cores[1:2] if apart else cores)
+
     def run(self, client: str, server: str, size: int, count: int) -> list[int]:
         """Let the server and then the client do a command, and return the client's answer."""
         _tell(self._server, server, size, count)
@@ -357,20 +364,24 @@ def _trips(
     transport: str,
     names: Sequence[str],
     names_beside: Sequence[str],
-    modes: Sequence[str],
     bars: dict[str, tuple[Bar, ...]],
 ) -> Table:
     """Fill the table with round trips of all sizes in all modes, then beside a busy thread."""
     names = _buildable(names)
-    cases = {f"{size}, {mode}": (mode, SIZES[size]) for mode in modes for size in SIZES}
-    with _links(names, modes, transport) as links:
+    settings = {"blocking": ("blocking", False), "timeout": ("timeout", False)}
+    if len(os.sched_getaffinity(0)) > 1:
+        settings["blocking, a core each"] = ("blocking", True)
+    cases = {f"{size}, {setting}": (settings[setting], SIZES[size]) for setting in settings for size in SIZES}
+    with _links(names, ("blocking", "timeout"), transport) as links:
 
         def alone(case: str, name: str) -> list[int]:
-            mode, size = cases[case]
+            (mode, apart), size = cases[case]
             warm_up = effort.trips // 10
+            links[mode, name].place(apart)
             return links[mode, name].run("ask", "answer", size, warm_up + effort.trips)[warm_up:]
 
         def beside(case: str, name: str) -> list[int]:
+            links["blocking", name].place(False)
             return links["blocking", name].run("ask_beside", BESIDE[case], 64, effort.trips_beside)
 
         results = _take_turns(effort.rounds, cases, names, alone)
@@ -386,20 +397,19 @@ def _trips(
 def round_trip(effort: Effort, transport: str) -> Table:
     """Times of a request and a reply of the same size."""
     table = Table("round trip between two processes, each with the same kind of socket", "us")
-    return _trips(table, effort, transport, TRIPS, PEERS, ("blocking", "timeout"), {})
+    return _trips(table, effort, transport, TRIPS, PEERS, {})
 
 
 def messages(effort: Effort, transport: str) -> Table:
     """Times of a message and the one that answers it: a length of 4 bytes, then the payload."""
     table = Table("a message and its reply between two processes, both ends written in the same way", "us")
     bars = {
-        "64 B, blocking, p50": (
-            Bar("exchange / stdlib idiom", 0.75, 0.60),
-            Bar("exchange, busy_poll / stdlib idiom", 0.45, 0.35),
-        ),
+        "64 B, blocking, p50": (Bar("exchange / stdlib idiom", 0.75, 0.60),),
+        "64 B, timeout, p50": (Bar("exchange / stdlib idiom", 0.75, 0.60),),
+        "64 B, blocking, a core each, p50": (Bar("exchange, busy_poll / stdlib idiom", 0.45, 0.35),),
         "64 B beside a busy thread, p50": (Bar("exchange / stdlib idiom", 0.60, 0.50),),
     }
-    return _trips(table, effort, transport, MESSAGES, MESSAGES, ("blocking",), bars)
+    return _trips(table, effort, transport, MESSAGES, MESSAGES, bars)
 
 
 def throughput(effort: Effort, transport: str) -> Table:
@@ -447,6 +457,30 @@ def connections(effort: Effort, transport: str) -> Table:
     return table
 
 
+def scaling(effort: Effort, transport: str) -> Table:
+    """Pairs of calls a second in one worker and in two at once."""
+    table = Table("scaling: send + recv_into of 1 byte in one process, each worker with a connection", "pairs a second")
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        table.reason = "needs two cores"
+        return table
+    kinds = {"threads": "scale_threads"}
+    if sys.version_info >= (3, 12):
+        kinds["interpreters, a GIL each"] = "scale_interpreters"
+    workers = {"1 alone": 1, "2 at once": 2}
+    with _child(_worker("hvsock", "blocking", transport)) as process:
+
+        def run(kind: str, name: str) -> float:
+            count = 30 * effort.trips
+            _tell(process, kinds[kind], workers[name], count)
+            (elapsed,) = _answer(process)
+            return workers[name] * count / (elapsed / 1e9)
+
+        results = _take_turns(effort.rounds, kinds, tuple(workers), run)
+    table.rows = [Row(kind, by_name) for kind, by_name in results.items()]
+    return table
+
+
 MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
     "instructions": instructions,
     "system-calls": system_calls,
@@ -454,4 +488,5 @@ MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
     "messages": messages,
     "throughput": throughput,
     "connections": connections,
+    "scaling": scaling,
 }

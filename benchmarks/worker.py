@@ -8,6 +8,7 @@ program `raw.c` takes the commands of the two ends of a connection too.
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import struct
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import hvsock
@@ -117,6 +119,47 @@ def new_buffer(size: int) -> memoryview:
     return memoryview(bytearray(b"\xaa") * size)
 
 
+#: What the workers of scale_threads() and scale_interpreters() run, each with a connection to itself.
+OPEN_PAIR: Final = """
+import hvsock
+one, other = (hvsock.HyperVSocket(fileno=fileno) for fileno in {filenos})
+byte, room = b"x", bytearray(1)
+"""
+USE_PAIR: Final = """
+for _ in range({count}):
+    one.send(byte)
+    other.recv_into(room)
+"""
+
+
+def new_interpreter() -> Callable[[str], object]:
+    """Return what runs code in a new interpreter that has a GIL of its own."""
+    name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    module = importlib.import_module(name)
+    interpreter = module.create("isolated") if sys.version_info >= (3, 13) else module.create(isolated=True)
+
+    def run(code: str) -> None:
+        failure = module.run_string(interpreter, code)
+        if failure is not None:
+            raise RuntimeError(failure)
+
+    return run
+
+
+def scale(runners: Sequence[Callable[[str], object]], count: int) -> int:
+    """Let each runner use a connection `count` times, all at once, and return the time until the last is ready."""
+    for run in runners:
+        run(OPEN_PAIR.format(filenos=[sock.detach() for sock in socket.socketpair()]))
+    with ThreadPoolExecutor(len(runners)) as pool:
+        list(pool.map(time.sleep, [0.001] * len(runners)))  # its threads are there before the clock starts
+        start = time.perf_counter_ns()
+        list(pool.map(lambda run: run(USE_PAIR.format(count=count)), runners))
+        elapsed = time.perf_counter_ns() - start
+    for run in runners:
+        run("one.close(); other.close()")
+    return elapsed
+
+
 class Worker:
     """The commands."""
 
@@ -124,6 +167,7 @@ class Worker:
         self._contender = contender
         self._timeout = MODES[mode]
         self._transport = transport
+        self._interpreters: list[Callable[[str], object]] = []
         self._socks = [contender.type(fileno=descriptor) for descriptor in descriptors]
         for sock in self._socks:
             sock.settimeout(self._timeout)
@@ -229,6 +273,17 @@ class Worker:
         for _ in range(count):
             receiver.recv_into(room)
         return []
+
+    def scale_threads(self, workers: int, count: int) -> list[int]:
+        """Send and receive one byte in each of some threads."""
+        spaces: list[dict[str, object]] = [{} for _ in range(workers)]
+        return [scale([(lambda code, space=space: exec(code, space)) for space in spaces], count)]
+
+    def scale_interpreters(self, workers: int, count: int) -> list[int]:
+        """Do the same in each of some interpreters."""
+        while len(self._interpreters) < workers:
+            self._interpreters.append(new_interpreter())
+        return [scale(self._interpreters[:workers], count)]
 
     def connect(self, count: int) -> list[int]:
         """Connect, accept and close both ends; return the time for all of them."""

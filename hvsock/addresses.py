@@ -339,4 +339,4 @@ def _first_32_bits(template: UUID, what: str, guid: UUID) -> int | None:
     if not isinstance(guid, UUID):
         raise TypeError(f"a {what} must be a UUID, not {_shown.repr(guid)}")
     value = guid.int >> _FIRST_32_BITS
-    return value if _with_first_32_bits(template, value) == guid else None
+    return value if guid.int == template.int | value << _FIRST_32_BITS else None

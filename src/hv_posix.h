@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -390,17 +391,27 @@ hv_go_on(hv_op *op)
     return hv_op_goes_on(op, status) ? HV_INTERRUPTED : status;
 }
 
-/* Tries for so many nanoseconds; what comes of it is said as by hv_go_on. */
+/* About a microsecond. */
+#define HV_TRIES_BETWEEN_YIELDS 4
+
+/* Tries for so many nanoseconds; what comes of it is said as by hv_go_on. Yields now and then: the peer may
+ * be waiting for this very core. */
 static hv_status
 hv_spin(hv_op *op, int64_t ns)
 {
     int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
     hv_status status;
+    unsigned tries = 0;
     op->spun = 1;
-    do {
+    for (;;) {
         status = hv_go_on(op);
-    } while (status == HV_INTERRUPTED && hv_now() < until);
-    return status;
+        if (status != HV_INTERRUPTED || hv_now() >= until) {
+            return status;
+        }
+        if (++tries % HV_TRIES_BETWEEN_YIELDS == 0) {
+            sched_yield();
+        }
+    }
 }
 
 static int

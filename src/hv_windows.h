@@ -508,16 +508,24 @@ hv_go_on(hv_op *op)
     return op->start(op);
 }
 
+/* About a microsecond. */
+#define HV_LOOKS_BETWEEN_YIELDS 32
+
 /* Looks for so many nanoseconds whether the operation has ended; hv_wait() is due in any case. */
 static hv_status
 hv_spin(hv_op *op, int64_t ns)
 {
     int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
     hv_status status = op->start(op);
+    unsigned looks = 0;
     op->spun = 1;
     while (status == HV_BLOCKED && op->waits && !HasOverlappedIoCompleted(&op->pending.overlapped) &&
            hv_now() < until) {
-        YieldProcessor();
+        if (++looks % HV_LOOKS_BETWEEN_YIELDS == 0) {
+            SwitchToThread(); /* the peer may be waiting for this very core */
+        } else {
+            YieldProcessor();
+        }
     }
     return status;
 }
