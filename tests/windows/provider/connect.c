@@ -98,7 +98,7 @@ wait_for_hold(void *argument)
 {
     struct hold *hold = argument;
     BOOL over = WaitForSingleObject(hold->event, hold->milliseconds) == WAIT_TIMEOUT;
-    struct handle *h = handle_lock(hold->socket);
+    struct handle *h = handle_lock_known(hold->socket);
 
     if (h != NULL) {
         if (h->held == hold->event) { /* else the number means another socket by now */
@@ -153,7 +153,7 @@ hold_here(const struct handle *h)
 {
     struct hold *hold = begin_hold(h, NULL);
     BOOL over = WaitForSingleObject(hold->event, hold->milliseconds) == WAIT_TIMEOUT;
-    struct handle *entry = handle_lock(h->socket);
+    struct handle *entry = handle_lock_known(h->socket);
 
     if (entry != NULL) {
         if (entry->held == hold->event) {

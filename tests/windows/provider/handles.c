@@ -97,6 +97,19 @@ handle_lock(SOCKET s)
     return h;
 }
 
+struct handle *
+handle_lock_known(SOCKET s)
+{
+    struct handle *h;
+
+    AcquireSRWLockExclusive(&table_lock);
+    h = *place(s);
+    if (h == NULL) {
+        ReleaseSRWLockExclusive(&table_lock);
+    }
+    return h;
+}
+
 void
 handle_unlock(void)
 {

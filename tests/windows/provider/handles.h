@@ -30,6 +30,8 @@ BOOL handle_get(SOCKET s, struct handle *copy);
 /* The entry itself, with the table locked until handle_unlock(); NULL (and nothing locked) if this
  * is no Hyper-V socket. */
 struct handle *handle_lock(SOCKET s);
+/* The same for a number that may have come to mean another socket, or none: one that is not known is not looked at. */
+struct handle *handle_lock_known(SOCKET s);
 void handle_unlock(void);
 /* Look at the TCP addresses again: the socket has become an accepted one. */
 void handle_refresh(SOCKET s);
