@@ -6,7 +6,6 @@ SDK's ``hvsocket.h``.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 import struct
@@ -319,6 +318,8 @@ def container_vm_id(hcs_id: str) -> UUID:
     # Upper-cased one character at a time, as there: "ß" stays one character.
     upper = "".join(c.upper() if len(c.upper()) == 1 else c for c in hcs_id)
     # uuid.uuid5() takes bytes as a name only since 3.12.
+    import hashlib  # and with it OpenSSL, which is slow to load
+
     digest = hashlib.sha1(_HCS_NAMESPACE.bytes + upper.encode("utf-16-le"), usedforsecurity=False).digest()
     return UUID(bytes=digest[:16], version=5)
 

@@ -50,6 +50,23 @@ def test_the_module_and_the_command_are_the_same() -> None:
     assert output == version
 
 
+@pytest.mark.parametrize("args", [("--version",), ("ping", "--help"), ("ping", "bad")], ids=" ".join)
+def test_a_command_imports_little(args: tuple[str, ...]) -> None:
+    """It starts fast because what others need, and what draws tables, stays away."""
+    pytest.importorskip("click")
+    pytest.importorskip("rich")
+    code = """if 1:
+        import sys
+        from hvsock.__main__ import main
+        try:
+            main()
+        finally:
+            unwanted = ("hashlib", "importlib.metadata", "logging", "rich.console", "hvsock.relay", "hvsock.vms")
+            print([name for name in unwanted if name in sys.modules])
+    """
+    assert python("-c", code, *args).stdout.splitlines()[-1] == "[]"
+
+
 def test_the_module_names_itself_hvsock_in_its_help() -> None:
     pytest.importorskip("click")
     pytest.importorskip("rich")

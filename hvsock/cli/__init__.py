@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Final
+
 import click
 
-from hvsock.cli import bench, completion, demo, echo, info, ping, relay, service, stdio, vm
-from hvsock.cli.commands import Commands, examples, version
+import hvsock
+from hvsock.cli.commands import Commands, examples
 from hvsock.cli.output import print_lines
 
 __all__ = ["cli"]
+
+COMMANDS: Final = {
+    "bench": "bench.command",
+    "completion": "completion.command",
+    "connect": "stdio.connect",
+    "demo": "demo.command",
+    "echo": "echo.command",
+    "info": "info.command",
+    "listen": "stdio.listen",
+    "ping": "ping.command",
+    "relay": "relay.command",
+    "service": "service.command",
+    "vm": "vm.command",
+}
 
 EXAMPLES = """
   hvsock demo                        can this machine do it, and how fast?
@@ -18,15 +36,31 @@ EXAMPLES = """
 """
 
 
+class OnDemand(Mapping[str, click.Command]):
+    """COMMANDS, each imported when it is asked for: one starts faster without all the others."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = COMMANDS[name].partition(".")
+        command: click.Command = getattr(importlib.import_module(f"hvsock.cli.{module}"), attribute)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
 def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     """Answer --version."""
     if wanted:
-        print_lines(f"hvsock {version()}")
+        print_lines(f"hvsock {hvsock.__version__}")
         ctx.exit()
 
 
 @click.group(
     cls=Commands,
+    commands=OnDemand(),
     no_args_is_help=False,
     epilog=examples(EXAMPLES),
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -46,19 +80,3 @@ def cli(debug: bool) -> None:
     An ADDRESS is hvsock://VM/SERVICE, or shorter VM/SERVICE. VM is a GUID or one of wildcard, children, loopback,
     parent and silohost; SERVICE is a port or a GUID.
     """
-
-
-for command in (
-    bench.command,
-    completion.command,
-    stdio.connect,
-    demo.command,
-    echo.command,
-    info.command,
-    stdio.listen,
-    ping.command,
-    relay.command,
-    service.command,
-    vm.command,
-):
-    cli.add_command(command)

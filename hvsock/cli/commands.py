@@ -26,7 +26,6 @@ __all__ = [
     "examples",
     "transport_option",
     "until_interrupted",
-    "version",
 ]
 
 EXIT_FAILURE = 1
@@ -162,13 +161,6 @@ def transport_option(function: F) -> F:
 def as_json(function: F) -> F:
     """Add the option --json."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")(function)
-
-
-def version() -> str:
-    """Return the version of the installed package."""
-    import importlib.metadata
-
-    return importlib.metadata.version("hvsock")
 
 
 def examples(text: str) -> str:

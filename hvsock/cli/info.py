@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import hvsock
-from hvsock.cli.commands import as_json, examples, version
+from hvsock.cli.commands import as_json, examples
 from hvsock.cli.output import Failure, print_json, print_rows
 from hvsock.transports import local, vsock
 
@@ -60,7 +60,7 @@ def gather_info() -> dict[str, Any]:
 
     has_local = any(transport.name == "local" and transport.available for transport in hvsock.transports())
     return {
-        "hvsock": version(),
+        "hvsock": hvsock.__version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "transports": [

@@ -237,9 +237,6 @@ def print_failure(failure: Failure, *, debug: bool) -> None:
     stream = sys.stderr
     if stream is None:
         return
-    err = console(stream)
-    with contextlib.suppress(OSError, SystemExit):  # nobody is left to be told
-        if debug:
-            for line in failure.trace.splitlines():
-                err.print(cell(line, stream, "dim"), soft_wrap=True)
-        err.print(cell(f"hvsock: {failure}", stream), soft_wrap=True)
+    lines = [*(failure.trace.splitlines() if debug else ()), f"hvsock: {failure}"]
+    with contextlib.suppress(OSError):  # nobody is left to be told
+        stream.write("".join(f"{encodable(escaped(line), stream)}\n" for line in lines))

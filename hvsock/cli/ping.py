@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ class Pings:
                 self.connects.add(time.perf_counter_ns() - start)
         try:
             with doing(f"exchange with {self.address}"):
-                return round_trip(self._connection, secrets.token_bytes(self._size), self._timeout)
+                return round_trip(self._connection, os.urandom(self._size), self._timeout)
         except BaseException:
             self.close()  # a reply that comes late must not be taken for the next one's
             raise
