@@ -89,7 +89,7 @@ class Link(abc.ABC):
 
     def _receive(self) -> None:
         """Receive something, or raise BlockingIOError."""
-        content = self._rest_of_long_message()
+        content = self._rest_of_long_message() if self._data or self._content is not None else None
         if content is None:
             self._add(self._sock.recv(_ROOM))
         else:

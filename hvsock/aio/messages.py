@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context
 from typing import Any, Final, Self
 
 from hvsock.addresses import Address
 from hvsock.aio.connecting import connect, watches_sockets
-from hvsock.aio.links import Buffer, Link, OverlappedLink, WatchedLink, message_too_long
+from hvsock.aio.links import Buffer, Link, OverlappedLink, WatchedLink
 from hvsock.aio.serving import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
@@ -18,6 +20,67 @@ __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages
 _MAX_SIZE: Final = 16 * 2**20  # bytes, as for HyperVSocket.recv_message
 _BACKLOG: Final = 100
 _BURST: Final = 64  # messages sent or received without waiting, before other tasks get a turn
+
+
+class _Receiver:
+    """What a task awaits that receives: a "Future-like object", as `asyncio.isfuture` has it.
+
+    A future's task goes on in the loop's next turn, which costs as much as the rest of a short message. This one's goes
+    on within wake().
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_loop", "_outcome", "done", "max_size")
+
+    _callback: Callable[[_Receiver], object]
+    _context: Context
+    _outcome: bytes | BaseException | None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_size: int) -> None:
+        self._asyncio_future_blocking = False
+        self._loop = loop
+        self.max_size = max_size  # of the message that it takes
+        self.done = False
+
+    def wake(self, outcome: bytes | Exception) -> None:
+        """Have the task go on at once, with a message or an error. Only for the loop: no task may be running."""
+        self.done = True
+        self._outcome = outcome
+        self._context.run(self._callback, self)
+
+    def wake_soon(self, outcome: BaseException | None = None) -> None:
+        """Have the task go on in the loop's next turn, to look again or with an error."""
+        self.done = True
+        self._outcome = outcome
+        self._loop.call_soon(self._callback, self, context=self._context)
+
+    # What a task asks of a future
+
+    def __await__(self) -> Generator[Self, None, bytes | None]:
+        self._asyncio_future_blocking = True
+        yield self
+        assert not isinstance(self._outcome, BaseException)
+        return self._outcome
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop."""
+        return self._loop
+
+    def add_done_callback(self, callback: Callable[[_Receiver], object], *, context: Context) -> None:
+        """Take the task's; there is no other."""
+        self._callback, self._context = callback, context
+
+    def result(self) -> bytes | None:
+        """Return the message, or None if the task has to look for it, or raise the error."""
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        return self._outcome
+
+    def cancel(self, msg: object = None) -> bool:
+        """Have the task go on with CancelledError; no message is handed to it any more."""
+        if self.done:
+            return False
+        self.wake_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
 
 
 class MessageStream:
@@ -42,15 +105,14 @@ class MessageStream:
         "_closed",
         "_due",
         "_exchanging",
-        "_inbox",
         "_link",
         "_loop",
         "_no_more",
+        "_receivers",
         "_senders",
         "_sending",
         "_sock",
         "_unfinished",
-        "_waiters",
     )
 
     def __init__(self, sock: HyperVSocket) -> None:
@@ -62,8 +124,7 @@ class MessageStream:
         self._closed = False
         self._no_more = False  # recv() does not wait any longer
         self._burst = 0
-        self._waiters: list[tuple[asyncio.Future[None], int]] = []  # with the size that the receiver takes
-        self._inbox: list[bytes | Exception] = []  # taken from the link for a waiter, and not received yet
+        self._receivers: deque[_Receiver] = deque()
         self._senders = 0  # that had to wait
         self._sending = asyncio.Lock()  # taken by them one after another
         self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
@@ -241,27 +302,14 @@ class MessageStream:
 
     # Receiving
 
-    def _take(self, max_size: int) -> bytes:
-        """Return the next message if it has arrived, or raise BlockingIOError."""
-        self._check_open()
-        if not self._inbox:
-            return self._link.take(max_size)
-        first = self._inbox[0]
-        if isinstance(first, bytes) and len(first) > max_size:
-            raise message_too_long(len(first), max_size)
-        del self._inbox[0]
-        if isinstance(first, bytes):
-            return first
-        raise first
-
     def _take_now(self, max_size: int) -> bytes | None:
         """Return the next message if nobody waits for one and it has arrived."""
         if max_size < 0:
             raise ValueError("negative size of a message")
-        if self._waiters or not (self._inbox or self._link.may_have_message):
+        if self._receivers or not self._link.may_have_message:
             return None
         try:
-            return self._take(max_size)
+            return self._link.take(max_size)
         except BlockingIOError:
             return None
 
@@ -270,51 +318,50 @@ class MessageStream:
             self._check_open()
             if self._no_more and not request:
                 try:
-                    return self._take(max_size)
+                    return self._link.take(max_size)
                 except BlockingIOError:
                     raise EOFError("the server is shutting down") from None
             self._burst = 0
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            entry = waiter, max_size
-            self._waiters.append(entry)
+            receiver = _Receiver(self._loop, max_size)
+            self._receivers.append(receiver)
             self._link.watch()
             try:
-                await waiter
-            except BaseException:
-                if entry in self._waiters:
-                    self._waiters.remove(entry)
-                elif self._inbox:
-                    self._wake_first()
-                raise
-            try:
-                return self._take(max_size)
-            except BlockingIOError:
-                pass  # another task was faster
+                message = await receiver
+            finally:
+                if receiver in self._receivers:
+                    self._receivers.remove(receiver)
+            if message is not None:
+                return message
 
     def _on_arrival(self) -> None:
-        """Take what has arrived, for those who wait; called by the link."""
-        if not self._waiters:
+        """Hand what has arrived to those who wait; called by the loop."""
+        if not self._receivers:
             self._link.unwatch()
-        while self._waiters:
+        for handed in range(len(self._receivers)):
+            if handed and not (self._receivers and self._link.may_have_message):
+                break
+            receiver = self._receivers.popleft()
+            if receiver.done:
+                continue
+            outcome: bytes | Exception
             try:
-                self._inbox.append(self._link.take(self._waiters[0][1]))
+                outcome = self._link.take(receiver.max_size)
             except BlockingIOError:
-                self._link.watch()
-                return
+                self._receivers.appendleft(receiver)
+                break
             except Exception as exc:
-                if not (isinstance(exc, OSError) and exc.errno == errno.EMSGSIZE):  # it meets that one by itself
-                    self._inbox.append(exc)
-            self._wake_first()
-
-    def _wake_first(self) -> None:
-        if self._waiters:
-            waiter, _ = self._waiters.pop(0)
-            if not waiter.done():
-                waiter.set_result(None)
+                outcome = exc
+            receiver.wake(outcome)
+        if self._receivers:
+            self._link.watch()
+            if self._link.may_have_message:
+                self._loop.call_soon(self._on_arrival)
 
     def _wake_all(self) -> None:
-        while self._waiters:
-            self._wake_first()
+        while self._receivers:
+            receiver = self._receivers.popleft()
+            if not receiver.done:
+                receiver.wake_soon()
 
     def _end_input(self) -> None:
         """Let recv() return what has arrived already, and then end."""
