@@ -61,19 +61,22 @@ class BaseServer(asyncio.AbstractServer):
 
     async def start_serving(self) -> None:
         """Start to accept connections; nothing happens if the server does already."""
+        self._start_serving()
+        await asyncio.sleep(0)
+
+    def _start_serving(self) -> None:
         if self._closed:
             raise RuntimeError(f"server {self!r} is closed")
         if self._acceptor is None:
             self._sock.listen(self._backlog)
             kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
             self._acceptor = kind(self._loop, self._sock, self._accepted, self._max_connections or self._backlog)
-        await asyncio.sleep(0)
 
     async def serve_forever(self) -> None:
         """Accept connections until cancelled; then close the server and wait for its connections."""
         if self._forever is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
-        await self.start_serving()
+        self._start_serving()
         self._forever = self._loop.create_future()
         try:
             await self._forever
