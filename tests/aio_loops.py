@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib.util
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -21,24 +22,22 @@ T = TypeVar("T")
 
 
 def _kinds() -> Iterator[str]:
+    yield "selector"
     if WINDOWS:
         yield "proactor"
-    yield "selector"
-    if not WINDOWS:
+    else:
         yield "overlapped"  # what is the Proactor's, on a loop that has the same methods
-        with contextlib.suppress(ImportError):
-            import uvloop  # noqa: F401
-
-            yield "uvloop"
+    for name in ("uvloop", "winloop"):  # each is of one platform
+        if importlib.util.find_spec(name):
+            yield name
     if sys.version_info >= (3, 12):
         yield "eager"
 
 
 def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
-    if kind == "uvloop":
-        import uvloop
-
-        return uvloop.new_event_loop()
+    if kind in ("uvloop", "winloop"):
+        loop: asyncio.AbstractEventLoop = importlib.import_module(kind).new_event_loop()
+        return loop
     if kind == "proactor" and sys.platform == "win32":
         return asyncio.ProactorEventLoop()
     if kind == "eager":
@@ -125,7 +124,10 @@ class Bed:
                 done.set()
 
 
-@pytest.fixture(params=list(_kinds()))
+KINDS = tuple(_kinds())
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Every kind of event loop."""
     return str(request.param)

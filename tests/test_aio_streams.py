@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import Bed, allow_descriptors, eventually, pending_connects, ticks
+from aio_loops import KINDS, Bed, allow_descriptors, eventually, pending_connects, ticks
 from test_streams import tls_contexts
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
@@ -26,6 +26,12 @@ from hvsock.aio import serving
 from hvsock.transports import transport_named
 
 MIB = 1 << 20
+
+
+@pytest.fixture(params=[name for name in KINDS if name != "winloop"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind of event loop that has transports for other sockets than TCP's."""
+    return str(request.param)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -173,6 +179,33 @@ def test_slow_reader(bed: Bed) -> None:
             await close(writer)
 
     bed.run(main)
+
+
+def test_debug_mode(bed: Bed) -> None:
+    """The loop's own checks find nothing."""
+
+    async def main() -> None:
+        async with await bed.start_server(echo):
+            reader, writer = await bed.open_connection()
+            writer.write(b"line\n")
+            assert await reader.readline() == b"line\n"
+            await close(writer)
+
+    bed.run(main, debug=True)
+
+
+@pytest.mark.skipif("winloop" not in KINDS, reason="winloop is Windows': tests/windows/run has it")
+def test_winloop_has_transports_for_tcp_only(transport: str) -> None:
+    """That is said at once, and not by the loop in the middle of it."""
+    bed_ = Bed("winloop", transport)
+
+    async def main() -> None:
+        with pytest.raises(NotImplementedError, match=r"^winloop makes transports for TCP only: use connect_messages"):
+            await bed_.open_connection()
+        with pytest.raises(NotImplementedError, match="serve_messages"):
+            await bed_.start_server(echo)
+
+    bed_.run(main)
 
 
 # Protocols

@@ -1,6 +1,7 @@
 """Hyper-V sockets with asyncio: streams, transports and protocols as asyncio's own, and streams of messages.
 
-Everything works on every event loop: the Proactor and selector loops of Windows, selector loops elsewhere, uvloop.
+Everything works on every event loop: the Proactor and selector loops of Windows, selector loops elsewhere, uvloop. On
+winloop, messages do.
 """
 
 from hvsock.aio import messages, streams

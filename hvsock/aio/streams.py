@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl as ssl_module
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
@@ -70,8 +71,9 @@ async def create_connection(
         TimeoutError: no answer in time.
         OSError: as the system says.
         ValueError: an unknown transport, an address that it cannot express, or a number out of range.
+        NotImplementedError: the loop is winloop, whose transports are TCP only.
     """
-    loop = asyncio.get_running_loop()
+    loop = _loop_with_transports()
     tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     if ssl is not None:
         if ssl.check_hostname and not server_hostname:
@@ -84,6 +86,17 @@ async def create_connection(
 
     made, protocol = await _attach(attach, protocol_factory, sock)
     return made, cast(_Protocol, protocol)
+
+
+def _loop_with_transports() -> asyncio.AbstractEventLoop:
+    """Return the running loop if it can make a transport for a socket that is not TCP."""
+    loop = asyncio.get_running_loop()
+    if sys.platform == "win32" and not isinstance(loop, asyncio.BaseEventLoop):
+        raise NotImplementedError(
+            f"{type(loop).__module__} makes transports for TCP only: use connect_messages and serve_messages, "
+            "or one of asyncio's own event loops"
+        )
+    return loop
 
 
 def _tls(
@@ -204,7 +217,9 @@ async def create_server(
     Raises:
         OSError: the address is in use, or as the system says.
         ValueError: an unknown transport, or an address that it cannot express.
+        NotImplementedError: the loop is winloop, whose transports are TCP only.
     """
+    _loop_with_transports()
     tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     server = Server(_bind_server(address, transport, connected_suspend), backlog, protocol_factory, tls)
     try:
