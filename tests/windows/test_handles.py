@@ -5,9 +5,11 @@ Over the simulated provider only: the handles are Wine's, but who opens and clos
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import socket
@@ -25,6 +27,7 @@ if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
 
 import hvsock
+from hvsock import aio
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
@@ -33,6 +36,8 @@ LIMIT = 30.0
 MANY = 10_000
 #: Calls that wait for a timeout or for another thread take a few ms.
 SOME = 1_000
+#: A coroutine's connection takes 5 ms.
+FEW = 200
 #: Before the handles are counted first: Python, Wine and the provider open some at the first use of a thing.
 WARM_UP = 50
 #: Handles that something else may open meanwhile, as Wine's own threads do. It is far below one for each operation.
@@ -90,9 +95,11 @@ def check_flat(operation: Callable[[], object], times: int) -> None:
     """Run it, first to warm up, and then `times` times: the number of handles must not have grown."""
     for _ in range(min(WARM_UP, times)):
         operation()
+    gc.collect()  # the locks of 3.11 have a semaphore each, and those of a loop's servers are in cycles
     before = open_handles()
     for _ in range(times):
         operation()
+    gc.collect()
     # The provider's own threads close their handles a moment after what they served has ended.
     deadline = time.monotonic() + SETTLED
     while (after := open_handles()).total() > before.total() + TOLERANCE:
@@ -596,3 +603,99 @@ def test_nothing_is_inheritable(address: Address, server: hvsock.HyperVSocket) -
         # And this is how it would look.
         client.set_inheritable(True)
         assert is_inheritable(client.fileno())
+
+
+# Event loops
+
+
+@pytest.fixture(params=["ProactorEventLoop", "SelectorEventLoop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=getattr(asyncio, request.param)) as runner:
+        yield runner
+
+
+async def echo(stream: aio.MessageStream) -> None:
+    async for message in stream:
+        await stream.send(message)
+
+
+def test_message_streams(runner: asyncio.Runner, address: Address) -> None:
+    """Connections are made, accepted, used and closed, ten at a time."""
+
+    async def connect() -> None:
+        async with await aio.connect_messages(address, timeout=LIMIT) as stream:
+            assert await stream.exchange(b"x") == b"x"
+
+    async def cycle() -> None:
+        await asyncio.gather(*[connect() for _ in range(10)])
+
+    server = runner.run(aio.serve_messages(echo, address))
+    check_flat(lambda: runner.run(cycle()), FEW // 10)
+    runner.run(server.shutdown())
+
+
+def test_asyncio_streams(runner: asyncio.Runner, address: Address) -> None:
+    async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        await writer.drain()
+        writer.close()
+
+    async def cycle() -> None:
+        reader, writer = await aio.open_connection(address, timeout=LIMIT)
+        writer.write(b"x\n")
+        assert await reader.read() == b"X\n"
+        writer.close()
+        await writer.wait_closed()
+
+    async def end() -> None:
+        server.close()
+        await server.wait_closed()
+
+    server = runner.run(aio.start_server(upper, address))
+    check_flat(lambda: runner.run(cycle()), FEW)
+    runner.run(end())
+
+
+def test_servers_of_a_loop(runner: asyncio.Runner, address: Address) -> None:
+    async def cycle() -> None:
+        async with await aio.serve_messages(echo, address), await aio.connect_messages(address, timeout=LIMIT):
+            pass
+
+    check_flat(lambda: runner.run(cycle()), FEW)
+
+
+def test_refused_connects_of_a_loop(runner: asyncio.Runner, address: Address) -> None:
+    async def fail() -> None:
+        with failing(10061):
+            await aio.connect_messages(address, timeout=LIMIT)
+
+    check_flat(lambda: runner.run(fail()), FEW)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 10])
+def test_cancelled_connects(runner: asyncio.Runner, address: Address, turns: int) -> None:
+    """Wherever the cancellation strikes."""
+
+    async def fail() -> None:
+        task = asyncio.create_task(aio.connect_messages(address, timeout=LIMIT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+            raise AssertionError("it connected")
+
+    with hvsim.faults("connecting=pending*0"):
+        check_flat(lambda: runner.run(fail()), FEW)
+
+
+def test_cancelled_receives(runner: asyncio.Runner, address: Address) -> None:
+    async def fail() -> None:
+        async with await aio.connect_messages(address, timeout=LIMIT) as stream:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SHORT):
+                    await stream.recv()
+
+    server = runner.run(aio.serve_messages(echo, address))
+    check_flat(lambda: runner.run(fail()), FEW)
+    runner.run(server.shutdown())
