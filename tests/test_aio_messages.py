@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import contextvars
 import errno
 import gc
 import time
@@ -491,6 +492,58 @@ def test_recv_cancelled_at_every_turn(bed: Bed) -> None:
                     assert await late == b"%d" % number
             with pytest.raises(TimeoutError):
                 await patience(other.recv())
+
+    bed.run(main)
+
+
+def test_a_receiver_that_has_cancelled_itself(bed: Bed) -> None:
+    """It does not come to wait, and leaves the message to the next one."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+
+            async def receive() -> None:
+                task = asyncio.current_task()
+                assert task
+                task.cancel("why")
+                await other.recv()
+
+            with pytest.raises(asyncio.CancelledError, match="why"):
+                await asyncio.create_task(receive())
+            await one.send(b"x")
+            assert await other.recv() == b"x"
+
+    bed.run(main)
+
+
+def test_a_receiver_goes_on_in_its_own_context(bed: Bed) -> None:
+    """With its variables and as the current task, whoever has sent; what it raises is its own."""
+    variable = contextvars.ContextVar("variable", default="none")
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+
+            async def receive(name: str) -> None:
+                variable.set(name)
+                with contextlib.suppress(EOFError):
+                    while True:
+                        await other.recv()
+                        assert variable.get() == name
+                        assert asyncio.current_task() in tasks
+                raise ZeroDivisionError(name)
+
+            tasks = [asyncio.create_task(receive(name)) for name in ("first", "second")]
+            variable.set("sender")
+            for turns in range(10):
+                await one.send(b"x")
+                await ticks(turns)
+                assert variable.get() == "sender"
+            await one.send_eof()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [(type(result), str(result)) for result in results] == [
+                (ZeroDivisionError, "first"),
+                (ZeroDivisionError, "second"),
+            ]
 
     bed.run(main)
 

@@ -276,13 +276,16 @@ def test_the_tutorials_service_drops_nonsense(tutorial: Path, message: bytes) ->
 
 
 def test_the_tutorials_registration(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [block.code for block in blocks_of(TUTORIAL) if block.mark == "run: in the registry"]
+    commands = [block.code.splitlines() for block in blocks_of(TUTORIAL) if block.mark == "run: in the registry"]
     with registry.scratch(monkeypatch) as scratch:
         monkeypatch.setattr(services, "REGISTRY_KEY", scratch.path)
-        register, unregister = lines
-        run_command(register)
+        (host,), (guest,), clean_up = commands
+        run_command(host)
         assert services.list_services() == [(hvsock.service_id_from_port(5000), "Tutorial", True)]
-        run_command(unregister)
+        run_command(guest)
+        assert hvsock.service_id_from_port(5001) in [service.id for service in services.list_services()]
+        for command in clean_up:
+            run_command(command)
         assert services.list_services() == []
 
 
