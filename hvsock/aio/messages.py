@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context
 from typing import Any, Final, Self
@@ -124,7 +123,7 @@ class MessageStream:
         self._closed = False
         self._no_more = False  # recv() does not wait any longer
         self._burst = 0
-        self._receivers: deque[_Receiver] = deque()
+        self._receivers: list[_Receiver] = []
         self._senders = 0  # that had to wait
         self._sending = asyncio.Lock()  # taken by them one after another
         self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
@@ -340,14 +339,14 @@ class MessageStream:
         for handed in range(len(self._receivers)):
             if handed and not (self._receivers and self._link.may_have_message):
                 break
-            receiver = self._receivers.popleft()
+            receiver = self._receivers.pop(0)
             if receiver.done:
                 continue
             outcome: bytes | Exception
             try:
                 outcome = self._link.take(receiver.max_size)
             except BlockingIOError:
-                self._receivers.appendleft(receiver)
+                self._receivers.insert(0, receiver)
                 break
             except Exception as exc:
                 outcome = exc
@@ -359,7 +358,7 @@ class MessageStream:
 
     def _wake_all(self) -> None:
         while self._receivers:
-            receiver = self._receivers.popleft()
+            receiver = self._receivers.pop(0)
             if not receiver.done:
                 receiver.wake_soon()
 

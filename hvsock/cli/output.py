@@ -7,20 +7,17 @@ the cursor, change colours or forge a line.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
     # Imported where it is used: the demo's client needs none of it, and starts faster without.
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
 __all__ = [
@@ -69,6 +66,8 @@ class Failure(Exception):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Put any exception into words; the notes of the package's own errors come along."""
+        import traceback
+
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, Failure):
             error.trace = error.trace or trace
@@ -186,39 +185,47 @@ def print_lines(*lines: object) -> None:
 
 def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None:
     """Print a name and a value a line on stdout; the names are `width` wide, or as wide as the widest."""
+    out = stdout()
+    if not out.isatty():
+        _print_plain(rows, width=width)
+        return
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(min_width=width or None)
     table.add_column()
-    out = stdout()
     for row in rows:
         table.add_row(*(cell(text, out, "" if column else "bold") for column, text in enumerate(row)))
-    _print(table)
+    with writing():
+        console(out).print(table)
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: Sequence[str] = ()) -> None:
     """Print a table on stdout: a line of names, then the rows; the columns in `numbers` are aligned right."""
+    out = stdout()
+    right = [name in numbers for name in names]
+    if not out.isatty():
+        _print_plain([names, *rows], right=right)
+        return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in names:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    out = stdout()
+    for name, aligned in zip(names, right, strict=True):
+        table.add_column(name, justify="right" if aligned else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(text, out) for text in row))
-    _print(table)
+    with writing():
+        console(out).print(table)
 
 
-def _print(table: Table) -> None:
+def _print_plain(rows: Sequence[Sequence[object]], *, right: Sequence[bool] = (False, False), width: int = 0) -> None:
+    """Print columns as text, the first at least `width` wide: a pipe does not wait until rich is imported."""
     out = stdout()
-    if out.isatty():
-        with writing():
-            console(out).print(table)
-        return
-    text = io.StringIO()
-    console(text).print(table)
-    print_lines(*(line.rstrip() for line in text.getvalue().splitlines()))
+    texts = [[encodable(escaped(text), out) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)] or [0 for _ in right]
+    widths[0] = max(widths[0], width)
+    aligns = [f"{'>' if aligned else '<'}{width}" for aligned, width in zip(right, widths, strict=True)]
+    print_lines(*("  ".join(map(format, row, aligns)).rstrip() for row in texts))
 
 
 def print_json(value: object) -> None:
