@@ -100,8 +100,9 @@ transfer(hv_socket *s, hv_op *op, hv_status status)
 {
     int moved = 0;
     do {
-        if (s->busy_poll > 0 && !op->writes && !op->spun) {
-            status = hv_spin(op, s->busy_poll);
+        int64_t spin = op->writes || op->spun ? 0 : hv_cell_get(&s->busy_poll);
+        if (spin > 0) {
+            status = hv_spin(op, spin);
         } else if (status == HV_BLOCKED) {
             status = hv_wait(s, op);
         } else {
@@ -248,10 +249,10 @@ get_writable(PyObject *object, const char *operation, Py_buffer *view)
 static inline int
 may_send(hv_socket *s)
 {
-    if (s->out.size != 0) {
+    if (hv_cell_get(&s->out.size) != 0) {
         hv_socket_sync(s);
     }
-    if (s->out.size == 0) {
+    if (hv_cell_get(&s->out.size) == 0) {
         return 1;
     }
     PyErr_SetString(PyExc_RuntimeError, "a message is partly sent: send_message() with the same buffers goes on");
@@ -259,25 +260,27 @@ may_send(hv_socket *s)
 }
 
 static void
-refuse_receive(const hv_inbox *in)
+refuse_receive(int64_t state)
 {
-    PyErr_SetString(PyExc_RuntimeError,
-                    in->state == HV_INBOX_LOST      ? "received bytes are lost (no memory, or a fork): close the socket"
-                    : in->request != NULL           ? "the reply to a request is due: recv_message() takes it"
-                    : in->state == HV_INBOX_MESSAGE ? "a message is partly received: recv_message() goes on"
-                                                    : "recv_exactly() is not finished: the same length goes on");
+    PyErr_SetString(PyExc_RuntimeError, state == HV_INBOX_LOST
+                                            ? "received bytes are lost (no memory, or a fork): close the socket"
+                                        : state == HV_INBOX_MESSAGE
+                                            ? "a message is partly received, or a reply is due: recv_message() goes on"
+                                            : "recv_exactly() is not finished: the same length goes on");
 }
 
 static inline int
 may_receive(hv_socket *s)
 {
-    if (s->in.state != HV_INBOX_EMPTY) {
+    int64_t state = hv_cell_get(&s->in.state);
+    if (state != HV_INBOX_EMPTY) {
         hv_socket_sync(s);
+        state = hv_cell_get(&s->in.state);
     }
-    if (s->in.state == HV_INBOX_EMPTY) {
+    if (state == HV_INBOX_EMPTY) {
         return 1;
     }
-    refuse_receive(&s->in);
+    refuse_receive(state);
     return 0;
 }
 
@@ -780,7 +783,7 @@ connect_to(hv_socket *s, hv_op *op, hv_sockaddr *to)
 {
     hv_op_init(op, s, hv_connect_start);
     op->writes = 1;
-    op->waits = s->timeout != 0;
+    op->waits = op->timeout != 0;
     op->address = to;
     return drive(s, op);
 }
@@ -877,7 +880,7 @@ wrap_accepted(PyObject *self, hv_handle handle)
         Py_CLEAR(made);
         PyErr_Restore(error_type, error, traceback);
     } else {
-        state_of(made)->busy_poll = state_of(self)->busy_poll;
+        hv_cell_set(&state_of(made)->busy_poll, hv_cell_get(&state_of(self)->busy_poll));
     }
     Py_XDECREF(kind);
     Py_XDECREF(proto);
@@ -920,7 +923,7 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
         return accept_foreign(self);
     }
     hv_op_init(&op, s, hv_accept_start);
-    op.waits = s->timeout != 0;
+    op.waits = op.timeout != 0;
     op.address = &from;
     status = drive(s, &op);
     if (status != HV_DONE) {
@@ -957,7 +960,7 @@ adopt_timeout(PyObject *self)
     }
     /* A century at most, so that a deadline cannot overflow; a nanosecond at least. */
     seconds = seconds > 3e9 ? 3e9 : seconds;
-    state_of(self)->timeout = seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1;
+    hv_cell_set(&state_of(self)->timeout, seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1);
     return 1;
 }
 
@@ -1088,7 +1091,7 @@ sock_finalize(PyObject *self)
 static PyObject *
 sock_get_busy_poll(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLongLong(state_of(self)->busy_poll / 1000);
+    return PyLong_FromLongLong(hv_cell_get(&state_of(self)->busy_poll) / 1000);
 }
 
 static int
@@ -1107,7 +1110,7 @@ sock_set_busy_poll(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
         PyErr_Format(PyExc_ValueError, "busy_poll is 0 to %d microseconds, not %zd", BUSY_POLL_MAX, microseconds);
         return -1;
     }
-    state_of(self)->busy_poll = (int64_t)microseconds * 1000;
+    hv_cell_set(&state_of(self)->busy_poll, (int64_t)microseconds * 1000);
     return 0;
 }
 

@@ -44,14 +44,16 @@ struct hv_op {
 
 /* A message that was partly sent: calling again with the same one goes on. */
 typedef struct {
-    uint64_t size; /* with the header; 0: there is none */
-    uint64_t sent;
+    hv_cell size; /* with the header; 0: there is none. Every sender looks at it */
+    int64_t sent;
     void *buffers; /* object: what it is made of; NULL: of what nobody can give again */
 } hv_outbox;
 
+enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST };
+
 /* What was received of something that is delivered as a whole. */
 typedef struct {
-    enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST } state;
+    hv_cell state; /* one of the above. Every receiver looks at it */
     unsigned char header[4];
     size_t header_got;
     size_t size; /* known with the last byte of the header */
@@ -65,8 +67,8 @@ typedef struct {
     hv_gate gate;
     hv_handle handle; /* readable while the gate is open or a call is inside */
     int family;
-    int64_t timeout;   /* ns, as in hv_op */
-    int64_t busy_poll; /* ns */
+    hv_cell timeout;   /* ns, as in hv_op */
+    hv_cell busy_poll; /* ns */
     unsigned generation;
     hv_lock lock;   /* guards waiting, and the waits for a turn */
     hv_op *waiting; /* operations that close() must wake by name */
@@ -83,10 +85,10 @@ hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
 {
     op->start = start;
     op->advance = NULL;
-    op->timeout = s->timeout;
+    op->timeout = hv_cell_get(&s->timeout);
     op->deadline = 0;
     op->writes = 0;
-    op->waits = HV_WAITS(s->timeout);
+    op->waits = HV_WAITS(op->timeout);
     op->brief = 0;
     op->late = 0;
     op->spun = 0;

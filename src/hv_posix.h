@@ -209,7 +209,7 @@ hv_set_nonblocking(hv_handle handle, int on)
 static void
 hv_release_mode(hv_socket *s)
 {
-    if (s->timeout < 0) {
+    if (hv_cell_get(&s->timeout) < 0) {
         hv_set_nonblocking(s->handle, 0);
     }
 }
