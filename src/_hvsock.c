@@ -372,11 +372,23 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
     return drive(s, op);
 }
 
+/* No memory for what a receive has taken from the stream: nobody shall go on behind the gap. */
+static PyObject *
+lose_received(hv_socket *s, const hv_op *op)
+{
+    long me = (long)PyThread_get_thread_ident();
+    if (!(op->flags & MSG_PEEK) && hv_turn_take(&s->receiving, me)) {
+        hv_cell_set(&s->in.state, HV_INBOX_LOST);
+        hv_turn_end(s, &s->receiving, me);
+    }
+    return NULL;
+}
+
 static PyObject *
 sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     char room[RECV_ON_STACK];
-    PyObject *bytes = NULL;
+    PyObject *bytes = NULL, *received;
     hv_op op;
     hv_status status;
     Py_ssize_t length;
@@ -393,15 +405,13 @@ sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         Py_XDECREF(bytes);
         return fail_explained(self, &op, status, "recv");
     }
-    if (bytes == NULL) {
-        return PyBytes_FromStringAndSize(room, (Py_ssize_t)op.result);
+    if (bytes != NULL && (Py_ssize_t)op.result == length) {
+        return bytes;
     }
-    if ((Py_ssize_t)op.result < length) { /* the stable ABI cannot shrink it in place */
-        PyObject *shorter = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), (Py_ssize_t)op.result);
-        Py_DECREF(bytes);
-        return shorter;
-    }
-    return bytes;
+    /* The stable ABI cannot shrink it in place. */
+    received = PyBytes_FromStringAndSize(bytes == NULL ? room : PyBytes_AsString(bytes), (Py_ssize_t)op.result);
+    Py_XDECREF(bytes);
+    return received != NULL ? received : lose_received(state_of(self), &op);
 }
 
 /* recv_into(buffer, nbytes=0, flags=0), each also by keyword: fills `given`. */
@@ -437,7 +447,7 @@ recv_into_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, 
 static PyObject *
 sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *given[3] = {NULL, NULL, NULL};
+    PyObject *given[3] = {NULL, NULL, NULL}, *received;
     Py_buffer view;
     hv_op op;
     hv_status status;
@@ -461,7 +471,8 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv_into");
     }
-    return PyLong_FromSize_t(op.result);
+    received = PyLong_FromSize_t(op.result);
+    return received != NULL ? received : lose_received(state_of(self), &op);
 }
 
 #define FEW 8
@@ -1058,6 +1069,11 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
     handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    if (handle == NULL) { /* no memory, or too deep a recursion: the base would close it once more */
+        hv_gate_reopen(&s->gate);
+        return NULL;
+    }
+    Py_DECREF(handle);
     forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
@@ -1068,10 +1084,6 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(s->handle);
     }
     Py_END_ALLOW_THREADS
-    if (handle == NULL) {
-        return NULL;
-    }
-    Py_DECREF(handle);
     if (error != 0 && !hv_error_is_reset(error)) {
         return hv_raise_error(error);
     }

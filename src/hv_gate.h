@@ -120,6 +120,13 @@ hv_gate_shut(hv_gate *gate, long also)
     return 1;
 }
 
+/* Undoes hv_gate_shut(gate, 0); the caller leaves by it. */
+static inline void
+hv_gate_reopen(hv_gate *gate)
+{
+    hv_atomic_add(gate, HV_GATE_OPEN - 1);
+}
+
 static inline int
 hv_gate_is_open(hv_gate *gate)
 {

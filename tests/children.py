@@ -26,8 +26,8 @@ import utils
 from utils import LIMIT, TICK, Task, connected
 
 
-def say(*words: object) -> None:
-    print(*words, flush=True)
+def say(*words: object, sep: str = " ") -> None:
+    print(*words, sep=sep, flush=True)
 
 
 # asyncio
@@ -1492,6 +1492,17 @@ def memory_leaks() -> None:
                 gc.collect()
                 growth.append(sys.getallocatedblocks() - before)
             say(f"{name}\t{min(growth)}")
+
+
+# Faults
+
+
+def faulty(what: str, transport: str) -> None:
+    """Print how many faults of `what` each operation has met."""
+    import faulty
+
+    for name, count in faulty.run(getattr(faulty, what), transport).items():
+        say(name, count, sep="\t")
 
 
 # Relays
