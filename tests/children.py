@@ -1455,43 +1455,15 @@ def import_is_light() -> None:
     subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], check=True, timeout=LIMIT)
 
 
-def memory_leaks() -> None:
-    """Print, for every operation of the comparison with the oracle, by how many blocks of memory it grew."""
-    import gc
+def leaks(transport: str, least: str, total: str) -> None:
+    """Print by how much what must not grow has grown, for every call of leaks.py."""
+    import warnings
 
-    from test_streams import OPERATIONS
+    import leaks
 
-    gc.collect()
-    gc.freeze()
-    with connected("adopted") as (a, b):
-        for name, operation in OPERATIONS.items():
-            if name.startswith(("listen", "accept", "close", "detach")) or name == "recv huge":
-                continue
-
-            def once(operation: Callable[[socket.socket], object] = operation) -> None:
-                b.setblocking(False)
-                a.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    b.send(b"ready")
-                with contextlib.suppress(Exception):
-                    operation(a)
-                a.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    a.recv(1000)
-                with contextlib.suppress(BlockingIOError):
-                    b.recv(1000)
-
-            growth = []
-            for _ in range(3):
-                for _ in range(10):
-                    once()
-                gc.collect()
-                before = sys.getallocatedblocks()
-                for _ in range(100):
-                    once()
-                gc.collect()
-                growth.append(sys.getallocatedblocks() - before)
-            say(f"{name}\t{min(growth)}")
+    warnings.simplefilter("ignore", ResourceWarning)  # sockets are dropped open there
+    for name, growth in leaks.run(transport, int(least), int(total)):
+        say(name, *growth, sep="\t")
 
 
 # Faults
