@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import utils
-from utils import LIMIT, TICK, Task, connected
+from utils import LIMIT, TICK, Task, bystanders, connected
 
 
 def say(*words: object, sep: str = " ") -> None:
@@ -390,28 +390,6 @@ def check_error_of_closed(error: BaseException | None) -> None:
     assert not isinstance(error, TimeoutError), repr(error)
     if sys.platform != "win32":
         assert error.errno == errno.EBADF, repr(error)
-
-
-@contextlib.contextmanager
-def bystanders(number: int = 8) -> Iterator[None]:
-    """Open sockets that take the descriptors just freed, and check that nobody else touches their bytes."""
-    pairs = [socket.socketpair() for _ in range(number)]
-    for index, (one, _) in enumerate(pairs):
-        one.sendall(b"%8d" % index)
-    yield
-    for index, (one, other) in enumerate(pairs):
-        other.settimeout(LIMIT)
-        assert utils.receive_exactly(other, 8) == b"%8d" % index
-        for sock in (one, other):
-            sock.setblocking(False)
-            try:
-                stray = sock.recv(100)
-            except BlockingIOError:
-                continue
-            raise AssertionError(f"stray bytes or a stray end of stream: {stray!r}")
-    for one, other in pairs:
-        one.close()
-        other.close()
 
 
 def close_wakes(implementation: str, operation: str, timeout: str, rounds: str, busy_poll: str = "0") -> None:
@@ -1464,6 +1442,39 @@ def leaks(transport: str, least: str, total: str) -> None:
     warnings.simplefilter("ignore", ResourceWarning)  # sockets are dropped open there
     for name, growth in leaks.run(transport, int(least), int(total)):
         say(name, *growth, sep="\t")
+
+
+# Races
+
+
+def races(transport: str, kind: str, disturbance: str, rounds: str) -> None:
+    """Disturb the calls of many threads; afterwards no descriptor is left."""
+    import races
+
+    before = utils.handles()
+    races.run(transport, kind, disturbance, int(rounds))
+    assert utils.handles() <= before + 2 * utils.WINDOWS
+
+
+def races_in_interpreters(transport: str, kind: str, disturbance: str, rounds: str) -> None:
+    """The same in this interpreter and in two that have a GIL of their own, at the same time."""
+    from test_interpreters import new_interpreter
+
+    def run() -> None:
+        module, interpreter = new_interpreter()
+        try:
+            call = f"races.run{(transport, kind, disturbance, int(rounds))}"
+            failure = module.run_string(interpreter, f"import sys; sys.path = {sys.path!r}; import races; {call}")
+            assert failure is None, failure
+        finally:
+            module.destroy(interpreter)
+
+    import races
+
+    tasks = [Task(run) for _ in range(2)]
+    races.run(transport, kind, disturbance, int(rounds))
+    for task in tasks:
+        task.result(4 * LIMIT)
 
 
 # Faults

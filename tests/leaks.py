@@ -309,16 +309,6 @@ def names() -> set[str]:
 # What may not grow
 
 
-def handles() -> int:
-    """Count the process's descriptors, on Windows its handles."""
-    if not WINDOWS:
-        return utils.open_descriptors()
-    count = ctypes.c_ulong()
-    kernel = ctypes.WinDLL("kernel32")
-    kernel.GetProcessHandleCount(kernel.GetCurrentProcess(), ctypes.byref(count))
-    return count.value
-
-
 def heap() -> int:
     """Return how many bytes malloc() has given away, which Python cannot tell; 0 where nobody does."""
 
@@ -354,7 +344,7 @@ class Growth(NamedTuple):
 def count() -> tuple[int, ...]:
     gc.collect()
     types = sum(sys.getrefcount(kind) for kind in (Socket, Pump, hvsock.HyperVSocket))
-    return sys.getallocatedblocks(), heap(), handles(), types
+    return sys.getallocatedblocks(), heap(), utils.handles(), types
 
 
 def growth(call: Callable[[Scene], object], scene: Scene, rounds: int) -> Growth:

@@ -1,0 +1,29 @@
+"""Calls of many threads on a socket that another thread closes, detaches, shuts down, or whose timeout it sets.
+
+HVSOCK_RACE_ROUNDS=10000 is the long form; HVSOCK_TEST_SCALE=20 gives it the time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import races
+from utils import LIMIT, WINE, run_child
+
+ROUNDS = int(os.environ.get("HVSOCK_RACE_ROUNDS", "3" if WINE else "10"))
+
+
+@pytest.mark.parametrize("kind", races.KINDS)
+@pytest.mark.parametrize("disturbance", races.DISTURBANCES)
+def test_races(served: str, kind: str, disturbance: str) -> None:
+    """Every call ends as it should, nothing is lost or doubled, and no other socket is touched."""
+    run_child("races", served, kind, disturbance, ROUNDS, timeout=4 * LIMIT)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="3.13+ only: before, ctypes is for the main interpreter alone")
+@pytest.mark.parametrize("kind", races.KINDS)
+@pytest.mark.parametrize("disturbance", races.DISTURBANCES)
+def test_races_in_interpreters(served: str, kind: str, disturbance: str) -> None:
+    run_child("races_in_interpreters", served, kind, disturbance, ROUNDS, timeout=4 * LIMIT)
