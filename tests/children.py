@@ -1447,32 +1447,39 @@ def leaks(transport: str, least: str, total: str) -> None:
 # Races
 
 
-def races(transport: str, kind: str, disturbance: str, rounds: str) -> None:
-    """Disturb the calls of many threads; afterwards no descriptor is left."""
+def races(transport: str, kind: str, rounds: str) -> None:
+    """Disturb the calls of many threads in every way, and print which; afterwards no descriptor is left."""
     import races
 
     before = utils.handles()
-    races.run(transport, kind, disturbance, int(rounds))
+    for disturbance in races.DISTURBANCES:
+        races.run(transport, kind, disturbance, int(rounds))
+        say(disturbance)
     assert utils.handles() <= before + 2 * utils.WINDOWS
 
 
-def races_in_interpreters(transport: str, kind: str, disturbance: str, rounds: str) -> None:
+def races_in_interpreters(transport: str, kind: str, rounds: str) -> None:
     """The same in this interpreter and in two that have a GIL of their own, at the same time."""
     from test_interpreters import new_interpreter
 
-    def run() -> None:
+    def race_elsewhere() -> None:
         module, interpreter = new_interpreter()
         try:
-            call = f"races.run{(transport, kind, disturbance, int(rounds))}"
-            failure = module.run_string(interpreter, f"import sys; sys.path = {sys.path!r}; import races; {call}")
+            code = f"""
+import sys; sys.path = {sys.path!r}; import races
+for disturbance in races.DISTURBANCES: races.run({transport!r}, {kind!r}, disturbance, {rounds})
+"""
+            failure = module.run_string(interpreter, code)
             assert failure is None, failure
         finally:
             module.destroy(interpreter)
 
     import races
 
-    tasks = [Task(run) for _ in range(2)]
-    races.run(transport, kind, disturbance, int(rounds))
+    tasks = [Task(race_elsewhere) for _ in range(2)]
+    for disturbance in races.DISTURBANCES:
+        races.run(transport, kind, disturbance, int(rounds))
+        say(disturbance)
     for task in tasks:
         task.result(4 * LIMIT)
 

@@ -11,7 +11,7 @@ import leaks
 from utils import LIMIT, WINE, run_child
 
 #: How often each way to call a function is tried, and how often, at least, a function is called.
-LEAST = 30 if WINE else 200
+LEAST = 100 if WINE else 200
 TOTAL = int(os.environ.get("HVSOCK_LEAK_CALLS", "0"))
 
 
