@@ -1022,23 +1022,51 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
     return adopt(self, module) ? 0 : -1;
 }
 
+/* `value` is None or a number of CPython's own: no code of Python runs here. */
 static PyObject *
-sock_settimeout(PyObject *self, PyObject *value)
+set_timeout(PyObject *self, PyObject *value)
 {
-    PyObject *result = PyObject_CallMethod(base_of(self), "settimeout", "OO", self, value);
+    hv_socket *s = state_of(self);
+    PyObject *result;
+    hv_socket_sync(s);
+    Py_BEGIN_ALLOW_THREADS
+    hv_lock_acquire(&s->mode);
+    Py_END_ALLOW_THREADS
+    result = PyObject_CallMethod(base_of(self), "settimeout", "OO", self, value);
     if (result != NULL && !adopt_timeout(self)) {
         Py_CLEAR(result);
     }
+    hv_lock_release(&s->mode);
+    return result;
+}
+
+static PyObject *
+sock_settimeout(PyObject *self, PyObject *value)
+{
+    PyObject *number, *result;
+    if (value == Py_None || PyFloat_CheckExact(value)) {
+        return set_timeout(self, value);
+    }
+    number = PyFloat_Check(value) ? PyFloat_FromDouble(PyFloat_AsDouble(value)) : PyNumber_Index(value);
+    if (number == NULL) {
+        return NULL;
+    }
+    result = set_timeout(self, number);
+    Py_DECREF(number);
     return result;
 }
 
 static PyObject *
 sock_setblocking(PyObject *self, PyObject *flag)
 {
-    PyObject *result = PyObject_CallMethod(base_of(self), "setblocking", "OO", self, flag);
-    if (result != NULL && !adopt_timeout(self)) {
-        Py_CLEAR(result);
+    PyObject *zero, *result;
+    int on = PyObject_IsTrue(flag);
+    if (on != 0) {
+        return on < 0 ? NULL : set_timeout(self, Py_None);
     }
+    zero = PyLong_FromLong(0);
+    result = zero == NULL ? NULL : set_timeout(self, zero);
+    Py_XDECREF(zero);
     return result;
 }
 

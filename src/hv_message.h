@@ -41,7 +41,6 @@ hv_message_is_on(hv_socket *s)
 
 typedef struct {
     hv_op op;
-    hv_socket *s;
     hv_turn *turn;
     long me;
 } hv_turn_op;
@@ -51,7 +50,7 @@ static hv_status
 hv_turn_start(hv_op *op)
 {
     hv_turn_op *wait = (hv_turn_op *)op;
-    hv_socket *s = wait->s;
+    hv_socket *s = op->socket;
     int64_t slice = HV_TURN_SLICE, left = hv_time_left(op);
     if (op->timeout == 0) {
         op->error = HV_ERROR_WOULD_BLOCK;

@@ -16,6 +16,7 @@ typedef enum {
 } hv_status;
 
 typedef struct hv_op hv_op;
+typedef struct hv_socket hv_socket;
 typedef hv_gate hv_turn; /* another atomic word: the thread whose turn it is, or 0 */
 
 static int64_t hv_now(void); /* ns, of a clock that never goes back */
@@ -23,6 +24,7 @@ static int64_t hv_now(void); /* ns, of a clock that never goes back */
 struct hv_op {
     hv_status (*start)(hv_op *op);   /* one attempt that does not wait, or may wait in the kernel */
     hv_status (*advance)(hv_op *op); /* after each HV_DONE of an operation of several transfers: what follows */
+    hv_socket *socket;
     hv_handle handle;
     int64_t timeout;  /* ns; 0 never waits, < 0 waits without end */
     int64_t deadline; /* hv_now(); 0 until the first wait of a timed operation */
@@ -63,7 +65,7 @@ typedef struct {
     void *request; /* object: the buffers of the message whose reply this is to be; NULL: there is none */
 } hv_inbox;
 
-typedef struct {
+struct hv_socket {
     hv_gate gate;
     hv_handle handle; /* readable while the gate is open or a call is inside */
     int family;
@@ -77,14 +79,18 @@ typedef struct {
     hv_cond turned;
     hv_outbox out; /* belongs to the thread whose turn it is to send */
     hv_inbox in;   /* belongs to the thread whose turn it is to receive */
-} hv_socket;
+    hv_lock
+        mode; /* held while the timeout and the handle's blocking mode change, or must not; never waited for with the
+                    * GIL, which its holder may be waiting for */
+};
 
 /* One operation of `s`, not started yet. */
 static inline void
-hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
+hv_op_init(hv_op *op, hv_socket *s, hv_status (*start)(hv_op *op))
 {
     op->start = start;
     op->advance = NULL;
+    op->socket = s;
     op->timeout = hv_cell_get(&s->timeout);
     op->deadline = 0;
     op->writes = 0;

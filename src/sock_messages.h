@@ -49,7 +49,6 @@ take_turn(hv_message *m, hv_turn *turn)
     hv_op_init(&wait.op, m->s, hv_turn_start);
     wait.op.deadline = m->op.deadline; /* of an exchange's other turn */
     wait.op.spun = 1;
-    wait.s = m->s;
     wait.turn = turn;
     wait.me = m->me;
     status = drive(m->s, &wait.op);
