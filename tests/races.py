@@ -195,7 +195,7 @@ class Accept(Work):
     def dial(self, address: Any) -> None:
         with utils.dialler(self.transport) as sock:
             sock.settimeout(TICK)  # when nobody accepts any more
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ConnectionRefusedError):
                 sock.connect(address)
                 self.counter.add("dialled", 1)
 
