@@ -96,8 +96,7 @@ class Work:
 
     def release(self) -> None:
         """Have every call come to an end by what the other end does."""
-        with contextlib.suppress(OSError):
-            self.peer.shutdown(socket.SHUT_RDWR)
+        self.peer.close()
 
     def finish(self) -> None:
         """Let all that was begun come to its end, and compare what was sent with what was received."""
