@@ -117,7 +117,7 @@ def request_and_reply(s: Scene) -> None:
 
 def cut_short(s: Scene) -> None:
     """The stream ends within a message in, and within one out."""
-    one, other = utils.make_pair(s.transport, 0)
+    one, other = utils.make_pair("adopted", 0)
     with one, other:
         with contextlib.suppress(BlockingIOError):
             one.send_message(LARGE, LARGE, LARGE, LARGE)
