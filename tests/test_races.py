@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 
 import pytest
 import races
@@ -26,8 +27,10 @@ def test_races(served: str, kind: str) -> None:
     assert lines == list(races.DISTURBANCES)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="3.13+ only: before, ctypes is for the main interpreter alone")
-@pytest.mark.skipif(WINE, reason="not under Wine, which takes long for it")
+@pytest.mark.skipif(
+    sys.version_info < (3, 13) or WINE or bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="needs a GIL for each interpreter, ctypes in each (3.13+), and more time than Wine has",
+)
 def test_races_in_interpreters(served: str, kind: str) -> None:
     lines = run_child("races_in_interpreters", served, kind, ROUNDS, timeout=4 * LIMIT)
     assert lines == list(races.DISTURBANCES)
