@@ -100,8 +100,9 @@ transfer(hv_socket *s, hv_op *op, hv_status status)
 {
     int moved = 0;
     do {
-        if (s->busy_poll > 0 && !op->writes && !op->spun) {
-            status = hv_spin(op, s->busy_poll);
+        int64_t spin = op->writes || op->spun ? 0 : hv_cell_get(&s->busy_poll);
+        if (spin > 0) {
+            status = hv_spin(op, spin);
         } else if (status == HV_BLOCKED) {
             status = hv_wait(s, op);
         } else {
@@ -248,10 +249,10 @@ get_writable(PyObject *object, const char *operation, Py_buffer *view)
 static inline int
 may_send(hv_socket *s)
 {
-    if (s->out.size != 0) {
+    if (hv_cell_get(&s->out.size) != 0) {
         hv_socket_sync(s);
     }
-    if (s->out.size == 0) {
+    if (hv_cell_get(&s->out.size) == 0) {
         return 1;
     }
     PyErr_SetString(PyExc_RuntimeError, "a message is partly sent: send_message() with the same buffers goes on");
@@ -259,25 +260,27 @@ may_send(hv_socket *s)
 }
 
 static void
-refuse_receive(const hv_inbox *in)
+refuse_receive(int64_t state)
 {
-    PyErr_SetString(PyExc_RuntimeError,
-                    in->state == HV_INBOX_LOST      ? "received bytes are lost (no memory, or a fork): close the socket"
-                    : in->request != NULL           ? "the reply to a request is due: recv_message() takes it"
-                    : in->state == HV_INBOX_MESSAGE ? "a message is partly received: recv_message() goes on"
-                                                    : "recv_exactly() is not finished: the same length goes on");
+    PyErr_SetString(PyExc_RuntimeError, state == HV_INBOX_LOST
+                                            ? "received bytes are lost (no memory, or a fork): close the socket"
+                                        : state == HV_INBOX_MESSAGE
+                                            ? "a message is partly received, or a reply is due: recv_message() goes on"
+                                            : "recv_exactly() is not finished: the same length goes on");
 }
 
 static inline int
 may_receive(hv_socket *s)
 {
-    if (s->in.state != HV_INBOX_EMPTY) {
+    int64_t state = hv_cell_get(&s->in.state);
+    if (state != HV_INBOX_EMPTY) {
         hv_socket_sync(s);
+        state = hv_cell_get(&s->in.state);
     }
-    if (s->in.state == HV_INBOX_EMPTY) {
+    if (state == HV_INBOX_EMPTY) {
         return 1;
     }
-    refuse_receive(&s->in);
+    refuse_receive(state);
     return 0;
 }
 
@@ -369,11 +372,23 @@ receive(hv_socket *s, hv_op *op, void *buffer, size_t length, int flags)
     return drive(s, op);
 }
 
+/* No memory for what a receive has taken from the stream: nobody shall go on behind the gap. */
+static PyObject *
+lose_received(hv_socket *s, const hv_op *op)
+{
+    long me = (long)PyThread_get_thread_ident();
+    if (!(op->flags & MSG_PEEK) && hv_turn_take(&s->receiving, me)) {
+        hv_cell_set(&s->in.state, HV_INBOX_LOST);
+        hv_turn_end(s, &s->receiving, me);
+    }
+    return NULL;
+}
+
 static PyObject *
 sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     char room[RECV_ON_STACK];
-    PyObject *bytes = NULL;
+    PyObject *bytes = NULL, *received;
     hv_op op;
     hv_status status;
     Py_ssize_t length;
@@ -390,15 +405,13 @@ sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         Py_XDECREF(bytes);
         return fail_explained(self, &op, status, "recv");
     }
-    if (bytes == NULL) {
-        return PyBytes_FromStringAndSize(room, (Py_ssize_t)op.result);
+    if (bytes != NULL && (Py_ssize_t)op.result == length) {
+        return bytes;
     }
-    if ((Py_ssize_t)op.result < length) { /* the stable ABI cannot shrink it in place */
-        PyObject *shorter = PyBytes_FromStringAndSize(PyBytes_AsString(bytes), (Py_ssize_t)op.result);
-        Py_DECREF(bytes);
-        return shorter;
-    }
-    return bytes;
+    /* The stable ABI cannot shrink it in place. */
+    received = PyBytes_FromStringAndSize(bytes == NULL ? room : PyBytes_AsString(bytes), (Py_ssize_t)op.result);
+    Py_XDECREF(bytes);
+    return received != NULL ? received : lose_received(state_of(self), &op);
 }
 
 /* recv_into(buffer, nbytes=0, flags=0), each also by keyword: fills `given`. */
@@ -434,7 +447,7 @@ recv_into_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, 
 static PyObject *
 sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *given[3] = {NULL, NULL, NULL};
+    PyObject *given[3] = {NULL, NULL, NULL}, *received;
     Py_buffer view;
     hv_op op;
     hv_status status;
@@ -458,7 +471,8 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv_into");
     }
-    return PyLong_FromSize_t(op.result);
+    received = PyLong_FromSize_t(op.result);
+    return received != NULL ? received : lose_received(state_of(self), &op);
 }
 
 #define FEW 8
@@ -780,7 +794,7 @@ connect_to(hv_socket *s, hv_op *op, hv_sockaddr *to)
 {
     hv_op_init(op, s, hv_connect_start);
     op->writes = 1;
-    op->waits = s->timeout != 0;
+    op->waits = op->timeout != 0;
     op->address = to;
     return drive(s, op);
 }
@@ -877,7 +891,7 @@ wrap_accepted(PyObject *self, hv_handle handle)
         Py_CLEAR(made);
         PyErr_Restore(error_type, error, traceback);
     } else {
-        state_of(made)->busy_poll = state_of(self)->busy_poll;
+        hv_cell_set(&state_of(made)->busy_poll, hv_cell_get(&state_of(self)->busy_poll));
     }
     Py_XDECREF(kind);
     Py_XDECREF(proto);
@@ -920,7 +934,7 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
         return accept_foreign(self);
     }
     hv_op_init(&op, s, hv_accept_start);
-    op.waits = s->timeout != 0;
+    op.waits = op.timeout != 0;
     op.address = &from;
     status = drive(s, &op);
     if (status != HV_DONE) {
@@ -957,7 +971,7 @@ adopt_timeout(PyObject *self)
     }
     /* A century at most, so that a deadline cannot overflow; a nanosecond at least. */
     seconds = seconds > 3e9 ? 3e9 : seconds;
-    state_of(self)->timeout = seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1;
+    hv_cell_set(&state_of(self)->timeout, seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1);
     return 1;
 }
 
@@ -1008,23 +1022,51 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
     return adopt(self, module) ? 0 : -1;
 }
 
+/* `value` is None or a number of CPython's own: no code of Python runs here. */
 static PyObject *
-sock_settimeout(PyObject *self, PyObject *value)
+set_timeout(PyObject *self, PyObject *value)
 {
-    PyObject *result = PyObject_CallMethod(base_of(self), "settimeout", "OO", self, value);
+    hv_socket *s = state_of(self);
+    PyObject *result;
+    hv_socket_sync(s);
+    Py_BEGIN_ALLOW_THREADS
+    hv_lock_acquire(&s->mode);
+    Py_END_ALLOW_THREADS
+    result = PyObject_CallMethod(base_of(self), "settimeout", "OO", self, value);
     if (result != NULL && !adopt_timeout(self)) {
         Py_CLEAR(result);
     }
+    hv_lock_release(&s->mode);
+    return result;
+}
+
+static PyObject *
+sock_settimeout(PyObject *self, PyObject *value)
+{
+    PyObject *number, *result;
+    if (value == Py_None || PyFloat_CheckExact(value)) {
+        return set_timeout(self, value);
+    }
+    number = PyFloat_Check(value) ? PyFloat_FromDouble(PyFloat_AsDouble(value)) : PyNumber_Index(value);
+    if (number == NULL) {
+        return NULL;
+    }
+    result = set_timeout(self, number);
+    Py_DECREF(number);
     return result;
 }
 
 static PyObject *
 sock_setblocking(PyObject *self, PyObject *flag)
 {
-    PyObject *result = PyObject_CallMethod(base_of(self), "setblocking", "OO", self, flag);
-    if (result != NULL && !adopt_timeout(self)) {
-        Py_CLEAR(result);
+    PyObject *zero, *result;
+    int on = PyObject_IsTrue(flag);
+    if (on != 0) {
+        return on < 0 ? NULL : set_timeout(self, Py_None);
     }
+    zero = PyLong_FromLong(0);
+    result = zero == NULL ? NULL : set_timeout(self, zero);
+    Py_XDECREF(zero);
     return result;
 }
 
@@ -1055,6 +1097,11 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
     handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    if (handle == NULL) { /* no memory, or too deep a recursion: the base would close it once more */
+        hv_gate_reopen(&s->gate);
+        return NULL;
+    }
+    Py_DECREF(handle);
     forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
@@ -1065,10 +1112,6 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(s->handle);
     }
     Py_END_ALLOW_THREADS
-    if (handle == NULL) {
-        return NULL;
-    }
-    Py_DECREF(handle);
     if (error != 0 && !hv_error_is_reset(error)) {
         return hv_raise_error(error);
     }
@@ -1088,7 +1131,7 @@ sock_finalize(PyObject *self)
 static PyObject *
 sock_get_busy_poll(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLongLong(state_of(self)->busy_poll / 1000);
+    return PyLong_FromLongLong(hv_cell_get(&state_of(self)->busy_poll) / 1000);
 }
 
 static int
@@ -1107,7 +1150,7 @@ sock_set_busy_poll(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
         PyErr_Format(PyExc_ValueError, "busy_poll is 0 to %d microseconds, not %zd", BUSY_POLL_MAX, microseconds);
         return -1;
     }
-    state_of(self)->busy_poll = (int64_t)microseconds * 1000;
+    hv_cell_set(&state_of(self)->busy_poll, (int64_t)microseconds * 1000);
     return 0;
 }
 

@@ -30,6 +30,20 @@ hv_atomic_add(hv_gate *word, long n)
 {
     return _InterlockedExchangeAdd(word, n) + n;
 }
+
+typedef volatile __int64 hv_cell;
+
+static inline int64_t
+hv_cell_get(const hv_cell *cell)
+{
+    return *cell;
+}
+
+static inline void
+hv_cell_set(hv_cell *cell, int64_t value)
+{
+    *cell = value;
+}
 #else
 typedef long hv_gate;
 
@@ -49,6 +63,21 @@ static inline long
 hv_atomic_add(hv_gate *word, long n)
 {
     return __atomic_add_fetch(word, n, __ATOMIC_SEQ_CST);
+}
+
+/* A number that is always seen whole, by whichever thread; nothing else is ordered by it. */
+typedef int64_t hv_cell;
+
+static inline int64_t
+hv_cell_get(const hv_cell *cell)
+{
+    return __atomic_load_n(cell, __ATOMIC_RELAXED);
+}
+
+static inline void
+hv_cell_set(hv_cell *cell, int64_t value)
+{
+    __atomic_store_n(cell, value, __ATOMIC_RELAXED);
 }
 #endif
 
@@ -89,6 +118,13 @@ hv_gate_shut(hv_gate *gate, long also)
         }
     } while (!hv_atomic_swap_if(gate, &seen, ((seen & ~HV_GATE_OPEN) | also) + 1));
     return 1;
+}
+
+/* Undoes hv_gate_shut(gate, 0); the caller leaves by it. */
+static inline void
+hv_gate_reopen(hv_gate *gate)
+{
+    hv_atomic_add(gate, HV_GATE_OPEN - 1);
 }
 
 static inline int

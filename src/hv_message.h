@@ -41,7 +41,6 @@ hv_message_is_on(hv_socket *s)
 
 typedef struct {
     hv_op op;
-    hv_socket *s;
     hv_turn *turn;
     long me;
 } hv_turn_op;
@@ -51,7 +50,7 @@ static hv_status
 hv_turn_start(hv_op *op)
 {
     hv_turn_op *wait = (hv_turn_op *)op;
-    hv_socket *s = wait->s;
+    hv_socket *s = op->socket;
     int64_t slice = HV_TURN_SLICE, left = hv_time_left(op);
     if (op->timeout == 0) {
         op->error = HV_ERROR_WOULD_BLOCK;
@@ -139,13 +138,13 @@ static inline hv_status
 hv_message_send(hv_message *m)
 {
     hv_op *op = &m->op;
-    uint64_t left = m->s->out.size - m->s->out.sent;
+    int64_t left = m->s->out.size - m->s->out.sent;
     op->start = hv_sendmsg_start;
     op->writes = 1;
     op->buffers = m->iov;
-    op->count = hv_spans_from(m->spans, m->span_count, m->s->out.sent, m->iov,
+    op->count = hv_spans_from(m->spans, m->span_count, (uint64_t)m->s->out.sent, m->iov,
                               m->span_count < HV_IOV_MAX ? m->span_count : HV_IOV_MAX);
-    op->brief = hv_is_brief(left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
+    op->brief = hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
     return HV_READY;
 }
 
@@ -208,7 +207,7 @@ hv_message_next(hv_message *m)
             return hv_message_send(m);
         }
         if (m->receives && out->buffers == NULL) { /* others may send while this one waits for a reply */
-            out->size = 0;
+            hv_cell_set(&out->size, 0);
             m->sends = 0;
             hv_turn_end(m->s, &m->s->sending, m->me);
         }
@@ -232,7 +231,7 @@ hv_message_advance(hv_op *op)
     op->result = 0;
     hv_pending_init(&op->pending);
     if (op->writes) {
-        m->s->out.sent += n;
+        m->s->out.sent += (int64_t)n;
     } else if (n == 0) {
         return hv_message_end(m, HV_MESSAGE_ENDED);
     } else if (in->header_got < sizeof in->header) {

@@ -16,6 +16,7 @@ typedef enum {
 } hv_status;
 
 typedef struct hv_op hv_op;
+typedef struct hv_socket hv_socket;
 typedef hv_gate hv_turn; /* another atomic word: the thread whose turn it is, or 0 */
 
 static int64_t hv_now(void); /* ns, of a clock that never goes back */
@@ -23,6 +24,7 @@ static int64_t hv_now(void); /* ns, of a clock that never goes back */
 struct hv_op {
     hv_status (*start)(hv_op *op);   /* one attempt that does not wait, or may wait in the kernel */
     hv_status (*advance)(hv_op *op); /* after each HV_DONE of an operation of several transfers: what follows */
+    hv_socket *socket;
     hv_handle handle;
     int64_t timeout;  /* ns; 0 never waits, < 0 waits without end */
     int64_t deadline; /* hv_now(); 0 until the first wait of a timed operation */
@@ -44,14 +46,16 @@ struct hv_op {
 
 /* A message that was partly sent: calling again with the same one goes on. */
 typedef struct {
-    uint64_t size; /* with the header; 0: there is none */
-    uint64_t sent;
+    hv_cell size; /* with the header; 0: there is none. Every sender looks at it */
+    int64_t sent;
     void *buffers; /* object: what it is made of; NULL: of what nobody can give again */
 } hv_outbox;
 
+enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST };
+
 /* What was received of something that is delivered as a whole. */
 typedef struct {
-    enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST } state;
+    hv_cell state; /* one of the above. Every receiver looks at it */
     unsigned char header[4];
     size_t header_got;
     size_t size; /* known with the last byte of the header */
@@ -61,12 +65,12 @@ typedef struct {
     void *request; /* object: the buffers of the message whose reply this is to be; NULL: there is none */
 } hv_inbox;
 
-typedef struct {
+struct hv_socket {
     hv_gate gate;
     hv_handle handle; /* readable while the gate is open or a call is inside */
     int family;
-    int64_t timeout;   /* ns, as in hv_op */
-    int64_t busy_poll; /* ns */
+    hv_cell timeout;   /* ns, as in hv_op */
+    hv_cell busy_poll; /* ns */
     unsigned generation;
     hv_lock lock;   /* guards waiting, and the waits for a turn */
     hv_op *waiting; /* operations that close() must wake by name */
@@ -75,18 +79,22 @@ typedef struct {
     hv_cond turned;
     hv_outbox out; /* belongs to the thread whose turn it is to send */
     hv_inbox in;   /* belongs to the thread whose turn it is to receive */
-} hv_socket;
+    hv_lock
+        mode; /* held while the timeout and the handle's blocking mode change, or must not; never waited for with the
+                    * GIL, which its holder may be waiting for */
+};
 
 /* One operation of `s`, not started yet. */
 static inline void
-hv_op_init(hv_op *op, const hv_socket *s, hv_status (*start)(hv_op *op))
+hv_op_init(hv_op *op, hv_socket *s, hv_status (*start)(hv_op *op))
 {
     op->start = start;
     op->advance = NULL;
-    op->timeout = s->timeout;
+    op->socket = s;
+    op->timeout = hv_cell_get(&s->timeout);
     op->deadline = 0;
     op->writes = 0;
-    op->waits = HV_WAITS(s->timeout);
+    op->waits = HV_WAITS(op->timeout);
     op->brief = 0;
     op->late = 0;
     op->spun = 0;

@@ -159,6 +159,7 @@ static void
 hv_socket_init(hv_socket *s)
 {
     pthread_mutex_init(&s->lock, NULL);
+    pthread_mutex_init(&s->mode, NULL);
     hv_cond_init(&s->turned);
     s->sending = s->receiving = s->waiters = 0;
     s->waiting = NULL;
@@ -209,7 +210,7 @@ hv_set_nonblocking(hv_handle handle, int on)
 static void
 hv_release_mode(hv_socket *s)
 {
-    if (s->timeout < 0) {
+    if (hv_cell_get(&s->timeout) < 0) {
         hv_set_nonblocking(s->handle, 0);
     }
 }
@@ -265,16 +266,24 @@ hv_transferred(hv_op *op, ssize_t n)
     return HV_DONE;
 }
 
+/* A call with a timeout must not block, whatever another thread or owner has made of the handle's mode. */
+static inline int
+hv_flags(const hv_op *op)
+{
+    return op->timeout < 0 ? op->flags : op->flags | MSG_DONTWAIT;
+}
+
 static hv_status
 hv_recv_start(hv_op *op)
 {
-    return hv_transferred(op, recv(op->handle, op->buffers->iov_base, op->buffers->iov_len, op->flags));
+    return hv_transferred(op, recv(op->handle, op->buffers->iov_base, op->buffers->iov_len, hv_flags(op)));
 }
 
 static hv_status
 hv_send_start(hv_op *op)
 {
-    return hv_transferred(op, send(op->handle, op->buffers->iov_base, op->buffers->iov_len, op->flags | MSG_NOSIGNAL));
+    return hv_transferred(op,
+                          send(op->handle, op->buffers->iov_base, op->buffers->iov_len, hv_flags(op) | MSG_NOSIGNAL));
 }
 
 static hv_status
@@ -283,17 +292,13 @@ hv_sendmsg_start(hv_op *op)
     struct msghdr message = {0};
     message.msg_iov = op->buffers;
     message.msg_iovlen = op->count;
-    return hv_transferred(op, sendmsg(op->handle, &message, op->flags | MSG_NOSIGNAL));
+    return hv_transferred(op, sendmsg(op->handle, &message, hv_flags(op) | MSG_NOSIGNAL));
 }
 
-/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always
- * non-blocking here and the waiting is poll's. */
 static hv_status
-hv_accept_start(hv_op *op)
+hv_accept_attempt(hv_op *op)
 {
-    hv_sockaddr_clear(op->address);
-    op->pending.woken_by_name = 1;
-    if (op->timeout < 0 && hv_set_nonblocking(op->handle, 1) != 0) {
+    if (hv_cell_get(&op->socket->timeout) < 0 && hv_set_nonblocking(op->handle, 1) != 0) {
         return hv_failed_now(op);
     }
 #ifdef __linux__
@@ -306,6 +311,20 @@ hv_accept_start(hv_op *op)
     }
 #endif
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
+}
+
+/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always
+ * non-blocking here and the waiting is poll's. */
+static hv_status
+hv_accept_start(hv_op *op)
+{
+    hv_status status;
+    hv_sockaddr_clear(op->address);
+    op->pending.woken_by_name = 1;
+    hv_lock_acquire(&op->socket->mode);
+    status = hv_accept_attempt(op);
+    hv_lock_release(&op->socket->mode);
+    return status;
 }
 
 /* AF_VSOCK gives up after 2 s by itself: a longer timeout needs the kernel's own to move. */
@@ -361,15 +380,19 @@ static hv_status
 hv_connect_start(hv_op *op)
 {
     hv_status status;
+    int blocking;
     op->pending.woken_by_name = 1;
-    if (op->timeout >= 0) {
-        return hv_connect_attempt(op);
+    hv_lock_acquire(&op->socket->mode);
+    blocking = hv_cell_get(&op->socket->timeout) < 0;
+    if (blocking && hv_set_nonblocking(op->handle, 1) != 0) {
+        status = hv_failed_now(op);
+    } else {
+        status = hv_connect_attempt(op);
     }
-    if (hv_set_nonblocking(op->handle, 1) != 0) {
-        return hv_failed_now(op);
+    if (blocking) {
+        hv_set_nonblocking(op->handle, 0);
     }
-    status = hv_connect_attempt(op);
-    hv_set_nonblocking(op->handle, 0);
+    hv_lock_release(&op->socket->mode);
     return status;
 }
 

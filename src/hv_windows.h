@@ -202,6 +202,7 @@ static void
 hv_socket_init(hv_socket *s)
 {
     InitializeSRWLock(&s->lock);
+    InitializeSRWLock(&s->mode);
     InitializeConditionVariable(&s->turned);
     s->sending = s->receiving = s->waiters = 0;
     s->waiting = NULL;

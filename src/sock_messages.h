@@ -49,7 +49,6 @@ take_turn(hv_message *m, hv_turn *turn)
     hv_op_init(&wait.op, m->s, hv_turn_start);
     wait.op.deadline = m->op.deadline; /* of an exchange's other turn */
     wait.op.spun = 1;
-    wait.s = m->s;
     wait.turn = turn;
     wait.me = m->me;
     status = drive(m->s, &wait.op);
@@ -130,7 +129,7 @@ same_buffers(PyObject *kept, PyObject *const *items, const gather *g)
 static void
 outbox_clear(hv_outbox *out)
 {
-    out->size = 0;
+    hv_cell_set(&out->size, 0);
     Py_CLEAR(out->buffers);
 }
 
@@ -152,8 +151,8 @@ begin_send(hv_message *m, const gather *g, PyObject *const *items)
         return status;
     }
     if (out->size == 0) {
-        out->size = g->total;
         out->sent = 0;
+        hv_cell_set(&out->size, (int64_t)g->total);
     } else if (!same_buffers(out->buffers, items, g)) {
         may_send(m->s);
         hv_turn_end(m->s, &m->s->sending, m->me);
@@ -207,7 +206,7 @@ static void
 inbox_clear(hv_inbox *in)
 {
     Py_CLEAR(in->store);
-    in->state = HV_INBOX_EMPTY;
+    hv_cell_set(&in->state, HV_INBOX_EMPTY);
     in->header_got = 0;
     in->size = 0;
     in->got = 0;
@@ -240,11 +239,11 @@ begin_receive(hv_message *m, int kind, size_t size)
     }
     if (in->state == HV_INBOX_EMPTY) {
         inbox_clear(in);
-        in->state = kind;
+        hv_cell_set(&in->state, kind);
         in->header_got = kind == HV_INBOX_EXACTLY ? sizeof in->header : 0;
         in->size = size;
-    } else if ((int)in->state != kind || (kind == HV_INBOX_EXACTLY && in->size != size)) {
-        refuse_receive(in);
+    } else if (in->state != kind || (kind == HV_INBOX_EXACTLY && in->size != size)) {
+        refuse_receive(in->state);
         hv_turn_end(m->s, &m->s->receiving, m->me);
         return HV_INTERRUPTED;
     }
@@ -302,7 +301,7 @@ inbox_keep(hv_socket *s, const char *room)
             Py_XDECREF(type);
             Py_XDECREF(value);
             Py_XDECREF(traceback);
-            in->state = HV_INBOX_LOST;
+            hv_cell_set(&in->state, HV_INBOX_LOST);
             return 0;
         }
         memcpy(in->memory, room, in->got);
@@ -331,7 +330,7 @@ deliver(hv_inbox *in, const char *room, Py_buffer *into)
         result = PyBytes_FromStringAndSize(room, (Py_ssize_t)in->size);
     }
     if (result == NULL) {
-        in->state = HV_INBOX_LOST;
+        hv_cell_set(&in->state, HV_INBOX_LOST);
         return NULL;
     }
     inbox_clear(in);
@@ -531,7 +530,7 @@ begin_request(hv_message *m, const gather *g, PyObject *const *items, int is_new
         return HV_INTERRUPTED;
     }
     if (!is_new) {
-        refuse_receive(in);
+        refuse_receive(in->state);
         return HV_INTERRUPTED;
     }
     return begin_send(m, g, items);

@@ -23,11 +23,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import utils
-from utils import LIMIT, TICK, Task, connected
+from utils import LIMIT, TICK, Task, bystanders, connected
 
 
-def say(*words: object) -> None:
-    print(*words, flush=True)
+def say(*words: object, sep: str = " ") -> None:
+    print(*words, sep=sep, flush=True)
 
 
 # asyncio
@@ -390,28 +390,6 @@ def check_error_of_closed(error: BaseException | None) -> None:
     assert not isinstance(error, TimeoutError), repr(error)
     if sys.platform != "win32":
         assert error.errno == errno.EBADF, repr(error)
-
-
-@contextlib.contextmanager
-def bystanders(number: int = 8) -> Iterator[None]:
-    """Open sockets that take the descriptors just freed, and check that nobody else touches their bytes."""
-    pairs = [socket.socketpair() for _ in range(number)]
-    for index, (one, _) in enumerate(pairs):
-        one.sendall(b"%8d" % index)
-    yield
-    for index, (one, other) in enumerate(pairs):
-        other.settimeout(LIMIT)
-        assert utils.receive_exactly(other, 8) == b"%8d" % index
-        for sock in (one, other):
-            sock.setblocking(False)
-            try:
-                stray = sock.recv(100)
-            except BlockingIOError:
-                continue
-            raise AssertionError(f"stray bytes or a stray end of stream: {stray!r}")
-    for one, other in pairs:
-        one.close()
-        other.close()
 
 
 def close_wakes(implementation: str, operation: str, timeout: str, rounds: str, busy_poll: str = "0") -> None:
@@ -1455,43 +1433,66 @@ def import_is_light() -> None:
     subprocess.run([sys.executable, "-I", "-W", "error", "-c", code], check=True, timeout=LIMIT)
 
 
-def memory_leaks() -> None:
-    """Print, for every operation of the comparison with the oracle, by how many blocks of memory it grew."""
-    import gc
+def leaks(transport: str, least: str, total: str) -> None:
+    """Print by how much what must not grow has grown, for every call of leaks.py."""
+    import warnings
 
-    from test_streams import OPERATIONS
+    import leaks
 
-    gc.collect()
-    gc.freeze()
-    with connected("adopted") as (a, b):
-        for name, operation in OPERATIONS.items():
-            if name.startswith(("listen", "accept", "close", "detach")) or name == "recv huge":
-                continue
+    warnings.simplefilter("ignore", ResourceWarning)  # sockets are dropped open there
+    for name, growth in leaks.run(transport, int(least), int(total)):
+        say(name, *growth, sep="\t")
 
-            def once(operation: Callable[[socket.socket], object] = operation) -> None:
-                b.setblocking(False)
-                a.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    b.send(b"ready")
-                with contextlib.suppress(Exception):
-                    operation(a)
-                a.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    a.recv(1000)
-                with contextlib.suppress(BlockingIOError):
-                    b.recv(1000)
 
-            growth = []
-            for _ in range(3):
-                for _ in range(10):
-                    once()
-                gc.collect()
-                before = sys.getallocatedblocks()
-                for _ in range(100):
-                    once()
-                gc.collect()
-                growth.append(sys.getallocatedblocks() - before)
-            say(f"{name}\t{min(growth)}")
+# Races
+
+
+def races(transport: str, kind: str, rounds: str) -> None:
+    """Disturb the calls of many threads in every way, and print which; afterwards no descriptor is left."""
+    import races
+
+    before = utils.handles()
+    for disturbance in races.DISTURBANCES:
+        races.run(transport, kind, disturbance, int(rounds))
+        say(disturbance)
+    assert utils.handles() <= before + 2 * utils.WINDOWS
+
+
+def races_in_interpreters(transport: str, kind: str, rounds: str) -> None:
+    """The same in this interpreter and in two that have a GIL of their own, at the same time."""
+    from test_interpreters import new_interpreter
+
+    def race_elsewhere() -> None:
+        module, interpreter = new_interpreter()
+        try:
+            code = f"""
+import sys; sys.path = {sys.path!r}; import races
+for disturbance in races.DISTURBANCES: races.run({transport!r}, {kind!r}, disturbance, {rounds})
+"""
+            failure = module.run_string(interpreter, code)
+            assert failure is None, failure
+        finally:
+            module.destroy(interpreter)
+
+    import races
+
+    tasks = [Task(race_elsewhere) for _ in range(2)]
+    for disturbance in races.DISTURBANCES:
+        races.run(transport, kind, disturbance, int(rounds))
+        say(disturbance)
+    for task in tasks:
+        task.result(4 * LIMIT)
+
+
+# Faults
+
+
+def faulty(what: str, transport: str) -> None:
+    """Print how many faults of `what` each operation has met."""
+    import faulty
+
+    for name, count in faulty.run(getattr(faulty, what), transport).items():
+        say(name, count, sep="\t")
 
 
 # Relays

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import utils
-from test_streams import OPERATIONS
 from utils import LIMIT, TICK, WINDOWS, Child, Task, connected, run_child
 
 import hvsock
@@ -556,10 +555,3 @@ def test_subclass_and_cycle(ours: str) -> None:
 def test_no_descriptor_leaks(what: str, local: str) -> None:
     """After 2,000 operations, most of which fail, as many descriptors are open as before."""
     run_child("descriptor_leaks", local, what, timeout=2 * LIMIT)
-
-
-def test_no_memory_leaks() -> None:
-    """Every operation that has an oracle, bad arguments included, leaves no object behind."""
-    lines = run_child("memory_leaks", timeout=4 * LIMIT)
-    assert len(lines) > len(OPERATIONS) // 2
-    assert not [line for line in lines if int(line.split("\t")[1]) > 50]

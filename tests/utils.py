@@ -189,6 +189,38 @@ def open_descriptors() -> int:
     raise NotImplementedError("this platform does not list a process's descriptors")
 
 
+def handles() -> int:
+    """Count the process's descriptors, on Windows its handles."""
+    if not WINDOWS:
+        return open_descriptors()
+    count = ctypes.c_ulong()
+    kernel = ctypes.WinDLL("kernel32")
+    kernel.GetProcessHandleCount(kernel.GetCurrentProcess(), ctypes.byref(count))
+    return count.value
+
+
+@contextlib.contextmanager
+def bystanders(number: int = 8) -> Iterator[None]:
+    """Open sockets that take the descriptors just freed, and check that nobody else touches their bytes."""
+    pairs = [socket.socketpair() for _ in range(number)]
+    for index, (one, _) in enumerate(pairs):
+        one.sendall(b"%8d" % index)
+    yield
+    for index, (one, other) in enumerate(pairs):
+        other.settimeout(LIMIT)
+        assert receive_exactly(other, 8) == b"%8d" % index
+        for sock in (one, other):
+            sock.setblocking(False)
+            try:
+                stray = sock.recv(100)
+            except BlockingIOError:
+                continue
+            raise AssertionError(f"stray bytes or a stray end of stream: {stray!r}")
+    for one, other in pairs:
+        one.close()
+        other.close()
+
+
 # Threads and child processes
 
 

@@ -1,0 +1,87 @@
+"""Faults below the C code: whatever fails, and wherever, nothing is lost, delivered twice or left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import faulty
+import pytest
+import utils
+from utils import WINDOWS, run_child
+
+Run = Callable[[str, str], dict[str, int]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return what runs a table of faulty.py where its faults can be injected."""
+    if WINDOWS:
+        pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
+        return lambda what, transport: faulty.run(getattr(faulty, what), transport)
+    if not sys.platform.startswith("linux"):
+        pytest.skip("Linux and Windows only: tests/faults/shim.c stands in for Linux' system calls")
+    if not (gcc := shutil.which("gcc")):
+        pytest.skip("needs gcc, to compile tests/faults/shim.c: install it and run again")
+    shim = tmp_path_factory.mktemp("faults") / "shim.so"
+    source = utils.TESTS / "faults" / "shim.c"
+    subprocess.run([gcc, "-Wall", "-Wextra", "-shared", "-fPIC", source, "-o", shim, "-ldl"], check=True)
+
+    def run(what: str, transport: str) -> dict[str, int]:
+        # After a sanitizer's library, which must be the first.
+        preload = ":".join(filter(None, (os.environ.get("LD_PRELOAD"), str(shim))))
+        lines = run_child("faulty", what, transport, env={"LD_PRELOAD": preload})
+        return {name: int(count) for name, count in (line.split("\t") for line in lines)}
+
+    return run
+
+
+def test_system_calls(run: Run, transport: str) -> None:
+    """Every system call of every operation fails in turn, for each reason, with every timeout, in pieces."""
+    injected = run("FAULTS", transport)
+    assert injected.keys() == faulty.FAULTS.keys()
+    assert min(injected.values()) > 0
+
+
+def test_no_memory() -> None:
+    """Every allocation of every operation fails in turn; messages have their own test."""
+    pytest.importorskip("_testcapi", reason="needs CPython's own _testcapi, which makes allocations fail")
+    if WINDOWS:
+        pytest.skip("POSIX only: the descriptors are counted and named")
+    failures = dict(line.split("\t") for line in run_child("faulty", "WITHOUT_MEMORY", "local"))
+    assert failures.keys() == faulty.WITHOUT_MEMORY.keys()
+    assert int(failures["recv"]) > 0
+
+
+def test_close_at_the_recursion_limit() -> None:
+    """A close that fails for it can be repeated, and the descriptor is closed once, not its next owner's."""
+
+    def close_at(depth: int, sock: socket.socket) -> None:
+        if depth:
+            close_at(depth - 1, sock)
+        else:
+            sock.close()
+
+    limit = sys.getrecursionlimit()
+    failures = 0
+    for depth in range(limit - 100, limit):
+        a, b = utils.make_pair("adopted")
+        with b:
+            descriptor = a.fileno()
+            try:
+                close_at(depth, a)
+            except RecursionError:
+                failures += 1
+            a.close()
+            assert a.fileno() == socket.socket.fileno(a) == -1
+            assert b.recv(1) == b""
+            with socket.socket() as next_one:
+                assert next_one.fileno() == descriptor or WINDOWS
+                a.close()
+                del a
+                next_one.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+    assert failures > 0
