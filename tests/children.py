@@ -1538,6 +1538,21 @@ def relay_with_few_descriptors() -> None:
         sys.stdin.readline()
 
 
+# The soak
+
+
+def soak(role: str, *arguments: str) -> None:
+    """One of the processes of `soak.py`."""
+    import asyncio
+    import inspect
+
+    import soak
+
+    result = getattr(soak, role)(*arguments)
+    if inspect.isawaitable(result):
+        asyncio.run(result)  # type: ignore[arg-type]
+
+
 def main(name: str, *arguments: str) -> None:
     # Ends the process, with the stack of every thread, even where the parent is gone.
     faulthandler.dump_traceback_later(5 * LIMIT, exit=True)

@@ -1,0 +1,28 @@
+"""Connections that come and go on every face, with every message checked: `soak.py` says how.
+
+A few seconds by default, and an hour like this:
+``python -Im pytest -s -o faulthandler_timeout=0 tests/test_soak.py --soak-minutes 60 --soak-connections 200``.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import utils
+from soak import MIB, Soak
+
+#: Bytes by which a process may be larger in the second half, for all that is made once.
+TOLERATED = 4 * MIB
+
+pytestmark = pytest.mark.skipif(utils.WINDOWS, reason="POSIX only: it counts descriptors and memory in /proc")
+
+
+def test_soak(transport: str, pytestconfig: pytest.Config) -> None:
+    minutes = pytestconfig.getoption("soak_minutes")
+    rounds = max(3, round(2 * minutes))
+    it = Soak(transport, pytestconfig.getoption("soak_connections"), functools.partial(print, flush=True))
+    it.run(rounds, 60 * minutes / rounds)
+    for what in ("messages", "connections", "broken off", "gone on with", "killed"):
+        assert it.seen[what] > 0, what
+    assert {name: grown for name, grown in it.growth().items() if grown > TOLERATED} == {}
