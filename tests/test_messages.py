@@ -471,6 +471,24 @@ def test_nothing_is_allocated_for_what_is_too_long(our_pair: Pair, size: int) ->
         tracemalloc.stop()
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only: /proc/self/statm")
+def test_memory_of_what_is_only_announced() -> None:
+    """Whoever announces 16 MiB and sends little has made no page of them used."""
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(connected("adopted", 0)) for _ in range(20)]
+        before = resident()
+        for a, b in pairs:
+            a.sendall(struct.pack("!I", DEFAULT_LIMIT) + b"content")
+            with pytest.raises(BlockingIOError):
+                b.recv_message()
+        assert resident() - before < 20 * DEFAULT_LIMIT // 4
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process really has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
 @posix_only
 def test_no_memory_for_what_is_announced() -> None:
     """MemoryError, where the limit allowed it but the system has none, loses nothing."""
