@@ -1,7 +1,8 @@
 """What is fuzzed: for each parser of bytes that others wrote, a function that takes any bytes.
 
 It gives them to the parser and checks what comes of it: the result that the bytes imply, or the error that is
-documented. Everything else, an assertion first of all, is a find. `run` has them fuzzed, `tests/test_fuzz.py` runs what was found.
+documented. Everything else, an assertion first of all, is a find. `run` has them fuzzed, `tests/test_fuzz.py` runs what
+was found.
 """
 
 from __future__ import annotations
