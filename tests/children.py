@@ -1203,6 +1203,26 @@ def race_to_listen(vm: str, port: str) -> None:
             accepted.sendall(b"welcome")
 
 
+def fight_for_a_name(port: str) -> None:
+    """Listen where others want to, for a moment each time; whoever listens is the one that is connected to."""
+    import hvsock
+
+    address = ("loopback", int(port))
+    while True:
+        try:
+            listener = hvsock.create_server(address, transport="local")
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+            time.sleep(TICK / 50)
+            continue
+        with listener, hvsock.create_connection(address, timeout=LIMIT, transport="local") as client:
+            listener.settimeout(LIMIT)
+            with listener.accept()[0] as server:
+                assert server.getpeername().service_id == client.getsockname().service_id
+        say("won")
+
+
 # The scene
 
 
