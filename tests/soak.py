@@ -17,9 +17,9 @@ import ctypes
 import faulthandler
 import gc
 import json
+import mmap
 import os
 import random
-import resource
 import socket
 import sys
 import threading
@@ -233,6 +233,8 @@ async def talk_aio(stream: aio.MessageStream, plan: Plan) -> None:
 
 def begin() -> int:
     """Have every error end the process, and allow many descriptors; return the number of those that are open."""
+    import resource
+
     faulthandler.cancel_dump_traceback_later()
     threading.excepthook = lambda args: fail(args.exc_value)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -255,7 +257,7 @@ def report(tally: Tally, descriptors: int) -> None:
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
-        resident = int(file.read().split()[1]) * resource.getpagesize()
+        resident = int(file.read().split()[1]) * mmap.PAGESIZE
     leaked = max(0, utils.open_descriptors() - descriptors)
     print(json.dumps({"seen": tally.seen, "resident": resident, "leaked": leaked}), flush=True)
 
@@ -371,50 +373,58 @@ class Soak:
         self._workers = max(1, -(-workers // (len(FACES) + 1)))  # of a process: two that last, and one to be killed
         self._say = say
         self._stack = contextlib.ExitStack()
-        self._ports = [hvsock.port_from_service_id(utils.new_service()) for _ in FACES]
+        self._ports = {face: hvsock.port_from_service_id(utils.new_service()) for face in FACES}
         self.seen: Counter[str] = Counter()
         self.resident: dict[str, list[int]] = {}
 
     def run(self, rounds: int, seconds: float) -> None:
         with self._stack:
-            servers = {
-                f"server {face}": self._start(f"serve_{face}", self._transport, port)
-                for face, port in zip(FACES, self._ports, strict=True)
-            }
-            clients = {f"client {face}": self._start_client(face, "lasting") for face in FACES}
-            for number in range(rounds):
-                for client in clients.values():
-                    client.tell(str(seconds))
-                kills = self._kill_until(time.monotonic() + seconds)
-                reports = {name: self._ask(clients[name], seconds) for name in clients}
-                for server in servers.values():
-                    server.tell("report")
-                reports |= {name: self._ask(servers[name], 0) for name in servers}
-                self._take(reports, kills)
-                self._say(f"round {number + 1} of {rounds}: {self}")
-            for child in (*clients.values(), *servers.values()):
-                child.finish()
+            servers = {f"server {face}": self._start(self._server(face)) for face in FACES}
+            clients = {f"client {face}": self._start(self._client(face, "lasting")) for face in FACES}
+            try:
+                for number in range(rounds):
+                    self._run_round(servers, clients, seconds)
+                    self._say(f"round {number + 1} of {rounds}: {self}")
+                for child in (*clients.values(), *servers.values()):
+                    child.finish()
+            except AssertionError as error:  # of one, and maybe for what another one did
+                for name, child in {**servers, **clients}.items():
+                    error.add_note(f"{name}: {child.errors()}")
+                raise
+
+    def _run_round(self, servers: dict[str, Child], clients: dict[str, Child], seconds: float) -> None:
+        for client in clients.values():
+            client.tell(str(seconds))
+        kills = self._kill_until(time.monotonic() + seconds)
+        reports = {name: self._ask(client, seconds) for name, client in clients.items()}
+        for server in servers.values():
+            server.tell("report")
+        reports |= {name: self._ask(server, 0) for name, server in servers.items()}
+        self._take(reports, kills)
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} {sizes[-1] / MIB:.1f}" for name, sizes in self.resident.items())
         return f"{', '.join(f'{value:,} {name}' for name, value in self.seen.items())}; MiB: {sizes}"
 
-    def _start(self, *args: object) -> Child:
-        child = self._stack.enter_context(Child("soak", *args))
+    def _server(self, face: str) -> Child:
+        return Child("soak", f"serve_{face}", self._transport, self._ports[face])
+
+    def _client(self, face: str, name: str) -> Child:
+        return Child("soak", f"connect_{face}", self._transport, name, self._workers, *self._ports.values())
+
+    def _start(self, child: Child) -> Child:
+        self._stack.enter_context(child)
         assert child.line() == "ready"
         return child
-
-    def _start_client(self, face: str, name: str) -> Child:
-        return self._start(f"connect_{face}", self._transport, name, self._workers, *self._ports)
 
     def _kill_until(self, deadline: float) -> int:
         """Keep clients running, and kill them."""
         kills = 0
         while time.monotonic() < deadline:
-            client = self._start_client(random.choice(FACES), "mortal")
-            client.tell("1e6")
-            time.sleep(random.uniform(0, 10 * TICK))
-            client.__exit__()
+            with self._client(random.choice(FACES), "mortal") as client:
+                assert client.line() == "ready"
+                client.tell("1e6")  # seconds, but at the end of the block it is killed
+                time.sleep(random.uniform(0, 10 * TICK))
             kills += 1
         return kills
 

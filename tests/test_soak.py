@@ -1,21 +1,23 @@
 """Connections that come and go on every face, with every message checked: `soak.py` says how.
 
-A few seconds by default, and an hour like this:
-``python -Im pytest -s -o faulthandler_timeout=0 tests/test_soak.py --soak-minutes 60 --soak-connections 200``.
+A few seconds by default; an hour, or some minutes in a guest kernel, with a line for each half minute, like this:
+
+    python -Im pytest -s -o faulthandler_timeout=0 tests/test_soak.py --soak-minutes 60 --soak-connections 200
+    tests/guest/loopback -s -o faulthandler_timeout=0 tests/test_soak.py -k vsock --soak-minutes 5 --soak-connections 30
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
-import utils
 from soak import MIB, Soak
 
-#: Bytes by which a process may be larger in the second half, for all that is made once.
-TOLERATED = 4 * MIB
+#: Bytes by which a process may be larger in the second half: what is made once, and the allocator's gaps.
+TOLERATED = 16 * MIB
 
-pytestmark = pytest.mark.skipif(utils.WINDOWS, reason="POSIX only: it counts descriptors and memory in /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only: it looks into /proc")
 
 
 def test_soak(transport: str, pytestconfig: pytest.Config) -> None:
