@@ -9,6 +9,7 @@ import ctypes
 import errno
 import itertools
 import mmap
+import os
 import pickle
 import random
 import selectors
@@ -471,7 +472,10 @@ def test_nothing_is_allocated_for_what_is_too_long(our_pair: Pair, size: int) ->
         tracemalloc.stop()
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only: /proc/self/statm")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or "LD_PRELOAD" in os.environ,
+    reason="Linux only, for /proc/self/statm, and without a sanitizer, which uses memory of its own",
+)
 def test_memory_of_what_is_only_announced() -> None:
     """Whoever announces 16 MiB and sends little has made no page of them used."""
     with contextlib.ExitStack() as stack:

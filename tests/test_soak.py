@@ -9,6 +9,7 @@ A few seconds by default; an hour, or some minutes in a guest kernel, with a lin
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 import pytest
@@ -27,4 +28,5 @@ def test_soak(transport: str, pytestconfig: pytest.Config) -> None:
     it.run(rounds, 60 * minutes / rounds)
     for what in ("messages", "connections", "broken off", "gone on with", "killed"):
         assert it.seen[what] > 0, what
-    assert {name: grown for name, grown in it.growth().items() if grown > TOLERATED} == {}
+    if "LD_PRELOAD" not in os.environ:  # sanitizers keep what was freed
+        assert {name: grown for name, grown in it.growth().items() if grown > TOLERATED} == {}
