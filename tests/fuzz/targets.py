@@ -120,7 +120,7 @@ def feed(stream: Stream, kind: int, argument: int, content: bytes) -> bool:
         stream.feed(content)
     elif kind == 1:
         size = SIZES[argument % len(SIZES)]
-        stream.feed(size.to_bytes(4) + hvsock.AF_HYPERV.to_bytes() * size)
+        stream.feed(size.to_bytes(4) + b"x" * size)
     elif kind == 2 and argument == 255:
         stream.end()
     return kind <= 2
