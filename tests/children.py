@@ -1181,6 +1181,26 @@ def race_to_listen(vm: str, port: str) -> None:
             accepted.sendall(b"welcome")
 
 
+def fight_for_a_name(port: str) -> None:
+    """Listen where others want to, for a moment each time; whoever listens is the one that is connected to."""
+    import hvsock
+
+    address = ("loopback", int(port))
+    while True:
+        try:
+            listener = hvsock.create_server(address, transport="local")
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+            time.sleep(TICK / 50)
+            continue
+        with listener, hvsock.create_connection(address, timeout=LIMIT, transport="local") as client:
+            listener.settimeout(LIMIT)
+            with listener.accept()[0] as server:
+                assert server.getpeername().service_id == client.getsockname().service_id
+        say("won")
+
+
 # The scene
 
 
@@ -1537,6 +1557,21 @@ def relay_with_few_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + 20,) * 2)
         say(relay.address)
         sys.stdin.readline()
+
+
+# The soak
+
+
+def soak(role: str, *arguments: str) -> None:
+    """One of the processes of `soak.py`."""
+    import asyncio
+    import inspect
+
+    import soak
+
+    result = getattr(soak, role)(*arguments)
+    if inspect.isawaitable(result):
+        asyncio.run(result)  # type: ignore[arg-type]
 
 
 def main(name: str, *arguments: str) -> None:

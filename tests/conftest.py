@@ -16,6 +16,12 @@ import utils
 from aio_loops import bed, kind  # noqa: F401 - fixtures
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("soak", "test_soak.py")
+    group.addoption("--soak-minutes", type=float, default=0.1, help="how long it takes")
+    group.addoption("--soak-connections", type=int, default=12, help="how many there are at a time")
+
+
 def pytest_report_header() -> list[str]:
     reasons = {name: utils.reason_to_skip(name) for name in utils.TRANSPORTS}
     return [f"hvsock {name}: {reason or 'tested'}" for name, reason in reasons.items()]

@@ -9,6 +9,7 @@ import contextvars
 import errno
 import gc
 import time
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -281,6 +282,28 @@ def test_slow_sender(bed: Bed) -> None:
                 await send_raw(one, bytes([byte]))
                 await ticks(5)
             assert await task == b"slowly"
+
+    bed.run(main)
+
+
+def test_memory_of_what_is_only_announced(bed: Bed) -> None:
+    """Whoever announces 16 MiB and sends little does not cost 16 MiB."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            receiving = asyncio.create_task(other.recv())
+            tracemalloc.start()
+            try:
+                await send_raw(one, (16 * MIB).to_bytes(4) + b"content")
+                await ticks(20)
+                assert not receiving.done()
+                assert tracemalloc.get_traced_memory()[1] < MIB
+            finally:
+                tracemalloc.stop()
+            await one.aclose()
+            with pytest.raises(hvsock.IncompleteReadError) as info:
+                await receiving
+            assert (info.value.partial, info.value.expected) == (b"content", 16 * MIB)
 
     bed.run(main)
 
@@ -888,6 +911,46 @@ def test_max_connections(bed: Bed) -> None:
                 for number in range(20):
                     group.create_task(client(number))
         assert most == 3
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("attack", [b"", b"\0", b"\xff\xff\xff\xff", b"\0\xff\xff\xffx", None], ids=repr)
+def test_hostile_clients(bed: Bed, attack: bytes | None) -> None:
+    """Many at once, which go, or stay and send nothing, too little, or without end: with a limit of connections and a
+    handler that does not wait for ever, others are served.
+    """
+    open_at_once = most = 0
+
+    async def handler(stream: aio.MessageStream) -> None:
+        nonlocal open_at_once, most
+        open_at_once += 1
+        most = max(most, open_at_once)
+        with contextlib.suppress(TimeoutError, EOFError, OSError):
+            async with asyncio.timeout(4 * TICK):
+                await stream.send(await stream.recv())
+        open_at_once -= 1
+
+    async def attacker() -> None:
+        async with await bed.connect_messages() as stream:
+            with contextlib.suppress(OSError):
+                while attack is not None:
+                    raw(stream).send(attack)
+                    await asyncio.sleep(TICK / 2)
+
+    async def main() -> None:
+        async with await bed.serve_messages(handler, max_connections=3), asyncio.timeout(LIMIT):
+            attackers = [asyncio.create_task(attacker()) for _ in range(12)]
+            while True:
+                with contextlib.suppress(EOFError, OSError):  # a slow machine may be too slow for the handler
+                    async with await bed.connect_messages() as stream:
+                        if await stream.exchange(b"please") == b"please":
+                            break
+            for task in attackers:
+                task.cancel()
+            await asyncio.wait(attackers)
+        assert 0 < most <= 3
+        assert open_at_once == 0
 
     bed.run(main)
 

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import itertools
 import mmap
+import os
 import pickle
 import random
 import selectors
@@ -469,6 +470,27 @@ def test_nothing_is_allocated_for_what_is_too_long(our_pair: Pair, size: int) ->
         assert tracemalloc.get_traced_memory()[1] - before < 100_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or "LD_PRELOAD" in os.environ,
+    reason="Linux only, for /proc/self/statm, and without a sanitizer, which uses memory of its own",
+)
+def test_memory_of_what_is_only_announced() -> None:
+    """Whoever announces 16 MiB and sends little has made no page of them used."""
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(connected("adopted", 0)) for _ in range(20)]
+        before = resident()
+        for a, b in pairs:
+            a.sendall(struct.pack("!I", DEFAULT_LIMIT) + b"content")
+            with pytest.raises(BlockingIOError):
+                b.recv_message()
+        assert resident() - before < 20 * DEFAULT_LIMIT // 4
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process really has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @posix_only

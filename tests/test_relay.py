@@ -429,6 +429,25 @@ def test_max_connections(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixtu
         assert server.recv(1) == b"x"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_flood(rig: Callable[..., Rig], kind: str) -> None:
+    """Clients that say nothing have no more connections and threads than they are allowed, and not for ever."""
+    it = rig(source=kind, target=kind, max_connections=3, idle_timeout=4 * TICK)
+    threads = threading.active_count()
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            with contextlib.suppress(ConnectionError):  # turned away before it was looked at
+                stack.enter_context(dial(it.relay.address))
+            assert it.relay.counters.open <= 3
+            assert threading.active_count() <= threads + 2 * 3  # some may be at their end
+        it.expect(open=0)
+    counters = it.relay.counters
+    assert counters.aborted == counters.total - counters.refused - counters.failed > 0
+    assert counters.refused > 0
+    with dial(it.relay.address):
+        it.expect(total=counters.total + 1, refused=counters.refused)
+
+
 @posix_only
 def test_no_descriptors_left() -> None:
     """The relay waits for better times, says so, and goes on."""

@@ -424,6 +424,48 @@ def test_file_that_is_no_socket_is_not_replaced(local_directory: Path) -> None:
     assert path.read_text() == "precious"
 
 
+@pytest.mark.parametrize("leads_to", ["nothing", "a file", "a dead socket", "a live socket"])
+def test_name_that_is_a_link(leads_to: str, local_directory: Path) -> None:
+    """What it leads to stays; it is replaced where no socket is alive behind it."""
+    with listen(HOST, WILDCARD):
+        [name] = names(local_directory)
+    target = local_directory / "elsewhere"
+    with socket.socket(socket.AF_UNIX) as other:
+        if leads_to.endswith("socket"):
+            other.bind(str(target))
+            if leads_to == "a dead socket":
+                other.close()
+        elif leads_to == "a file":
+            target.write_text("precious")
+        before = target.lstat() if target.exists() else None
+        (local_directory / name).symlink_to(target)
+        if leads_to in ("a file", "a live socket"):
+            with pytest.raises(OSError) as info:
+                listen(HOST, WILDCARD)
+            assert info.value.errno == errno.EADDRINUSE
+            assert (local_directory / name).is_symlink()
+        else:
+            with listen(HOST, WILDCARD), dial(HOST, LOOPBACK):
+                assert not (local_directory / name).is_symlink()
+        assert (target.lstat() if target.exists() else None) == before
+
+
+def test_name_is_fought_for(local_directory: Path) -> None:
+    """Processes that take one name again and again, and are killed: one has it at a time, and it is never lost."""
+    with contextlib.ExitStack() as stack:
+        fighters = [stack.enter_context(Child("fight_for_a_name", 5000)) for _ in range(3)]
+        for fighter in fighters:
+            assert fighter.line() == "won"
+        fighters.pop().kill()
+        for fighter in fighters:
+            for _ in range(20):
+                assert fighter.line() == "won"
+            fighter.kill()
+    with listen(HOST, LOOPBACK), dial(HOST, LOOPBACK):
+        assert "host.loopback.5000" in names(local_directory)
+    assert "host.loopback.5000" not in names(local_directory)
+
+
 def test_foreign_socket_in_the_directory(local_directory: Path) -> None:
     """A socket with another kind of name is no address of ours: it is zero, and nothing breaks."""
     path = local_directory / "something.else"
@@ -480,6 +522,26 @@ def test_directory_that_others_may_write_to(mode: int, local_directory: Path) ->
             call()
         assert str(local_directory) in str(info.value)
     assert names(local_directory) == []
+
+
+@pytest.mark.parametrize("between", ["", "inner"])
+@pytest.mark.parametrize(("mode", "is_safe"), [(0o777, False), (0o703, False), (0o1777, True), (0o775, True)])
+def test_directory_that_others_may_replace(
+    mode: int, is_safe: bool, between: str, local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to a directory above can rename it and make another one, unless that has the sticky bit."""
+    private = local_directory / between / "private"
+    private.mkdir(mode=0o700, parents=True)
+    monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(private))
+    local_directory.chmod(mode)
+    if is_safe:
+        with listen(HOST, WILDCARD), dial(HOST, LOOPBACK):
+            return
+    calls: list[Callable[[], Any]] = [lambda: listen(HOST, WILDCARD), lambda: dial(HOST, LOOPBACK)]
+    for call in calls:
+        with pytest.raises(PermissionError, match=f"{local_directory} has no sticky bit"):
+            call()
+    assert names(private) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root only: it gives a directory away")

@@ -22,6 +22,8 @@ _HEADER: Final = 4  # bytes, the length that goes before a message
 _LONGEST: Final = 2**32 - 1
 _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
+_FIRST_ROOM: Final = 2**16  # bytes for the content of one of these: a peer gets no memory for what it only announces
+_GROWTH: Final = 4
 
 
 def message_too_long(size: int, limit: int) -> OSError:
@@ -36,7 +38,7 @@ class Link(abc.ABC):
     that nobody has asked for. `arrived` is called when take() is worth a try after watch().
     """
 
-    __slots__ = ("_arrived", "_at", "_content", "_data", "_drained", "_got", "_loop", "_sock", "send")
+    __slots__ = ("_arrived", "_at", "_content", "_data", "_drained", "_got", "_loop", "_size", "_sock", "send")
 
     send: Callable[..., None]
     """Send a message, the concatenation of the buffers that are the arguments.
@@ -50,8 +52,9 @@ class Link(abc.ABC):
         self._arrived = arrived
         self._data = b""  # has arrived: messages, from `_at` on
         self._at = 0
-        self._content: bytearray | None = None  # of a long message, whose first `_got` bytes have arrived
-        self._got = 0
+        self._content: bytearray | None = None  # of a long message; at its end it has `_size` bytes
+        self._size = 0
+        self._got = 0  # how many of these have arrived
         self._drained = False  # the last receive got less than it asked for, and nothing is known to have come since
 
     @property
@@ -80,9 +83,9 @@ class Link(abc.ABC):
                         self._data, self._at = b"", 0
                         return data[start:]
                     self._at = start - _HEADER
-            elif len(self._content) > max_size:
-                raise message_too_long(len(self._content), max_size)
-            elif self._got == len(self._content):
+            elif self._size > max_size:
+                raise message_too_long(self._size, max_size)
+            elif self._got == self._size:
                 message, self._content = bytes(self._content), None
                 return message
             self._receive()
@@ -102,10 +105,14 @@ class Link(abc.ABC):
             size = int.from_bytes(data[self._at : start]) if start <= len(data) else 0
             if size <= _ROOM:
                 return None
-            self._content = bytearray(size)
-            self._got = len(data) - start
+            self._content, self._size, self._got = bytearray(min(size, _FIRST_ROOM)), size, len(data) - start
             self._content[: self._got] = data[start:]
             self._data, self._at = b"", 0
+        elif self._got == len(self._content):
+            # A new one: the old one may still be lent to somebody.
+            content = bytearray(min(self._size, self._got * _GROWTH))
+            content[: self._got] = self._content
+            self._content = content
         return memoryview(self._content)[self._got :]
 
     def _add(self, data: bytes) -> None:
@@ -126,7 +133,7 @@ class Link(abc.ABC):
         data, content = self._data[self._at :], self._content
         self._data, self._at, self._content, self._drained = b"", 0, None, False
         if content is not None:
-            return IncompleteReadError(bytes(content[: self._got]), len(content))
+            return IncompleteReadError(bytes(content[: self._got]), self._size)
         if not data:
             return EOFError("the peer has ended the stream")
         if len(data) < _HEADER:

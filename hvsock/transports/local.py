@@ -147,7 +147,7 @@ def directory() -> Path:
     It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
 
     Raises:
-        PermissionError: it belongs to somebody else, or others may write to it.
+        PermissionError: it belongs to somebody else, or others may write to it, or may put another one in its place.
         NotADirectoryError: it is something else.
     """
     path = _chosen_directory()
@@ -185,6 +185,13 @@ def _check_directory(path: Path) -> None:
         raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", str(path))
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", str(path))
+    for parent in path.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            reason = (
+                f"everybody may put another directory of the local transport in its place: {parent} has no sticky bit"
+            )
+            raise PermissionError(errno.EPERM, reason, str(path))
 
 
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
