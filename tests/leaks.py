@@ -337,7 +337,10 @@ class Growth(NamedTuple):
         """Whether each round may have left something: caches, too, fill up, and Wine has threads of its own."""
         size = 12 * self.rounds  # malloc() gives 24 bytes or more
         return (
-            self.blocks > min(500, self.rounds // 2) or self.size > size or self.handles > 2 * WINDOWS or self.types > 0
+            self.blocks > min(500, self.rounds * 3 // 4)
+            or self.size > size
+            or self.handles > 2 * WINDOWS
+            or self.types > 0
         )
 
 
