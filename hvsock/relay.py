@@ -703,7 +703,7 @@ class _Unix(_Endpoint):
     def _listen(self, path: Path) -> _Listener:
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
-            remove = bind_path(sock, path)
+            remove = bind_path(sock, str(path))
             undo.callback(remove)
             sock.listen(_BACKLOG)
             undo.pop_all()

@@ -78,12 +78,12 @@ class LocalTransport(Transport):
         if Socket.getsockname(sock) == "":
             vm_id = HV_GUID_CHILDREN if target == me else HV_GUID_WILDCARD
             own = _path(where, me, HyperVAddress(vm_id, uuid4()))
-            Socket.bind(sock, str(own))
-            own.unlink()
+            Socket.bind(sock, own)
+            os.unlink(own)
         for vm_id in seen_as:
             path = _path(where, target, HyperVAddress(vm_id, address.service_id))
             try:
-                Socket.connect(sock, str(path))
+                Socket.connect(sock, path)
             except (FileNotFoundError, ConnectionRefusedError):
                 continue
             return
@@ -104,7 +104,7 @@ class LocalTransport(Transport):
         return HyperVAddress(vm_id, address.service_id)
 
 
-def bind_path(sock: Socket, path: Path) -> Callable[[], None]:
+def bind_path(sock: Socket, path: str) -> Callable[[], None]:
     """Bind to a path, replacing the name of a listener that was killed; return what removes the name again.
 
     Raises:
@@ -112,14 +112,15 @@ def bind_path(sock: Socket, path: Path) -> Callable[[], None]:
     """
     # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
     # whoever looked meanwhile would take it for a dead one.
-    with _locked(path.parent):
+    with _locked(os.path.dirname(path) or os.curdir):
         try:
-            Socket.bind(sock, str(path))
+            Socket.bind(sock, path)
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE or _is_live(path):
                 raise
-            path.unlink(missing_ok=True)
-            Socket.bind(sock, str(path))
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            Socket.bind(sock, path)
     return _remover(path)
 
 
@@ -223,27 +224,30 @@ def _read_guid(text: str) -> UUID:
     return UUID(bytes=base64.b32decode(text.upper() + "======"))
 
 
-def _path(where: Path, owner: UUID | None, address: HyperVAddress) -> Path:
+# Names are strings: what a pathlib.Path has been asked for stays in memory for ever on CPython 3.12.
+
+
+def _path(where: Path, owner: UUID | None, address: HyperVAddress) -> str:
     port = port_from_service_id(address.service_id)
     parts = (
         _HOST if owner is None else _write_guid(owner),
         _NAME_OF.get(address.vm_id) or _write_guid(address.vm_id),
         _write_guid(address.service_id) if port is None else str(port),
     )
-    path = where / ".".join(parts)
+    path = f"{where}/{'.'.join(parts)}"
     if len(os.fsencode(path)) >= SUN_PATH_SIZE:
         raise OSError(
             errno.ENAMETOOLONG,
             f"the directory of the local transport is too long: names in it must stay below {SUN_PATH_SIZE} bytes; "
             "choose a shorter HVSOCK_LOCAL_DIR",
-            str(path),
+            path,
         )
     return path
 
 
 def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
     """Read a path: its owner and address; None if it is no name of ours."""
-    parts = Path(os.fsdecode(native)).name.split(".")
+    parts = os.path.basename(os.fsdecode(native)).split(".")
     if len(parts) != 3:
         return None
     owner, vm, service = parts
@@ -255,18 +259,22 @@ def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
         return None
 
 
-def _is_live(path: Path) -> bool:
+def _is_live(path: str) -> bool:
     """Whether a socket still has this name, in any process: asked in a way that its listener does not notice.
 
     Connecting with another type of socket is refused as such (EPROTOTYPE) only when there is a socket at all.
     """
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    if not path.is_socket():
-        return path.exists()
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except OSError:
@@ -275,7 +283,7 @@ def _is_live(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: str) -> Iterator[None]:
     """Keep other processes from taking names in the directory meanwhile."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
@@ -289,15 +297,15 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _remover(path: Path) -> Callable[[], None]:
+def _remover(path: str) -> Callable[[], None]:
     """Return what removes the name just bound: in this process only, and only while it is still that socket's."""
-    status = path.stat()
+    status = os.stat(path)
     process = os.getpid()
 
     def remove() -> None:
         with contextlib.suppress(FileNotFoundError):
-            now = path.stat()
+            now = os.stat(path)
             if os.getpid() == process and (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
-                path.unlink()
+                os.unlink(path)
 
     return remove
