@@ -691,7 +691,8 @@ class _Unix(_Endpoint):
         self._path = path
         size = len(os.fsencode(path))
         if size >= SUN_PATH_SIZE > 0:
-            raise ValueError(f"the path of a Unix socket must stay below {SUN_PATH_SIZE} bytes; {path} has {size}")
+            shown = _shown.repr(str(path))
+            raise ValueError(f"the path of a Unix socket must stay below {SUN_PATH_SIZE} bytes; {shown} has {size}")
 
     @classmethod
     def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:

@@ -940,7 +940,7 @@ def test_hostile_clients(bed: Bed, attack: bytes | None) -> None:
 
     async def main() -> None:
         async with await bed.serve_messages(handler, max_connections=3), asyncio.timeout(LIMIT):
-            attackers = [asyncio.create_task(attacker()) for _ in range(12)]
+            attackers = [asyncio.create_task(attacker()) for _ in range(8)]
             while True:
                 with contextlib.suppress(EOFError, OSError):  # a slow machine may be too slow for the handler
                     async with await bed.connect_messages() as stream:

@@ -862,6 +862,26 @@ def test_a_path_that_is_too_long() -> None:
         Relay("tcp://:0", "unix:///" + 200 * "a")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "unix:///{}",
+        "hybrid:///{}?port=1",
+        "tcp://{}",
+        "vsock://{}:1",
+        "hvsock://{}/5",
+        "hvsock://parent/{}",
+        "hvsock://parent/5?transport={}",
+        "hvsock://parent/5?{}=x",
+        "{}",
+    ],
+)
+def test_errors_shorten_what_is_wrong(uri: str) -> None:
+    with pytest.raises(ValueError) as info:
+        Relay("tcp://:0", uri.format("a" * 10_000))
+    assert len(str(info.value)) < 1000
+
+
 @given(
     st.one_of(
         st.text(), st.builds("{}://{}".format, st.sampled_from(["tcp", "unix", "hvsock", "vsock", "hybrid"]), st.text())

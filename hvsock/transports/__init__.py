@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from typing import Final
 
@@ -15,6 +16,9 @@ __all__ = ["Transport", "default_transport", "transport_named", "transport_of_fa
 
 _TRANSPORTS: Final[tuple[Transport, ...]] = (HyperVTransport(), VsockTransport(), LocalTransport())
 _OF_FAMILY: Final = {transport.family: transport for transport in _TRANSPORTS}
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 100
 
 
 def transports() -> tuple[Transport, ...]:
@@ -31,7 +35,7 @@ def transport_named(name: str) -> Transport:
     for transport in _TRANSPORTS:
         if transport.name == name:
             return transport
-    raise ValueError(f"no transport is called {name!r}; there are {', '.join(t.name for t in _TRANSPORTS)}")
+    raise ValueError(f"no transport is called {_shown.repr(name)}; there are {', '.join(t.name for t in _TRANSPORTS)}")
 
 
 def transport_of_family(family: int) -> Transport | None:
