@@ -271,10 +271,14 @@ make_dependencies() { # sets DEPENDENCIES, the archive with what the extras cli 
     pack "$root" "$DEPENDENCIES"
 }
 
-add_project() { # add_project ROOT: installed, from a copy of the checkout
+add_project() { # add_project ROOT [EXTRA]: installed, from a copy of the checkout; with what an extra asks for
     snapshot "$WORK/source"
     mkdir -p "$1$SITE"
-    pip_install --no-deps --target "$1$SITE" "$WORK/source"
+    if [ -n "${2-}" ]; then
+        pip_install --target "$1$SITE" "$WORK/source[$2]"
+    else
+        pip_install --no-deps --target "$1$SITE" "$WORK/source"
+    fi
     rm -rf "${1:?}$SITE/bin"
     compile "$1" "$SITE"
     add_libraries "$1"
