@@ -876,7 +876,7 @@ def message_leaks() -> None:
     import tracemalloc
     import warnings
 
-    from test_messages import MISUSES
+    from test_messages import MESSAGE_LEAK_ROUNDS, MISUSES
 
     # Sockets are dropped open here.
     warnings.simplefilter("ignore", ResourceWarning)
@@ -981,7 +981,7 @@ def message_leaks() -> None:
                 assert a.recv(5) == b"12345"
 
     operations["opened again"] = opened_again
-    rounds = 15 if utils.WINE else 100
+    rounds = MESSAGE_LEAK_ROUNDS
     gc.collect()
     gc.freeze()
     for name, operation in operations.items():

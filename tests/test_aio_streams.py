@@ -549,6 +549,8 @@ def test_server_life(bed: Bed) -> None:
         await server.start_serving()
         assert server.is_serving()
         reader, writer = await bed.open_connection()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"  # it is accepted: what waits for that would end with the server
         forever = asyncio.create_task(server.serve_forever())
         await ticks(3)
         with pytest.raises(RuntimeError, match="serve_forever"):

@@ -1332,12 +1332,16 @@ def test_fork(ours: str, case: str) -> None:
 # Memory
 
 
+MESSAGE_LEAK_ROUNDS = 15 if utils.WINE else 100
+
+
 def test_no_memory_leaks() -> None:
     """Every way for a call to end leaves no object and no memory behind, and no buffer exported."""
     lines = run_child("message_leaks", timeout=4 * LIMIT)
     assert len(lines) > 30
     grown = {name: (int(blocks), int(size)) for name, blocks, size in (line.split("\t") for line in lines)}
-    assert {name: growth for name, growth in grown.items() if growth[0] > 12 or growth[1] > 20_000} == {}
+    blocks = MESSAGE_LEAK_ROUNDS * 3 // 4  # fewer than a leak of one in each round, since caches fluctuate
+    assert {name: growth for name, growth in grown.items() if growth[0] > blocks or growth[1] > 20_000} == {}
 
 
 def test_buffers_are_released(our_pair: Pair) -> None:
