@@ -79,9 +79,9 @@ struct hv_socket {
     hv_cond turned;
     hv_outbox out; /* belongs to the thread whose turn it is to send */
     hv_inbox in;   /* belongs to the thread whose turn it is to receive */
-    hv_lock
-        mode; /* held while the timeout and the handle's blocking mode change, or must not; never waited for with the
-                    * GIL, which its holder may be waiting for */
+    /* Held while the timeout and the handle's blocking mode change, or must not. Never waited for with the GIL,
+     * which its holder may be waiting for. */
+    hv_lock mode;
 };
 
 /* One operation of `s`, not started yet. */
