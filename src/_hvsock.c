@@ -1060,7 +1060,13 @@ static PyObject *
 sock_setblocking(PyObject *self, PyObject *flag)
 {
     PyObject *zero, *result;
-    int on = PyObject_IsTrue(flag);
+    int on;
+    if (Py_Version >= 0x030c0000) {
+        on = PyObject_IsTrue(flag);
+    } else { /* an integer is asked for there */
+        long number = PyLong_AsLong(flag);
+        on = number == -1 && PyErr_Occurred() ? -1 : number != 0;
+    }
     if (on != 0) {
         return on < 0 ? NULL : set_timeout(self, Py_None);
     }
