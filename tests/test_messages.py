@@ -1332,7 +1332,7 @@ def test_fork(ours: str, case: str) -> None:
 # Memory
 
 
-MESSAGE_LEAK_ROUNDS = 15 if utils.WINE else 100
+MESSAGE_LEAK_ROUNDS = 45 if utils.WINE else 100
 
 
 def test_no_memory_leaks() -> None:

@@ -865,8 +865,8 @@ def test_a_path_that_is_too_long() -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "unix:///{}",
-        "hybrid:///{}?port=1",
+        pytest.param("unix:///{}", marks=posix_only),
+        pytest.param("hybrid:///{}?port=1", marks=posix_only),
         "tcp://{}",
         "vsock://{}:1",
         "hvsock://{}/5",
