@@ -23,7 +23,7 @@ import registry
 import utils
 from test_readme import TEXT, Block, read_blocks
 from test_vms import WMI, Program, program
-from utils import Task
+from utils import Task, next_line
 
 import hvsock
 from hvsock import errors, services
@@ -189,28 +189,9 @@ def environment(side: str) -> dict[str, str]:
     return {**os.environ, **settings, "PATH": os.pathsep.join([python, os.environ.get("PATH", os.defpath)])}
 
 
-@contextlib.contextmanager
-def running(line: str, side: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def running(line: str, side: str, directory: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """Run a shell line of the tutorial until the end of the block."""
-    process = subprocess.Popen(
-        shlex.split(line),
-        cwd=directory,
-        env=environment(side),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def next_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout
-    line: str = Task(process.stdout.readline).result()
-    return line
+    return utils.running(shlex.split(line), directory, environment(side))
 
 
 def run(line: str, side: str, directory: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import utils
 from test_readme import read_blocks
-from utils import Task
+from utils import next_line, running
 
 import hvsock
 
@@ -46,21 +46,9 @@ def command(program: str, *arguments: str) -> list[str]:
 @contextlib.contextmanager
 def host(directory: Path, program: str) -> Iterator[subprocess.Popen[str]]:
     """Run a program of the host, which listens."""
-    server = subprocess.Popen(
-        command(program), cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    with server:
-        try:
-            assert next_line(server) == "listening\n"
-            yield server
-        finally:
-            server.kill()
-
-
-def next_line(server: subprocess.Popen[str]) -> str:
-    assert server.stdout
-    line: str = Task(server.stdout.readline).result()
-    return line
+    with running(command(program), directory) as server:
+        assert next_line(server) == "listening\n"
+        yield server
 
 
 def guest(directory: Path, vm: str, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -263,6 +263,34 @@ class Task:
         return self._value
 
 
+@contextlib.contextmanager
+def running(
+    command: list[str], directory: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a program of the documentation until the end of the block; its errors are part of its output."""
+    process = subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    """Return the next line that such a program prints."""
+    assert process.stdout
+    line: str = Task(process.stdout.readline).result()
+    return line
+
+
 class Child:
     """A function of `children.py` in a process of its own, spoken to line by line.
 

@@ -49,33 +49,18 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         services.unregister(port, missing_ok=True, force=True)
 
 
-@contextlib.contextmanager
-def running(line: str, side: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
+def running(line: str, side: str, directory: Path) -> contextlib.AbstractContextManager[subprocess.Popen[str]]:
     """Run a line of the page until the end of the block."""
     print(f"{side}> {line.strip()}")
     program, *arguments = shlex.split(line)
     python = [sys.executable, "-P", "-W", "error"]
     words = {"hvsock": [*python, "-m", "hvsock"], "python": python}[program]
     partition = {"HVSIM_PARTITION": GUEST} if side == "guest" else {}
-    process = subprocess.Popen(
-        [*words, *arguments],
-        cwd=directory,
-        env={**os.environ, **partition},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    return utils.running([*words, *arguments], directory, {**os.environ, **partition})
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout
-    line: str = Task(process.stdout.readline).result()
+    line = utils.next_line(process)
     print(f"    {line.rstrip()}")
     return line
 
