@@ -54,14 +54,14 @@ class HyperVSocket(Socket):
     __slots__ = ("_before_close", "_options", "_transport")
 
     _transport: Transport | None
-    _options: dict[int, bool]
+    _options: int  # those that are set
     _before_close: Callable[[], None] | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make a closed socket; __init__ opens it."""
         self = super().__new__(cls, *args, **kwargs)
         self._transport = None
-        self._options = {}
+        self._options = 0
         self._before_close = None
         return self
 
@@ -166,7 +166,7 @@ class HyperVSocket(Socket):
             raise
         if self._transport is None:
             return sock, native
-        sock._options = dict(self._options)
+        sock._options = self._options
         return sock, self._transport.peer_address(native)
 
     def getsockname(self) -> Any:
@@ -186,7 +186,7 @@ class HyperVSocket(Socket):
         """Duplicate the socket; the copy is not inheritable."""
         copy = super().dup()
         copy.busy_poll = self.busy_poll
-        copy._options = dict(self._options)
+        copy._options = self._options
         return copy
 
     def detach(self) -> int:
@@ -209,7 +209,7 @@ class HyperVSocket(Socket):
         Only on transport hyperv. Set it before connect() or listen(); accepted sockets inherit it. What is read is what
         was set: the system's answer cannot be trusted on a connected socket.
         """
-        return self._options.get(HVSOCKET_CONNECTED_SUSPEND, False)
+        return bool(self._options & HVSOCKET_CONNECTED_SUSPEND)
 
     @connected_suspend.setter
     def connected_suspend(self, value: bool) -> None:
@@ -221,7 +221,7 @@ class HyperVSocket(Socket):
 
         As for `connected_suspend`, it is the value that was set.
         """
-        return self._options.get(HVSOCKET_HIGH_VTL, False)
+        return bool(self._options & HVSOCKET_HIGH_VTL)
 
     @high_vtl.setter
     def high_vtl(self, value: bool) -> None:
@@ -234,7 +234,7 @@ class HyperVSocket(Socket):
         False unless set; newer Windows SDKs no longer name this option. As for `connected_suspend`, it is the value
         that was set.
         """
-        return self._options.get(HVSOCKET_CONTAINER_PASSTHRU, False)
+        return bool(self._options & HVSOCKET_CONTAINER_PASSTHRU)
 
     @container_passthru.setter
     def container_passthru(self, value: bool) -> None:
@@ -245,7 +245,7 @@ class HyperVSocket(Socket):
             name = "this family" if self._transport is None else f"transport {self._transport.name}"
             raise OSError(errno.ENOPROTOOPT, f"{name} has no such option: it is one of transport hyperv")
         self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
-        self._options[option] = bool(value)
+        self._options = self._options | option if value else self._options & ~option
 
     def _note(
         self, exc: OSError, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None

@@ -507,7 +507,7 @@ def test_directory_by_default(local_directory: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "mkdir", lambda *_args, **_kwargs: None)
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     try:
-        found = str(local_module.directory())
+        found = local_module.directory()
     except FileNotFoundError as error:
         found = error.filename
     assert str(found) == f"/tmp/hvsock-{os.getuid()}"

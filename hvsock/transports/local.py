@@ -142,7 +142,7 @@ def partition() -> UUID | None:
     return vm_id
 
 
-def directory() -> Path:
+def directory() -> str:
     """Return the directory of the names. It need not exist yet: the first bind or connect makes it, with mode 0700.
 
     It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
@@ -157,42 +157,57 @@ def directory() -> Path:
     return path
 
 
-def _made_directory() -> Path:
+def _made_directory() -> str:
     path = _chosen_directory()
     try:
         _check_directory(path)
     except FileNotFoundError:
         with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o700)
+            os.mkdir(path, mode=0o700)
         _check_directory(path)  # it may have been made by somebody else meanwhile
     return path
 
 
-def _chosen_directory() -> Path:
+def _chosen_directory() -> str:
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    chosen, runtime = os.environ.get("HVSOCK_LOCAL_DIR"), os.environ.get("XDG_RUNTIME_DIR")
-    fallback = Path("/tmp", f"hvsock-{os.getuid()}")  # not TMPDIR's, which could differ between two ends
-    return (Path(chosen) if chosen else Path(runtime, "hvsock") if runtime else fallback).absolute()
+    chosen = os.environ.get("HVSOCK_LOCAL_DIR")
+    if not chosen:
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        # Not TMPDIR's, which could differ between two ends.
+        chosen = f"{runtime}/hvsock" if runtime else f"/tmp/hvsock-{os.getuid()}"
+    return chosen if chosen.startswith("/") else os.path.join(os.getcwd(), chosen)
 
 
-def _check_directory(path: Path) -> None:
+#: The last directory that was found to be safe, by its path and its inode: nobody can have put another one in its place.
+_safe: tuple[str, int, int] | None = None
+
+
+def _check_directory(path: str) -> None:
+    global _safe
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    status = path.lstat()
+    status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", str(path))
+        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", path)
     if status.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", str(path))
+        raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", path)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", str(path))
-    for parent in path.resolve().parents:
+        raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", path)
+    found = (path, status.st_dev, status.st_ino)
+    if found != _safe:
+        _check_parents(path)
+        _safe = found
+
+
+def _check_parents(path: str) -> None:
+    for parent in Path(path).resolve().parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             reason = (
                 f"everybody may put another directory of the local transport in its place: {parent} has no sticky bit"
             )
-            raise PermissionError(errno.EPERM, reason, str(path))
+            raise PermissionError(errno.EPERM, reason, path)
 
 
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
@@ -227,7 +242,7 @@ def _read_guid(text: str) -> UUID:
 # Names are strings: what a pathlib.Path has been asked for stays in memory for ever on CPython 3.12.
 
 
-def _path(where: Path, owner: UUID | None, address: HyperVAddress) -> str:
+def _path(where: str, owner: UUID | None, address: HyperVAddress) -> str:
     port = port_from_service_id(address.service_id)
     parts = (
         _HOST if owner is None else _write_guid(owner),
