@@ -544,6 +544,21 @@ def test_directory_that_others_may_replace(
     assert names(private) == []
 
 
+def test_directory_that_was_replaced(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was safe says nothing of another one in its place."""
+    private = local_directory / "private"
+    private.mkdir(mode=0o700)
+    monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(private))
+    with listen(HOST, WILDCARD):
+        pass
+    local_directory.chmod(0o777)
+    private.rename(local_directory / "before")
+    private.mkdir(mode=0o700)
+    with pytest.raises(PermissionError, match=f"{local_directory} has no sticky bit"):
+        listen(HOST, WILDCARD)
+    assert names(private) == []
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root only: it gives a directory away")
 def test_directory_of_somebody_else(local_directory: Path) -> None:
     os.chown(local_directory, 12345, -1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import functools
 import os
 import socket
 import stat
@@ -179,12 +180,7 @@ def _chosen_directory() -> str:
     return chosen if chosen.startswith("/") else os.path.join(os.getcwd(), chosen)
 
 
-#: The last directory that was found to be safe, by its path and its inode: nobody can have put another one in its place.
-_safe: tuple[str, int, int] | None = None
-
-
 def _check_directory(path: str) -> None:
-    global _safe
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     status = os.lstat(path)
@@ -194,13 +190,11 @@ def _check_directory(path: str) -> None:
         raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", path)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", path)
-    found = (path, status.st_dev, status.st_ino)
-    if found != _safe:
-        _check_parents(path)
-        _safe = found
+    _check_parents(path, (status.st_dev, status.st_ino))
 
 
-def _check_parents(path: str) -> None:
+@functools.lru_cache(maxsize=1)  # once for an inode: whoever replaces the directory makes another one
+def _check_parents(path: str, _inode: tuple[int, int]) -> None:
     for parent in Path(path).resolve().parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
