@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import utils
-from utils import LIMIT, WINDOWS, connected, random_bytes
+from utils import LIMIT, TICK, WINDOWS, connected, random_bytes
 
 from hvsock._hvsock import Socket
 
@@ -293,6 +293,37 @@ FAULTS: dict[str, Callable[[str, str], int]] = {
     **dict.fromkeys(transfers(1), try_transfer),
     **dict.fromkeys(("accept", "connect"), try_connection),
 }
+
+
+# Another thread meanwhile
+
+
+def try_settimeout(transport: str, name: str) -> int:
+    """Set the timeout to None when a call is just about to ask the system; close() must end it all the same."""
+    with utils.listen(transport, backlog=0) as listener, contextlib.ExitStack() as full:
+        if name == "connect":
+            sock = full.enter_context(utils.dialler(transport))
+            first = full.enter_context(utils.dialler(transport))
+            first.connect(listener.getsockname())
+        else:
+            sock = listener
+        sock.settimeout(LIMIT)
+        faults = Faults()
+        with faults.plan(sock, f"{name}ing=late:{TICK * 1000:.0f}"):
+            call = utils.Task(sock.accept if sock is listener else lambda: sock.connect(listener.getsockname()))
+            deadline = time.monotonic() + LIMIT
+            while not ctypes.CDLL(None).faults_calls(f"{name}ing".encode()):
+                assert time.monotonic() < deadline
+            sock.settimeout(None)
+        assert not call.wait(TICK)
+        sock.close()
+        error = call.error()
+        assert isinstance(error, OSError), repr(error)
+        assert error.errno == errno.EBADF
+    return faults.injected
+
+
+SETTIMEOUT = dict.fromkeys(("accept", "connect"), try_settimeout)
 
 
 # Memory

@@ -47,6 +47,11 @@ def test_system_calls(run: Run, transport: str) -> None:
     assert min(injected.values()) > 0
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: calls that overlap have no mode that another thread could change")
+def test_settimeout_at_the_worst_moment(run: Run) -> None:
+    assert run("SETTIMEOUT", "local") == dict.fromkeys(faulty.SETTIMEOUT, 1)
+
+
 def test_no_memory() -> None:
     """Every allocation of every operation fails in turn; messages have their own test."""
     pytest.importorskip("_testcapi", reason="needs CPython's own _testcapi, which makes allocations fail")

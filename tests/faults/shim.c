@@ -2,9 +2,9 @@
  *
  * faults_arm(fd, plan) makes the calls on one descriptor fail. A plan is words CALL=WHAT[@SKIP][*TIMES], as those of
  * tests/windows/provider. CALL is sending receiving polling accepting connecting or asking (ioctl, getsockopt,
- * and any eventfd). WHAT is an errno, or short:N for at most N bytes. SKIP calls go well first; it happens once or
- * TIMES times, *0 for ever. The first word that has something to say about a call is taken. One thread at a time
- * uses it. */
+ * and any eventfd). WHAT is an errno, short:N for at most N bytes, or late:MS for a call that begins so many
+ * milliseconds late. SKIP calls go well first; it happens once or TIMES times, *0 for ever. The first word that has
+ * something to say about a call is taken. One thread at a time uses it, or another one while a call is late. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -17,6 +17,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #define MAX_FAULTS 32
 #define MAX_CALLS 4096
@@ -24,8 +25,9 @@
 
 typedef struct {
     char call[16];
-    int error; /* 0: short */
+    int error; /* 0: short, or late */
     size_t length;
+    unsigned late; /* ms */
     unsigned skip;
     unsigned times; /* 0: for ever */
     int spent;
@@ -54,6 +56,7 @@ faults_arm(int fd, const char *plan)
         f->skip = at == NULL ? 0 : (unsigned)atoi(at + 1);
         f->times = star == NULL ? 1 : (unsigned)atoi(star + 1);
         if (fault_count == MAX_FAULTS || (sscanf(word, "%15[a-z]=short:%zu", f->call, &f->length) != 2 &&
+                                          sscanf(word, "%15[a-z]=late:%u", f->call, &f->late) != 2 &&
                                           sscanf(word, "%15[a-z]=%d", f->call, &f->error) != 2)) {
             return -1;
         }
@@ -102,6 +105,10 @@ due(int fd, const char *call)
         }
         f->spent = f->times != 0 && --f->times == 0;
         injected += i == 0;
+        if (f->late != 0) {
+            usleep(f->late * 1000);
+            return NULL;
+        }
         return f;
     }
     return NULL;
