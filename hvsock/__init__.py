@@ -5,7 +5,15 @@ Hyper-V sockets connect a host and its virtual machines through shared memory, w
 POSIX machine (``AF_UNIX``).
 """
 
-from hvsock import addresses, sockets
+try:
+    from hvsock import addresses, sockets
+except ModuleNotFoundError as error:
+    if error.name != "hvsock._hvsock":
+        raise
+    raise ImportError(
+        f"{__path__[0]} is hvsock's source, which is not compiled and hides the installed package: "
+        "change to another directory"
+    ) from None
 from hvsock.addresses import *  # noqa: F403
 from hvsock.errors import IncompleteReadError
 from hvsock.sockets import *  # noqa: F403

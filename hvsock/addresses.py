@@ -80,6 +80,7 @@ _CONSTANT_OF: Final = {
 
 _SOCKADDR_HV: Final = struct.Struct("<HH16s16s")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_DIGITS: Final = re.compile(r"[0-9]+")
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _URI: Final = re.compile(r"hvsock://([^/?#@]*)/([^/?#@]*)", re.ASCII | re.IGNORECASE)
 _MAX_PORT: Final = 0x7FFFFFFF
@@ -143,6 +144,10 @@ class HyperVAddress(NamedTuple):
             raise ValueError(f"the address family is {family}, not {AF_HYPERV} (AF_HYPERV)")
         return cls(UUID(bytes_le=vm_id), UUID(bytes_le=service_id))
 
+    def __format__(self, spec: str) -> str:
+        """Format the URI, as `str` gives it."""
+        return format(str(self), spec)
+
     def __str__(self) -> str:
         """Return the URI, ``hvsock://VM/SERVICE``: an alias or GUID, and a port or GUID; `parse` is the inverse."""
         vm = _ALIAS_OF.get(self.vm_id, self.vm_id)
@@ -167,7 +172,11 @@ class HyperVAddress(NamedTuple):
         if match is None:
             raise ValueError(f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE")
         vm, service = match.groups()
-        return cls(_as_vm_id(vm), _as_service_id(int(service) if _PORT.fullmatch(service) else service))
+        if not _DIGITS.fullmatch(service):
+            return cls(_as_vm_id(vm), _as_service_id(service))
+        if not _PORT.fullmatch(service):
+            raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {_shown.repr(service)}")
+        return cls(_as_vm_id(vm), service_id_from_port(int(service)))
 
     def __repr__(self) -> str:
         """Return an expression for this address, in which well-known ids go by name."""
@@ -219,7 +228,8 @@ def _as_service_id(service: UUID | str | int) -> UUID:
         raise TypeError(f"a service must be a UUID, a str or a port number, not {_shown.repr(service)}")
     service_id = _parse_guid(service)
     if service_id is None:
-        raise ValueError(f"{_shown.repr(service)} is neither a GUID nor a port number")
+        hint = ": a port must be an int" if _DIGITS.fullmatch(service) else ""
+        raise ValueError(f"{_shown.repr(service)} is neither a GUID nor a port number{hint}")
     return service_id
 
 
@@ -328,7 +338,8 @@ def _checked(what: str, value: int, maximum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"a {what} must be an int, not {_shown.repr(value)}")
     if not 0 <= value <= maximum:
-        raise ValueError(f"a {what} must be in the range 0..{maximum:#x}, not {value:#x}")
+        given = str(value) if value.bit_length() <= 64 else f"one of {value.bit_length()} bits"
+        raise ValueError(f"a {what} must be in the range 0..{maximum}, not {given}")
     return value
 
 

@@ -37,10 +37,11 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
         errno.ETIMEDOUT: "nobody listens, or the service is not registered on a Windows host, which refuses silently",
     },
     "local": {
-        errno.EADDRINUSE: "a living process has this name",
+        errno.EADDRINUSE: "another socket listens on this address",
         errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
         errno.ECONNREFUSED: "nobody listens there, or with a VM id that does not let this process in",
-        errno.ENETUNREACH: "a guest reaches its parent and itself only, and the host has no parent (HVSOCK_LOCAL_VM)",
+        errno.ENETUNREACH: "a guest reaches its parent and itself only, and the host has no parent; "
+        "a process plays the guest whose GUID is in HVSOCK_LOCAL_VM",
     },
 }
 

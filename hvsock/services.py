@@ -104,10 +104,10 @@ def unregister(service: UUID | str | int, *, missing_ok: bool = False, force: bo
                 return
             raise FileNotFoundError(errno.ENOENT, "the service is not registered", _shown(service_id))
         if not force and not found.owned:
-            message = "the service was registered by somebody else, and is removed only by force"
+            message = "the service was registered by somebody else: only force removes it"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         if not force and _was_added_to(service_id):
-            message = "somebody has added to the key of the service, and it is removed only by force"
+            message = "somebody has added to the key of the service: only force removes it"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         _delete(_path(service_id))
 
@@ -214,7 +214,8 @@ def _winreg() -> ModuleType:
         import winreg
     except ModuleNotFoundError:
         message = (
-            "services are registered on the Windows host, and this is not Windows; reg_file() writes a file for it"
+            "services are registered on the Windows host, and this is not Windows; "
+            "`hvsock service export`, or reg_file(), writes a file for it"
         )
         raise OSError(errno.EOPNOTSUPP, message) from None
     return winreg

@@ -85,8 +85,9 @@ class HyperVSocket(Socket):
             super().__init__(family, type, proto, fileno)
         except OSError as exc:
             if chosen is not None and not chosen.available:
-                exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
-                exc.add_note('transport="local", or HVSOCK_TRANSPORT=local, needs no hypervisor')
+                if chosen.unsupported is None:
+                    exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
+                exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
         self._transport = transport_of_family(self.family) if chosen is None else chosen
 
@@ -113,7 +114,7 @@ class HyperVSocket(Socket):
         return None
 
     def listen(self, backlog: int | None = None, /) -> None:
-        """Start to accept connections, of which `backlog` may wait; by default `socket.listen`'s number."""
+        """Start accepting connections, of which `backlog` may wait; by default `socket.listen`'s number."""
         try:
             super().listen(*(() if backlog is None else (backlog,)))
         except OSError as exc:
@@ -170,7 +171,7 @@ class HyperVSocket(Socket):
         return sock, self._transport.peer_address(native)
 
     def getsockname(self) -> Any:
-        """Return the own address.
+        """Return this socket's address.
 
         For a client the service id is one that the system has made. The VM id of an accepted socket is not reliable.
         """

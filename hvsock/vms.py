@@ -124,7 +124,7 @@ class VM(NamedTuple):
     owner: str
     """The program that runs it, such as ``VMMS`` (Hyper-V Manager's) or ``WSL``."""
     source: str
-    """Which source has told of it first."""
+    """The source that reported it first."""
 
 
 class VMs(list[VM]):

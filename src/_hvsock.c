@@ -100,7 +100,7 @@ transfer(hv_socket *s, hv_op *op, hv_status status)
 {
     int moved = 0;
     do {
-        int64_t spin = op->writes || op->spun ? 0 : hv_cell_get(&s->busy_poll);
+        int64_t spin = hv_op_may_spin(op) ? hv_cell_get(&s->busy_poll) : 0;
         if (spin > 0) {
             status = hv_spin(op, spin);
         } else if (status == HV_BLOCKED) {
@@ -148,19 +148,26 @@ drive(hv_socket *s, hv_op *op)
     return status == HV_BLOCKED ? HV_FAILED : status;
 }
 
-/* Lets the Python class add notes to the exception that is set. */
+/* Lets the Python class add notes to the exception that is set. What is raised meanwhile, as by a signal
+ * handler, comes instead of it, and has it as its context. */
 static void
 explain(PyObject *self, const char *operation)
 {
-    PyObject *type, *value, *traceback, *result;
+    PyObject *type, *value, *traceback, *result, *newer_type, *newer, *newer_traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyErr_NormalizeException(&type, &value, &traceback);
     result = PyObject_CallMethod(self, "_explain", "Os", value, operation);
-    if (result == NULL) {
-        PyErr_WriteUnraisable(self);
+    if (result != NULL) {
+        Py_DECREF(result);
+        PyErr_Restore(type, value, traceback);
+        return;
     }
-    Py_XDECREF(result);
-    PyErr_Restore(type, value, traceback);
+    PyErr_Fetch(&newer_type, &newer, &newer_traceback);
+    PyErr_NormalizeException(&newer_type, &newer, &newer_traceback);
+    PyException_SetContext(newer, value); /* which takes the reference */
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    PyErr_Restore(newer_type, newer, newer_traceback);
 }
 
 /* Sets the exception for an operation that did not end in HV_DONE. */
@@ -213,16 +220,16 @@ as_int(PyObject *object, int *value)
     return 1;
 }
 
-/* A buffer length: an integer that is not negative. */
+/* A length: an integer; `negative` is what to say of one below zero. */
 static int
-as_length(PyObject *object, const char *operation, Py_ssize_t *value)
+as_length(PyObject *object, const char *negative, Py_ssize_t *value)
 {
     *value = PyNumber_AsSsize_t(object, PyExc_OverflowError);
     if (*value == -1 && PyErr_Occurred()) {
         return 0;
     }
     if (*value < 0) {
-        PyErr_Format(PyExc_ValueError, "negative buffersize in %s", operation);
+        PyErr_SetString(PyExc_ValueError, negative);
         return 0;
     }
     return 1;
@@ -393,7 +400,7 @@ sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     hv_status status;
     Py_ssize_t length;
     int flags = 0;
-    if (!check_count("recv", nargs, 1, 2) || !as_length(args[0], "recv", &length) ||
+    if (!check_count("recv", nargs, 1, 2) || !as_length(args[0], "negative buffersize in recv", &length) ||
         (nargs > 1 && !as_int(args[1], &flags))) {
         return NULL;
     }
@@ -404,6 +411,9 @@ sock_recv(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (status != HV_DONE) {
         Py_XDECREF(bytes);
         return fail_explained(self, &op, status, "recv");
+    }
+    if (op.result > (size_t)length) { /* MSG_TRUNC: what the datagram had, and there was no room for */
+        op.result = (size_t)length;
     }
     if (bytes != NULL && (Py_ssize_t)op.result == length) {
         return bytes;
@@ -454,7 +464,7 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     Py_ssize_t length = 0;
     int flags = 0;
     if (!recv_into_arguments(args, nargs, kwnames, given) ||
-        (given[1] != NULL && !as_length(given[1], "recv_into", &length)) ||
+        (given[1] != NULL && !as_length(given[1], "negative buffersize in recv_into", &length)) ||
         (given[2] != NULL && !as_int(given[2], &flags))) {
         return NULL;
     }
@@ -1124,14 +1134,19 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
-/* The base's finalizer warns of a socket that is still open, and closes it. */
+/* The base's finalizer warns of a socket that is still open, and closes it. Who hears the warning may keep
+ * the object, whose handle soon is somebody else's: the gate is shut behind it. */
 static void
 sock_finalize(PyObject *self)
 {
+    hv_socket *s = state_of(self);
     destructor finalize = (destructor)PyType_GetSlot((PyTypeObject *)base_of(self), Py_tp_finalize);
     finalize(self);
-    inbox_clear(&state_of(self)->in);
-    outbox_clear(&state_of(self)->out);
+    if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
+        hv_gate_leave(&s->gate);
+    }
+    inbox_clear(&s->in);
+    outbox_clear(&s->out);
 }
 
 static PyObject *
@@ -1199,7 +1214,7 @@ PyDoc_STRVAR(recv_message_doc,
              "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
 PyDoc_STRVAR(recv_message_into_doc,
              "recv_message_into($self, buffer, /)\n--\n\n"
-             "Receive one message into a writable buffer, and return its length; else as recv_message().");
+             "Receive one message into a writable buffer, and return its length; otherwise like recv_message().");
 PyDoc_STRVAR(recv_exactly_doc,
              "recv_exactly($self, size, /)\n--\n\n"
              "Receive size bytes within one timeout.\n"
@@ -1207,13 +1222,13 @@ PyDoc_STRVAR(recv_exactly_doc,
              "EOFError at the end of the stream, IncompleteReadError if that comes after fewer bytes.\n"
              "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
 PyDoc_STRVAR(recv_exactly_into_doc, "recv_exactly_into($self, buffer, /)\n--\n\n"
-                                    "Fill a writable buffer; else as recv_exactly().");
+                                    "Fill a writable buffer; otherwise like recv_exactly().");
 PyDoc_STRVAR(exchange_doc,
              "exchange($self, /, *buffers, max_size=16777216)\n--\n\n"
              "Send one message and receive the next one, in one release of the GIL and within one timeout.\n"
              "\n"
              "Exchanges of several threads follow each other. After TimeoutError or an interrupt the same call goes\n"
-             "on, and does not send twice; recv_message() takes the reply without it. Else as the two calls.\n"
+             "on, and does not send twice; recv_message() takes the reply without it. Otherwise like both calls.\n"
              "The request is sent whole before the reply is received, so the peer has to take it before it answers.");
 PyDoc_STRVAR(
     busy_poll_doc,
@@ -1229,7 +1244,7 @@ PyDoc_STRVAR(connect_ex_doc, "connect_ex($self, address, /)\n--\n\n"
 PyDoc_STRVAR(accept_doc, "accept($self)\n--\n\n"
                          "Wait for a connection; return (socket of this class, address of the peer).");
 PyDoc_STRVAR(getsockname_doc, "getsockname($self)\n--\n\n"
-                              "Return the own address.");
+                              "Return this socket's address.");
 PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
                               "Return the peer's address.");
 PyDoc_STRVAR(settimeout_doc, "settimeout($self, value, /)\n--\n\n"

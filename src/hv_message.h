@@ -123,6 +123,7 @@ typedef struct {
     size_t room_size;
     size_t heap_max; /* up to this size room is made on the heap */
     char *heap;      /* the caller frees it */
+    void *sent;      /* object: out.buffers of a request that has been sent; the caller releases it */
     hv_message_outcome outcome;
 } hv_message;
 
@@ -206,7 +207,9 @@ hv_message_next(hv_message *m)
         if (out->sent < out->size) {
             return hv_message_send(m);
         }
-        if (m->receives && out->buffers == NULL) { /* others may send while this one waits for a reply */
+        if (m->receives) { /* others may send while this one waits for a reply */
+            m->sent = out->buffers;
+            out->buffers = NULL;
             hv_cell_set(&out->size, 0);
             m->sends = 0;
             hv_turn_end(m->s, &m->s->sending, m->me);

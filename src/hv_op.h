@@ -115,6 +115,13 @@ hv_op_goes_on(const hv_op *op, hv_status status)
     return status == HV_READY || (status == HV_BLOCKED && op->waits);
 }
 
+/* busy_poll may be spent on it: tries that do not wait, which MSG_WAITALL does not go with. */
+static inline int
+hv_op_may_spin(const hv_op *op)
+{
+    return !op->writes && !op->spun && !(op->flags & MSG_WAITALL);
+}
+
 /* Nanoseconds until the deadline, which counts from the first call of this; 0: it has passed, < 0: there is none. */
 static inline int64_t
 hv_time_left(hv_op *op)

@@ -298,7 +298,7 @@ hv_sendmsg_start(hv_op *op)
 static hv_status
 hv_accept_attempt(hv_op *op)
 {
-    if (hv_cell_get(&op->socket->timeout) < 0 && hv_set_nonblocking(op->handle, 1) != 0) {
+    if (hv_set_nonblocking(op->handle, 1) != 0) {
         return hv_failed_now(op);
     }
 #ifdef __linux__
@@ -313,8 +313,8 @@ hv_accept_attempt(hv_op *op)
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
 }
 
-/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always
- * non-blocking here and the waiting is poll's. */
+/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always made
+ * non-blocking here, whatever another owner has made of it, and the waiting is poll's. */
 static hv_status
 hv_accept_start(hv_op *op)
 {
@@ -333,7 +333,8 @@ hv_set_connect_timeout(const hv_op *op)
 {
 #ifdef SO_VM_SOCKETS_CONNECT_TIMEOUT
     if (op->timeout > 0 && op->address->u.any.sa_family == AF_VSOCK) {
-        struct timeval limit = {op->timeout / 1000000000, op->timeout % 1000000000 / 1000 + 1};
+        int64_t us = op->timeout / 1000 + 1;
+        struct timeval limit = {us / 1000000, us % 1000000};
         return setsockopt(op->handle, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
     }
 #endif
@@ -375,7 +376,7 @@ hv_connect_attempt(hv_op *op)
     return HV_FAILED;
 }
 
-/* As for accept: the handle is non-blocking for the time of the call. */
+/* As for accept, but for the time of the call. */
 static hv_status
 hv_connect_start(hv_op *op)
 {
@@ -384,7 +385,7 @@ hv_connect_start(hv_op *op)
     op->pending.woken_by_name = 1;
     hv_lock_acquire(&op->socket->mode);
     blocking = hv_cell_get(&op->socket->timeout) < 0;
-    if (blocking && hv_set_nonblocking(op->handle, 1) != 0) {
+    if (hv_set_nonblocking(op->handle, 1) != 0) {
         status = hv_failed_now(op);
     } else {
         status = hv_connect_attempt(op);

@@ -144,6 +144,13 @@ hv_platform_init(void)
     return 0;
 }
 
+/* Ctrl-C is the main thread's, as everywhere in Python. */
+static inline int
+hv_watches_sigint(void)
+{
+    return hv_sigint_event != NULL && GetCurrentThreadId() == hv_main_thread;
+}
+
 static PyObject *
 hv_raise_error(int error)
 {
@@ -243,16 +250,24 @@ hv_brief_start(hv_op *op)
     return HV_READY;
 }
 
+/* Errors of AcceptEx that are of the client, which has gone already, and not of the listener. */
+static inline int
+hv_error_is_of_client(int error)
+{
+    return error == WSAECONNRESET || error == WSAECONNABORTED || error == ERROR_NETNAME_DELETED;
+}
+
 static hv_status
 hv_failed(hv_op *op, int error)
 {
-    if (op->pending.creates) {
+    int accepts = op->pending.creates;
+    if (accepts) {
         closesocket(op->accepted);
         op->accepted = INVALID_SOCKET;
         op->pending.creates = 0;
     }
     op->error = error;
-    if (error == WSAEINTR) {
+    if (error == WSAEINTR || (accepts && hv_error_is_of_client(error))) {
         return HV_INTERRUPTED;
     }
     /* An overlapped call means something else by it: too many are outstanding, and this one is not. */
@@ -450,6 +465,14 @@ hv_set_connect_timeout(const hv_op *op)
     return setsockopt(op->handle, HV_PROTOCOL_RAW, HV_HVSOCKET_CONNECT_TIMEOUT, (char *)&limit, sizeof limit);
 }
 
+/* Ctrl-C leaves its event set, wherever it came: a connect must not be cancelled for one that has passed. */
+static int
+hv_sigint_is_new(void)
+{
+    return hv_watches_sigint() && WaitForSingleObject(hv_sigint_event, 0) == WAIT_OBJECT_0 &&
+           ResetEvent(hv_sigint_event);
+}
+
 static hv_status
 hv_connect_start(hv_op *op)
 {
@@ -460,6 +483,9 @@ hv_connect_start(hv_op *op)
     int ok;
     if (!hv_overlap(op, &overlapped)) {
         return hv_failed_now(op);
+    }
+    if (overlapped != NULL && hv_sigint_is_new()) {
+        return HV_INTERRUPTED;
     }
     if (overlapped == NULL) {
         ok = connect(op->handle, &op->address->u.any, op->address->length) == 0;
@@ -549,7 +575,7 @@ static hv_status
 hv_wait(hv_socket *s, hv_op *op)
 {
     HANDLE events[2] = {op->pending.event, hv_sigint_event};
-    DWORD watched = hv_sigint_event != NULL && GetCurrentThreadId() == hv_main_thread ? 2 : 1;
+    DWORD watched = hv_watches_sigint() ? 2 : 1;
     DWORD woken = WAIT_OBJECT_0, n = 0, flags = 0;
     int error, in_time = 1;
     if (!hv_waiting_add(s, op)) {

@@ -23,6 +23,7 @@ message_init(hv_message *m, hv_socket *s)
     m->room_size = 0;
     m->heap_max = 0;
     m->heap = NULL;
+    m->sent = NULL;
     m->outcome = HV_MESSAGE_OPEN;
 }
 
@@ -86,12 +87,14 @@ gather_message(gather *g, PyObject *const *items, Py_ssize_t count)
 }
 
 /* What a message is made of, for a later call that has to give it again; copies of what may change. None if
- * there is no memory for that. */
+ * there is no memory for that. An exception that is set stays so. */
 static PyObject *
 keep_buffers(PyObject *const *items, Py_ssize_t count)
 {
-    PyObject *kept = PyTuple_New(count);
+    PyObject *type, *value, *traceback, *kept;
     Py_ssize_t i;
+    PyErr_Fetch(&type, &value, &traceback);
+    kept = PyTuple_New(count);
     for (i = 0; kept != NULL && i < count; i++) {
         PyObject *bytes = PyBytes_CheckExact(items[i]) ? Py_NewRef(items[i]) : PyBytes_FromObject(items[i]);
         if (bytes == NULL) {
@@ -104,6 +107,7 @@ keep_buffers(PyObject *const *items, Py_ssize_t count)
         PyErr_Clear();
         kept = Py_NewRef(Py_None);
     }
+    PyErr_Restore(type, value, traceback);
     return kept;
 }
 
@@ -453,7 +457,7 @@ sock_recv_exactly(PyObject *self, PyObject *size)
 {
     hv_message m;
     Py_ssize_t length;
-    if (!as_length(size, "recv_exactly", &length)) {
+    if (!as_length(size, "size must not be negative", &length)) {
         return NULL;
     }
     message_init(&m, state_of(self));
@@ -487,7 +491,7 @@ as_limit(PyObject *const *args, Py_ssize_t nargs, Py_ssize_t most, PyObject *kwn
         given = args[nargs];
     }
     if (given != NULL) {
-        if (!as_length(given, operation, &length)) {
+        if (!as_length(given, "max_size must not be negative", &length)) {
             return 0;
         }
         *limit = (size_t)length;
@@ -570,6 +574,7 @@ sock_exchange(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject 
     }
     result = end_receive(self, &m, status, "exchange", NULL);
     free(m.heap);
+    Py_XDECREF((PyObject *)m.sent);
     gather_release(&g);
     return result;
 }

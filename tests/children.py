@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -318,6 +319,59 @@ def signal_raises(implementation: str, operation: str, timeout: str) -> None:
         if operation.startswith("recv"):
             b.sendall(b"later")
             assert utils.receive_exactly(a, 5) == b"later"
+
+
+def signal_during_explanation() -> None:
+    """What a handler raises then is not lost, and the error of the call is its context."""
+
+    class FromHandlerError(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise FromHandlerError
+
+    def add_notes(*_args: object, **_kwargs: object) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    signal.signal(signal.SIGALRM, handler)
+    with connected("local", TICK) as (a, b), mock.patch("hvsock.errors.add_notes", add_notes):
+        for call in (lambda: a.recv(1), a.recv_message, lambda: a.exchange(b"")):
+            context = None
+            try:
+                call()
+            except FromHandlerError as error:
+                context = error.__context__
+            assert isinstance(context, TimeoutError), "the handler was not heard"
+        b.sendall(b"\0\0\0\0")
+        assert a.exchange(b"") == b""
+
+
+def signal_in_buffers_in_python(operation: str) -> None:
+    class FromHandlerError(Exception):
+        pass
+
+    class Buffer:
+        def __buffer__(self, _flags: int) -> memoryview:
+            return memoryview(data)
+
+    def handler(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise FromHandlerError
+
+    data = utils.random_bytes(16 << 20)
+    signal.signal(signal.SIGALRM, handler)
+    with connected("local") as (a, b):
+        call = getattr(a, operation)
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
+        try:
+            call(Buffer())
+        except FromHandlerError:
+            pass
+        else:
+            raise AssertionError("the call was not interrupted")
+        answering = Task(lambda: (b.recv_message() == data, b.send_message(b"reply")))
+        assert call(Buffer()) == (b"reply" if operation == "exchange" else None)
+        assert answering.result() == (True, None)
 
 
 def signals_and_timeout(implementation: str, operation: str) -> None:

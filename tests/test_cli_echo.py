@@ -64,7 +64,7 @@ def test_echo_as_a_process(served: str) -> None:
     assert len(set(arrivals)) == 3
     ends = dict(line.split(": ", 1) for line in lines if not line.startswith("connection"))
     assert set(ends) == set(arrivals)
-    assert sorted(ends.values()) == ["1,048,580 bytes came and went"] + 2 * ["15 bytes came and went"]
+    assert sorted(ends.values()) == ["1,048,580 bytes echoed"] + 2 * ["15 bytes echoed"]
 
 
 @posix
@@ -200,7 +200,7 @@ def test_nobody_reads_what_it_prints(local: str) -> None:
 
 def test_a_failure_of_a_thread_is_the_commands(monkeypatch: pytest.MonkeyPatch, served: str) -> None:
     def full(*lines: object) -> None:
-        if "came and went" in str(lines):
+        if "bytes echoed" in str(lines):
             raise Failure("standard output: No space left on device")
 
     monkeypatch.setattr(module, "print_lines", full)

@@ -839,6 +839,14 @@ def test_signal_in_the_middle(ours: str, operation: str, what: str, timeout: str
     run_child("signal_in_message", ours, operation, what, timeout)
 
 
+@posix_only
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__buffer__ is 3.12's")
+@pytest.mark.parametrize("operation", ["send_message", "exchange"])
+def test_signal_in_the_middle_of_buffers_in_python(operation: str) -> None:
+    """What is kept of them to go on is asked of Python code, while the handler's exception is on its way."""
+    run_child("signal_in_buffers_in_python", operation)
+
+
 # The end of the stream
 
 
@@ -1207,6 +1215,27 @@ def test_send_beside_exchanges(our_pair: Pair) -> None:
     assert b.recv_message() == b"second"
     b.send_message(b"reply to the second")
     assert second.result() == b"reply to the second"
+
+
+def test_send_beside_an_exchange_that_went_on(our_pair: Pair) -> None:
+    """Its request, too, is in nobody's way once it has been sent."""
+    a, b = our_pair
+    request = random_bytes(40 * MIB)
+    a.settimeout(TICK)
+    with pytest.raises(TimeoutError):
+        a.exchange(request)
+    if not is_partly_sent(a):
+        pytest.skip("a send takes all or nothing here")
+    a.settimeout(LIMIT)
+    waiting = Task(a.exchange, request)
+    assert b.recv_message(64 * MIB) == request
+    notice = Task(a.send_message, b"notice")
+    assert b.recv_message() == b"notice"
+    notice.result()
+    b.send_message(b"reply")
+    assert waiting.result() == b"reply"
+    a.send(b"raw")
+    assert utils.receive_exactly(b, 3) == b"raw"
 
 
 @pytest.mark.parametrize("operation", ["send_message", *RECEIVERS, "exchange"])

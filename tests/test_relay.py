@@ -788,10 +788,10 @@ def test_hybrid_listen(local_directory: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "begins with one of hvsock://, tcp://, unix://, vsock://, hybrid://"),
-        ("localhost:80", "begins with one of"),
-        ("udp://:80", "begins with one of"),
-        ("tcp:80", "begins with one of"),
+        ("", "does not begin with one of hvsock://, tcp://, unix://, vsock://, hybrid://"),
+        ("localhost:80", "does not begin with one of"),
+        ("udp://:80", "does not begin with one of"),
+        ("tcp:80", "does not begin with one of"),
         ("tcp://", "of the form tcp://HOST:PORT"),
         ("tcp://localhost", "the port is missing"),
         ("tcp://localhost:http", "the port is missing"),
@@ -832,7 +832,17 @@ def test_malformed_addresses(uri: str, message: str) -> None:
             Relay(listen, connect)
 
 
-@pytest.mark.parametrize("uri", ["tcp://:0", "vsock://:5000", "vsock://4294967295:5000"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "tcp://:0",
+        "vsock://:5000",
+        "vsock://4294967295:5000",
+        "hvsock://wildcard/5000",
+        "hvsock://children/5000",
+        "hvsock://ffffffff-ffff-ffff-ffff-ffffffffffff/5000",
+    ],
+)
 def test_addresses_to_listen_on_only(uri: str) -> None:
     assert Relay(uri, "tcp://:1").address == uri
     with pytest.raises(ValueError, match="can be listened on, but not connected to"):
@@ -845,7 +855,7 @@ def test_addresses_to_listen_on_only(uri: str) -> None:
         "tcp://localhost:80",
         "TCP://[fe80::1%eth0]:80",
         "hvsock://parent/5000",
-        "hvsock://wildcard/00001388-facb-11e6-bd58-64006a7986d3?transport=hyperv",
+        "hvsock://loopback/00001388-facb-11e6-bd58-64006a7986d3?transport=hyperv",
         "vsock://2:4294967295",
         "unix:///run/a%2520b",
         "hybrid:///v.sock?port=0",

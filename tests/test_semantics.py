@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,26 @@ def test_accept_timeout(transport: str) -> None:
                 assert address.service_id == client.getsockname().service_id
 
 
+@posix_only
+@pytest.mark.parametrize("timeout", [3 * TICK, 0.0])
+def test_accept_timeout_beside_a_blocking_owner(transport: str, timeout: float) -> None:
+    """Another object on the same handle, here or in another process, has made it blocking."""
+    with utils.listen(transport) as listener:
+        listener.settimeout(timeout)
+        with socket.socket(fileno=os.dup(listener.fileno())) as other:
+            other.setblocking(True)
+            task = Task(listener.accept)
+            assert isinstance(task.error(), TimeoutError if timeout else BlockingIOError)
+            listener.settimeout(LIMIT)
+            other.setblocking(True)
+            task = Task(listener.accept)
+            assert not task.wait(TICK)
+            listener.close()
+            error = task.error()
+            assert isinstance(error, OSError)
+            assert error.errno == errno.EBADF
+
+
 @contextlib.contextmanager
 def full_listener() -> Iterator[hvsock.HyperVSocket]:
     """A listener whose backlog is full: on `local`, as on AF_UNIX, one more connect waits."""
@@ -231,6 +252,14 @@ def test_connect_timeout(local: str) -> None:
         with accepted:
             accepted.sendall(b"x")
             assert sock.recv(1) == b"x"
+
+
+def test_connect_timeout_beside_a_blocking_owner(local: str) -> None:
+    with full_listener() as listener, hvsock.HyperVSocket(transport=local) as sock:
+        sock.settimeout(3 * TICK)
+        with socket.socket(fileno=os.dup(sock.fileno())) as other:
+            other.setblocking(True)
+            assert isinstance(Task(sock.connect, listener.getsockname()).error(), TimeoutError)
 
 
 def test_connect_waits_for_room(local: str) -> None:
@@ -524,6 +553,27 @@ def test_leaked_socket_is_warned_of(ours: str) -> None:
         listener = utils.listen(ours)
         del listener
         gc.collect()
+
+
+def test_leaked_socket_that_is_kept(ours: str) -> None:
+    """Who hears the warning may keep the object: it is closed, and what has its number now is not its own."""
+    a, b = utils.make_pair(ours)
+    b.close()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        del a
+        gc.collect()
+    kept: Any = heard[0].source
+    assert isinstance(kept, hvsock.HyperVSocket)
+    del heard
+    with socket.socket() as next_one:
+        assert kept.fileno() == -1
+        for call in (lambda: kept.send(b"x"), lambda: kept.recv(1), kept.recv_message, kept.getpeername):
+            with pytest.raises(OSError) as info:
+                call()
+            assert info.value.errno == errno.EBADF or WINDOWS
+        kept.close()
+        next_one.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
 
 
 def test_subclass_and_cycle(ours: str) -> None:

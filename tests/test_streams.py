@@ -528,6 +528,11 @@ def test_signal_handler_raises(implementation: str, operation: str, timeout: str
 
 
 @posix_only
+def test_signal_handler_raises_while_an_error_is_explained() -> None:
+    run_child("signal_during_explanation")
+
+
+@posix_only
 @pytest.mark.parametrize("operation", ["recv", "sendall"])
 def test_signals_do_not_prolong_a_timeout(implementation: str, operation: str) -> None:
     run_child("signals_and_timeout", implementation, operation)
@@ -571,6 +576,29 @@ def test_waitall(implementation: str, into: bool) -> None:
         else:
             assert Task(a.recv, 8, socket.MSG_WAITALL).result() == b"patience"
         sending.result()
+
+
+@posix_only
+def test_waitall_with_busy_poll() -> None:
+    with connected("adopted", None) as (a, b):
+        a.busy_poll = 1000
+        b.sendall(b"pati")
+        task = Task(a.recv, 8, socket.MSG_WAITALL)
+        assert not task.wait(TICK)
+        b.sendall(b"ence")
+        assert task.result() == b"patience"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: it has MSG_TRUNC for receives")
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_trunc(size: int) -> None:
+    """The kernel says how much there was, which is more than has been received."""
+    with hvsock.HyperVSocket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(LIMIT)
+        data = utils.random_bytes(60_000)
+        sock.sendto(data, sock.getsockname())
+        assert sock.recv(size, socket.MSG_TRUNC) == data[:size]
 
 
 @posix_only

@@ -93,7 +93,7 @@ class MessageStream:
     the stream.
 
     A call that is cancelled, by `asyncio.timeout` too, loses nothing: what was received of a message is kept for the
-    next recv(), and a message that was sent in part is gone on with by the next send().
+    next recv(), and a message that was sent in part is continued by the next send().
 
     Raises:
         OSError: from every method, as the system says, or EBADF after aclose().

@@ -60,7 +60,7 @@ class BaseServer(asyncio.AbstractServer):
         return self._acceptor is not None and not self._closed
 
     async def start_serving(self) -> None:
-        """Start to accept connections; nothing happens if the server does already."""
+        """Start accepting connections; nothing happens if the server does already."""
         self._start_serving()
         await asyncio.sleep(0)
 
@@ -88,7 +88,7 @@ class BaseServer(asyncio.AbstractServer):
             self._forever = None
 
     def close(self) -> None:
-        """Stop to accept connections, and close the listening socket. Those that are open go on."""
+        """Stop accepting connections, and close the listening socket. Those that are open go on."""
         if self._closed:
             return
         self._closed = True

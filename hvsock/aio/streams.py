@@ -105,6 +105,8 @@ def _tls(
     """Return the keywords about TLS, all of which the loop refuses where there is none."""
     if context is None:
         return {}
+    if not isinstance(context, ssl_module.SSLContext):
+        raise TypeError(f"ssl must be an ssl.SSLContext, not {context!r}")
     return {"ssl": context, "ssl_handshake_timeout": handshake_timeout, "ssl_shutdown_timeout": shutdown_timeout}
 
 

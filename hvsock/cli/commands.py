@@ -121,8 +121,11 @@ def address_argument(function: F) -> F:
 
 
 def _parse_address(ctx: click.Context, param: click.Parameter, text: str) -> hvsock.HyperVAddress:
+    is_short = "://" not in text
+    if is_short and text.count("/") != 1:
+        raise click.BadParameter(f"{text!r} is not of the form VM/SERVICE, such as loopback/5000", ctx, param)
     try:
-        return hvsock.HyperVAddress.parse(text if "://" in text else f"hvsock://{text}")
+        return hvsock.HyperVAddress.parse(f"hvsock://{text}" if is_short else text)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
 
@@ -154,13 +157,14 @@ def transport_option(function: F) -> F:
         "--transport",
         type=click.Choice([transport.name for transport in hvsock.transports()]),
         envvar="HVSOCK_TRANSPORT",
+        show_envvar=True,
         help="By default hyperv on Windows, vsock elsewhere.",
     )(function)
 
 
 def as_json(function: F) -> F:
     """Add the option --json."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")(function)
 
 
 def examples(text: str) -> str:

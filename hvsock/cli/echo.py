@@ -92,7 +92,7 @@ class Echoes:
         try:
             try:
                 with connection:
-                    ending = f"{echo(connection):,} bytes came and went"
+                    ending = f"{echo(connection):,} bytes echoed"
             except OSError as error:
                 ending = Failure.of(error).message
             if not self._closing:

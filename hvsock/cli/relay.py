@@ -57,7 +57,7 @@ class Notes(logging.Handler):
     show_default=True,
     help="Seconds that connections may go on after Ctrl-C.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what becomes of each connection.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each connection on stderr.")
 @as_json
 def command(
     listen: str,

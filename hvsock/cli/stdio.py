@@ -39,7 +39,9 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stde
 
 @click.command("connect", epilog=examples(CONNECT_EXAMPLES))
 @address_argument
-@click.option("--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the connection.")
+@click.option(
+    "-t", "--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the connection."
+)
 @click.option(
     "--retry-for", type=Seconds(positive=False), default=0.0, help="Seconds to try again while nobody listens."
 )
@@ -64,7 +66,9 @@ def connect(
 
 @click.command("listen", epilog=examples(LISTEN_EXAMPLES))
 @address_argument
-@click.option("--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit.")
+@click.option(
+    "-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit."
+)
 @verbose_option
 @transport_option
 def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:

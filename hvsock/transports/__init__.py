@@ -53,5 +53,8 @@ def default_transport() -> Transport:
     """
     name = os.environ.get("HVSOCK_TRANSPORT")
     if name:
-        return transport_named(name)
+        try:
+            return transport_named(name)
+        except ValueError as exc:
+            raise ValueError(f"HVSOCK_TRANSPORT: {exc}") from None
     return transport_named("hyperv" if sys.platform == "win32" else "vsock")

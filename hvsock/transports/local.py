@@ -109,7 +109,7 @@ def bind_path(sock: Socket, path: str) -> Callable[[], None]:
     """Bind to a path, replacing the name of a listener that was killed; return what removes the name again.
 
     Raises:
-        OSError: a living process has this name, or as the system says.
+        OSError: another socket has this name, or as the system says.
     """
     # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
     # whoever looked meanwhile would take it for a dead one.
@@ -185,7 +185,7 @@ def _check_directory(path: str) -> None:
         raise NotImplementedError(LocalTransport.unsupported)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is none", path)
+        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is no directory", path)
     if status.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", path)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

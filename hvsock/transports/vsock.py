@@ -39,7 +39,10 @@ class VsockTransport(Transport):
     unsupported = None if hasattr(socket, "AF_VSOCK") else "AF_VSOCK exists on Linux only."
 
     def _refused(self, exc: OSError) -> str:
-        return f"This kernel has no AF_VSOCK ({exc.strerror}): load its module (hv_sock in a Hyper-V guest)."
+        return (
+            f"This kernel has no AF_VSOCK ({exc.strerror}): load its module, in a Hyper-V guest by modprobe hv_sock, "
+            "in a guest of KVM by modprobe vmw_vsock_virtio_transport."
+        )
 
     def bind(self, sock: Socket, address: HyperVAddress) -> None:
         """Bind to the CID, which in a Hyper-V guest can only be VMADDR_CID_ANY: wildcard or children."""
