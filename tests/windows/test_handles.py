@@ -482,11 +482,11 @@ def test_connect_errors(address: Address, server: hvsock.HyperVSocket, fault: st
 @pytest.mark.parametrize(
     "fault",
     [
-        "AcceptEx=10054",
+        "AcceptEx=10050",
         "setsockopt=10050",  # SO_UPDATE_ACCEPT_CONTEXT
         "WSAIoctl=10045",  # no AcceptEx
         "WSAIoctl=10045@1",  # no GetAcceptExSockaddrs
-        "WSAGetOverlappedResult=10054",
+        "WSAGetOverlappedResult=10050",
     ],
 )
 def test_accept_errors(address: Address, server: hvsock.HyperVSocket, fault: str) -> None:
@@ -503,6 +503,29 @@ def test_accept_errors(address: Address, server: hvsock.HyperVSocket, fault: str
             server.settimeout(LIMIT)
 
     check_flat(fail, SOME)
+
+
+@pytest.mark.parametrize("code", [10053, 10054, 64])
+@pytest.mark.parametrize("call", ["AcceptEx", "setsockopt", "WSAGetOverlappedResult"])
+def test_clients_that_are_gone_before_they_are_accepted(
+    address: Address, server: hvsock.HyperVSocket, call: str, code: int
+) -> None:
+    """It is no error of the listener, which accepts the next one."""
+
+    def accept() -> None:
+        with contextlib.ExitStack() as clients:
+            for _ in range(4):
+                clients.enter_context(hvsock.create_connection(address, timeout=LIMIT))
+            with hvsim.faults(f"{call}={code}*3"):
+                server.accept()[0].close()
+            # The first of these faults comes before a connection is taken, the others after it.
+            server.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    server.accept()[0].close()
+            server.settimeout(LIMIT)
+
+    check_flat(accept, SOME)
 
 
 def test_accept_error_without_waiting(server: hvsock.HyperVSocket) -> None:

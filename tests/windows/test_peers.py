@@ -633,7 +633,7 @@ def test_connected_suspend_is_inherited(address: Address, suspend: bool, timeout
             with hvsock.create_connection(address, timeout=LIMIT), hvsim.faults("setsockopt=10042"):
                 accept()
             # Before AcceptEx: it is set even where that fails.
-            with hvsim.faults("AcceptEx=10054"), pytest.raises(OSError):
+            with hvsim.faults("AcceptEx=10050"), pytest.raises(OSError):
                 hvsim.reset_counts()
                 server.accept()
             assert hvsim.counts()["setsockopt"] == 1
