@@ -16,8 +16,8 @@ PAGE: Final = Path(__file__).resolve().parent / "reference" / "cli.md"
 INTRODUCTION: Final = """\
 # Command line
 
-Made by `docs/cli_reference.py` from what `--help` says. The command comes with the extra: `pip install "hvsock[cli]"`.
-`python -m hvsock` is the same.
+Made by `docs/cli_reference.py` from what `--help` says. The command needs the extra `cli`. `python -m hvsock` is the
+same.
 
 Exit codes: 0, 1 for a failure, 2 for a usage error, 130 after Ctrl-C where that is not the usual end. A failure is one
 line on stderr; `hvsock --debug COMMAND` adds the trace. Text of peers and of the system is escaped. Colours and
