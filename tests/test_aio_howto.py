@@ -1,4 +1,4 @@
-"""Every code block of the how-tos on asyncio, trio and anyio is run, over every transport."""
+"""Every code block of the how-tos on asyncio, trio, anyio and socketserver is run, over every transport."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import utils
 from test_readme import Block, read_blocks
 
 DIRECTORY = utils.TESTS.parent / "docs" / "howto"
-NAMES = ("asyncio", "trio", "anyio")
+NAMES = ("asyncio", "trio", "anyio", "socketserver")
 
 if not DIRECTORY.exists():
     pytest.skip("docs is not beside the tests: run them from a clone", allow_module_level=True)

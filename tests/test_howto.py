@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import registry
 import utils
+from test_docs import run_command
 from test_readme import Block, read_blocks
 from test_vms import HCS, WMI, Program, hcs, program
 
@@ -32,7 +32,8 @@ WSL_ID = uuid.UUID("afd7952d-e55b-5ead-a889-fc7922c6458d")
 RUN_HERE = ("containers.md", "find-a-vm.md", "register-a-service.md", "wsl2.md")
 MARKS = {
     "python": {"run: alone", "run: in the registry", "run: with VMs", "run: with WSL"},
-    "powershell": {"run: command in the registry", "check: reg"},
+    "powershell": {"", "run: command in the registry", "check: reg"},
+    "sh": {""},  # commands, which test_docs checks
 }
 FILES = ("server.py", "client.py", "guest_server.py", "host_client.py")
 
@@ -63,6 +64,7 @@ def test_every_block_is_covered() -> None:
             {f"file: {file}" for file in FILES} if name.startswith("wsl2.md") and block.language == "python" else set()
         )
         assert block.mark in MARKS.get(block.language, set()) | files, f"nothing here tests the block {name}"
+        assert block.mark or all(line.startswith("hvsock ") for line in block.code.splitlines()), name
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -102,9 +104,7 @@ def test_blocks_about_registration(block: Block, key: registry.Scratch, capsys: 
 
 @marked("run: command in the registry")
 def test_the_command_that_registers(block: Block, key: registry.Scratch) -> None:
-    *start, code = shlex.split(block.code)
-    assert start == ["py", "-c"]
-    exec(compile(code, str(block), "exec"), {})
+    run_command(block.code)
     assert services.list_services() == [(hvsock.service_id_from_port(5000), "My agent", True)]
 
 

@@ -65,7 +65,7 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> None:
 
 
 def test_every_block_of_the_howto_is_run() -> None:
-    marks = ["file: to_service.py", "file: from_service.py", "run: alone", "output: alone", "run: beside"]
+    marks = ["", "file: to_service.py", "", "file: from_service.py", "run: alone", "output: alone", "run: beside"]
     assert [block.mark for block in BLOCKS] == marks
 
 
