@@ -41,7 +41,7 @@ MARKS = {
     "tutorial.md": {
         *("", "run: any", "run: in the registry", "run: host, echo", "run: guest, ping", "run: host, service.py"),
         *("run: guest, agent.py", "file: service.py", "file: agent.py", "output: service.py", "output: agent.py"),
-        *("environment: host", "environment: guest"),
+        *("environment: host", "environment: guest", "run: host, ping"),
     },
     "troubleshooting.md": {"", "run: alone"},
     "explanation/addresses.md": {"run: alone"},
@@ -137,7 +137,9 @@ def commands_of(text: str) -> Iterator[list[str]]:
                 for inner in re.findall(r"\$\((hvsock [^)]+)\)", line):
                     yield shlex.split(inner)[1:]
                 _, found, rest = re.sub(r"\$\([^)]*\)", GUEST, line).rpartition("hvsock ")
-                if found and (line.startswith("hvsock") or "&& hvsock" in line or "bin/hvsock" in line):
+                if found and (
+                    line.startswith("hvsock") or "&& hvsock" in line or "bin/hvsock" in line or '/c "hvsock' in line
+                ):
                     yield shlex.split(re.split(" [<>|] ", rest)[0])
 
 
@@ -221,6 +223,9 @@ def test_the_tutorials_commands(tutorial: Path) -> None:
     with running(code_of(TUTORIAL, "run: host, echo"), "host", tutorial) as echo:
         assert "hvsock://wildcard/5000" in next_line(echo)
         assert "3" in run(code_of(TUTORIAL, "run: guest, ping"), "guest", tutorial)
+    with running("hvsock echo wildcard/5001", "guest", tutorial) as echo:
+        next_line(echo)
+        assert "3 sent, 3 came back" in run(code_of(TUTORIAL, "run: host, ping"), "host", tutorial)
 
 
 def shape(text: str) -> list[str]:
