@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from docutils.nodes import Element
@@ -48,6 +49,12 @@ def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, cont
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, content)
 
 
+def name_files_of_the_clone(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Name a page that is not in docs/ where it is linked to: the site does not have it."""
+    source[0] = re.sub(r"\[([^]]+)\]\(\.\./\.\./([\w/]+\.md)[^)]*\)", r"\1 (`\2`)", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Register the above."""
+    app.connect("source-read", name_files_of_the_clone)
     app.connect("missing-reference", find_in_package)
