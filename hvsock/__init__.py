@@ -5,8 +5,11 @@ Hyper-V sockets connect a host and its virtual machines through shared memory, w
 POSIX machine (``AF_UNIX``).
 """
 
+from hvsock.addresses import *
+from hvsock.errors import IncompleteReadError
+
 try:
-    from hvsock import addresses, sockets
+    from hvsock.sockets import *
 except ModuleNotFoundError as error:
     if error.name != "hvsock._hvsock":
         raise
@@ -14,11 +17,38 @@ except ModuleNotFoundError as error:
         f"{__path__[0]} is hvsock's source, which is not compiled and hides the installed package: "
         "change to another directory"
     ) from None
-from hvsock.addresses import *  # noqa: F403
-from hvsock.errors import IncompleteReadError
-from hvsock.sockets import *  # noqa: F403
 from hvsock.transports import default_transport, transports
 
-__all__ = [*addresses.__all__, *sockets.__all__, "IncompleteReadError", "default_transport", "transports"]  # noqa: PLE0604
+__all__ = [
+    "AF_HYPERV",
+    "HVSOCKET_CONNECTED_SUSPEND",
+    "HVSOCKET_CONNECT_TIMEOUT",
+    "HVSOCKET_CONNECT_TIMEOUT_MAX",
+    "HVSOCKET_CONTAINER_PASSTHRU",
+    "HVSOCKET_HIGH_VTL",
+    "HV_GUID_BROADCAST",
+    "HV_GUID_CHILDREN",
+    "HV_GUID_LOOPBACK",
+    "HV_GUID_PARENT",
+    "HV_GUID_SILOHOST",
+    "HV_GUID_VSOCK_TEMPLATE",
+    "HV_GUID_WILDCARD",
+    "HV_GUID_ZERO",
+    "HV_PROTOCOL_RAW",
+    "Address",
+    "HyperVAddress",
+    "HyperVSocket",
+    "IncompleteReadError",
+    "as_address",
+    "cid_from_vm_id",
+    "container_vm_id",
+    "create_connection",
+    "create_server",
+    "default_transport",
+    "port_from_service_id",
+    "service_id_from_port",
+    "transports",
+    "vm_id_from_cid",
+]
 
 __version__ = "0.1.0"

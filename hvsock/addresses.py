@@ -58,8 +58,7 @@ HV_GUID_SILOHOST: Final = UUID("36bd0c5c-7276-4223-88ba-7d03b654c568")  # connec
 HV_GUID_VSOCK_TEMPLATE: Final = UUID("00000000-facb-11e6-bd58-64006a7986d3")  # a port's service id, the port first
 
 Address: TypeAlias = tuple[UUID | str, UUID | str | int]
-"""What is taken wherever an address is asked for: a VM (UUID, GUID string, alias) and a service (UUID, GUID string,
-port)."""
+"""Any address argument is such a pair, of a VM (UUID, GUID string, alias) and a service (UUID, GUID string, port)."""
 
 _ALIASES: Final = {
     "wildcard": HV_GUID_WILDCARD,
@@ -108,7 +107,7 @@ class HyperVAddress(NamedTuple):
     """
 
     vm_id: UUID
-    """The VM, or which VMs: a VM's id or one of the HV_GUID constants."""
+    """A VM's id, or one of the HV_GUID constants, which may mean several VMs."""
     service_id: UUID
     """The service in it."""
 

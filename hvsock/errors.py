@@ -13,7 +13,7 @@ __all__ = ["IncompleteReadError", "add_notes", "is_transient", "known_cause"]
 # microsoft/hcsshim test/functional/hvsock_test.go, nbdd0121/wsld issues 5, 8 and 28, Linux net/vmw_vsock.
 _CAUSES: Final[dict[str, dict[int, str]]] = {
     "hyperv": {
-        10013: "the service is not registered on the host, its security descriptor denies this user, "
+        10013: "on the host, the service of a VM's id is not registered; or its security descriptor denies this user, "
         "or the VM belongs to another user (WSL)",
         10022: "the service is disabled for this VM, or the socket is in the wrong state (listen() before bind())",
         10041: "a Hyper-V socket is made with protocol HV_PROTOCOL_RAW (1)",
@@ -23,7 +23,8 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
         10051: "the VM is not running, its id is unknown here, or this machine has no parent",
         10054: "the peer's process or VM ended",
         10060: "nobody listens, the service is not registered on the host, or the VM is busy starting",
-        10061: "nobody listens on this service, or its listener is bound to another VM id; "
+        10061: "nobody listens on this service, or, in a guest, it is not registered on the host, "
+        "or its listener is bound to another VM id; "
         "a wildcard listener is never reached from WSL or where AllowWildcardBinds is off",
     },
     "vsock": {

@@ -459,6 +459,11 @@ class _Attempt(NamedTuple):
     aborting: _Wake
     abortable: Callable[[Socket], AbstractContextManager[None]]
 
+    def first_of(self, count: int) -> Self:
+        """Return the first of so many attempts, which share the time that is left."""
+        left = _left(self.deadline)
+        return self if left is None else self._replace(deadline=time.monotonic() + left / count)
+
     def limit(self, sock: socket.socket) -> None:
         """Set the socket's timeout to what is left.
 
@@ -661,15 +666,16 @@ class _Tcp(_Endpoint):
 
     def connect(self, attempt: _Attempt) -> socket.socket:
         errors: list[OSError] = []
-        for family, kind, proto, _, address in self._resolve():
+        addresses = self._resolve()
+        for number, (family, kind, proto, _, address) in enumerate(addresses):
             sock = socket.socket(family, kind, proto)
             try:
                 _tune(sock)
-                self._connect(sock, address, attempt)
+                self._connect(sock, address, attempt.first_of(len(addresses) - number))
             except OSError as exc:
                 sock.close()
                 errors.append(exc)
-                if attempt.aborting.is_set or isinstance(exc, TimeoutError):
+                if attempt.aborting.is_set:
                     break
             except BaseException:
                 sock.close()

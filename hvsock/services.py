@@ -125,7 +125,7 @@ def registered(service: UUID | str | int) -> bool:
 
 
 def list_services() -> list[Service]:
-    """Return the registered services, in the order of their ids; Windows' own are among them.
+    """Return the registered services that this user may read, in the order of their ids; Windows' own are among them.
 
     Raises:
         FileNotFoundError: this Windows has no Hyper-V.
@@ -134,7 +134,7 @@ def list_services() -> list[Service]:
     services = []
     with _open_parent(_winreg().KEY_ENUMERATE_SUB_KEYS) as parent:
         for name in _sub_keys(parent):
-            with contextlib.suppress(ValueError):  # a key that is no service's
+            with contextlib.suppress(ValueError, PermissionError):  # no service's, or not for this user to read
                 service = _find(_as_service_id(name))
                 if service is not None:  # else it has just been removed
                     services.append(service)

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import errno
 import gc
+import sys
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -367,6 +368,38 @@ def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, monkeypatch: py
     bed.run(main)
 
 
+@pytest.mark.parametrize("size", [2, 14, 9000])
+def test_a_message_that_does_not_end_does_not_keep_the_loop_busy(
+    bed: Bed, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header, its first bytes, or those of a long one have arrived, and somebody waits for the rest."""
+    calls = 0
+    arrived = aio.MessageStream._on_arrival
+
+    def count(stream: aio.MessageStream) -> None:
+        nonlocal calls
+        calls += 1
+        arrived(stream)
+
+    async def main() -> None:
+        nonlocal calls
+        monkeypatch.setattr(aio.MessageStream, "_on_arrival", count)
+        async with bed.message_pair() as (one, other):
+            message = random_bytes(size + 50_000 if size > 1000 else 100)
+            wire = len(message).to_bytes(4) + message
+            receiving = asyncio.create_task(other.recv())
+            await send_raw(one, wire[:size])
+            await asyncio.sleep(TICK)
+            calls = 0
+            await ticks(200)
+            await asyncio.sleep(TICK)
+            assert calls <= 1
+            await send_raw(one, wire[size:])
+            assert await receiving == message
+
+    bed.run(main)
+
+
 # Many tasks
 
 
@@ -690,6 +723,8 @@ def test_cancelled_exchange(bed: Bed) -> None:
         async with bed.message_pair() as (one, other):
             with pytest.raises(TimeoutError):
                 await patience(one.exchange(b"requ", b"est"))
+            with pytest.raises(TimeoutError):
+                await patience(one.recv())  # which has not got the reply
             with pytest.raises(RuntimeError, match="due"):
                 await one.exchange(b"another")
             assert await other.recv() == b"request"
@@ -714,6 +749,27 @@ def test_cancelled_exchange(bed: Bed) -> None:
                 await task
             assert info.value.errno == errno.EMSGSIZE
             assert await one.exchange(b"fourth") == b"too long"
+
+    bed.run(main)
+
+
+def test_cancelled_exchange_behind_a_cancelled_send(bed: Bed) -> None:
+    """What was sent in part after the request is finished; the request is not sent again."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            with pytest.raises(TimeoutError):
+                await patience(one.exchange(b"request"))
+            notice = random_bytes(16 * MIB)
+            with pytest.raises(TimeoutError):
+                await patience(one.send(notice))
+            asking = asyncio.create_task(one.exchange(b"request"))
+            assert await other.recv() == b"request"
+            assert await other.recv() == notice
+            with pytest.raises(TimeoutError):
+                await patience(other.recv())
+            await other.send(b"reply")
+            assert await asking == b"reply"
 
     bed.run(main)
 
@@ -998,6 +1054,88 @@ def test_shutdown(bed: Bed) -> None:
         assert ended == ["idle", "asks", "slow", "stuck"]
         for stream in streams:
             await stream.aclose()
+
+    bed.run(main)
+
+
+def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:
+    """Its handler ends, too, however far its task has come."""
+
+    async def main() -> None:
+        for turns in range(8):
+            server = await bed.serve_messages(echo)
+            with hvsock.HyperVSocket(transport=bed.transport) as client:
+                client.settimeout(LIMIT)
+                await asyncio.to_thread(client.connect, bed.address)
+                await ticks(turns)
+                began = time.monotonic()
+                await server.shutdown(LIMIT / 2)
+                assert time.monotonic() - began < LIMIT / 4
+
+    bed.run(main)
+
+
+def test_abort_beside_a_connection_that_has_just_come(bed: Bed) -> None:
+    async def main() -> None:
+        for turns in range(8):
+            server = await bed.serve_messages(echo)
+            with hvsock.HyperVSocket(transport=bed.transport) as client:
+                client.settimeout(LIMIT)
+                await asyncio.to_thread(client.connect, bed.address)
+                await ticks(turns)
+                server.close()
+                server.abort_clients()
+                await server.wait_closed()
+
+    bed.run(main)
+
+
+def test_shutdown_beside_a_peer_that_goes_on(bed: Bed) -> None:
+    """What has arrived is received, and not what it sends without an end."""
+
+    async def receive(stream: aio.MessageStream) -> None:
+        with pytest.raises(EOFError, match="shutting down"):
+            while True:
+                await stream.recv()
+
+    async def main() -> None:
+        server = await bed.serve_messages(receive)
+        async with await bed.connect_messages() as stream:
+
+            async def send() -> None:
+                with contextlib.suppress(ConnectionError):
+                    while True:
+                        await stream.send(bytes(50_000))
+
+            sending = asyncio.create_task(send())
+            await asyncio.sleep(TICK)
+            began = time.monotonic()
+            await server.shutdown(LIMIT / 2)
+            assert time.monotonic() - began < LIMIT / 4
+            await sending
+
+    bed.run(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are 3.12's")
+def test_a_handler_that_closes_the_server_at_once(bed: Bed) -> None:
+    """It runs in the midst of accepting, where tasks are eager."""
+    if bed.kind == "uvloop":
+        pytest.skip("uvloop calls 3.13's eager task factory with an argument that it does not take")
+
+    async def handler(_stream: aio.MessageStream) -> None:
+        server.close()
+
+    server: aio.MessageServer
+
+    async def main() -> None:
+        nonlocal server
+        server = await bed.serve_messages(handler)
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):  # while the loop does not run
+                stack.enter_context(hvsock.create_connection(bed.address, LIMIT, transport=bed.transport))
+            await server.wait_closed()
 
     bed.run(main)
 

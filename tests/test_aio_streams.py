@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import re
 import socket
@@ -354,6 +355,34 @@ def test_tls_with_a_peer_that_speaks_none(bed: Bed) -> None:
     bed.run(main)
 
 
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
+    server_context, _ = tls_contexts("TLS 1.2, anonymous")
+
+    async def main() -> None:
+        server = await bed.start_server(echo, ssl=server_context)
+        reader, writer = await bed.open_connection()
+        await asyncio.sleep(TICK)
+        began = time.monotonic()
+        server.close()
+        getattr(server, method)()
+        await server.wait_closed()
+        assert time.monotonic() - began < LIMIT / 2
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await close(writer)
+
+    bed.run(main)
+
+
+def test_tls_is_a_context(bed: Bed) -> None:
+    async def main() -> None:
+        with pytest.raises(TypeError, match=r"ssl must be an .*SSLContext, not True"):
+            await bed.open_connection(ssl=True)
+
+    bed.run(main)
+
+
 def test_tls_needs_a_name_to_check(bed: Bed) -> None:
     _, context = tls_contexts("TLS 1.2, anonymous")
     context.check_hostname = True
@@ -607,6 +636,33 @@ def test_clients_are_closed(bed: Bed, method: str) -> None:
                 with contextlib.suppress(ConnectionError):
                     assert await reader.read() == b""
                 await close(writer)
+
+    bed.run(main)
+
+
+def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed) -> None:
+    async def main() -> None:
+        server = await bed.create_server(asyncio.Protocol)
+        reader, writer = await bed.open_connection()
+        await asyncio.sleep(TICK)
+        gc.collect()
+        server.close()
+        server.abort_clients()
+        await server.wait_closed()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        await close(writer)
+
+    bed.run(main)
+
+
+def test_backlog_of_none(bed: Bed) -> None:
+    async def main() -> None:
+        async with await bed.start_server(echo, backlog=0):
+            reader, writer = await bed.open_connection()
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            await close(writer)
 
     bed.run(main)
 

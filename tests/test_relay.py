@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
 import logging
@@ -864,6 +865,26 @@ def test_addresses_to_listen_on_only(uri: str) -> None:
 def test_addresses(uri: str) -> None:
     relay = Relay(uri, uri)
     assert (relay.address, relay.target) == (uri, uri)
+
+
+def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the first one does not answer: they share the time."""
+    relay = Relay("tcp://:0", "tcp://a.host:80", connect_timeout=LIMIT)
+    tried: list[float] = []
+
+    def resolve(_: object) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (1, 2)]
+
+    def connect(_self: object, _sock: socket.socket, _address: object, attempt: Any) -> None:
+        tried.append(attempt.deadline - time.monotonic())
+        raise TimeoutError(errno.ETIMEDOUT, "no answer")
+
+    target = type(relay._target)
+    monkeypatch.setattr(target, "_resolve", resolve)
+    monkeypatch.setattr(target, "_connect", connect)
+    with relay, dial(relay.address) as client, contextlib.suppress(ConnectionError):
+        assert client.recv(1) == b""
+    assert [pytest.approx(left, rel=0.1) for left in (LIMIT / 2, LIMIT)] == tried
 
 
 @posix_only

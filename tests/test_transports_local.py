@@ -19,6 +19,7 @@ import utils
 from utils import LIMIT, TICK, Child, Task
 
 import hvsock
+from hvsock import _hvsock
 from hvsock.transports import local as local_module
 
 pytestmark = pytest.mark.skipif(utils.WINDOWS, reason="POSIX only: Python has no AF_UNIX on Windows")
@@ -480,6 +481,37 @@ def test_foreign_socket_in_the_directory(local_directory: Path) -> None:
                 accepted, address = listener.accept()
                 with accepted:
                     assert type(address) is hvsock.HyperVAddress
+
+
+def test_a_lock_that_is_kept(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a directory for all, anybody could."""
+    import fcntl
+
+    monkeypatch.setattr(local_module, "_PATIENCE", TICK)
+    lock = os.open(local_directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another process has locked the directory"):
+            listen(HOST, WILDCARD)
+    finally:
+        os.close(lock)
+    with listen(HOST, WILDCARD):
+        assert len(names(local_directory)) == 1
+
+
+def test_a_name_is_removed_once(local_directory: Path) -> None:
+    """The next socket of that name may have the same inode."""
+    path = str(local_directory / "name")
+    for _ in range(20):
+        with _hvsock.Socket(socket.AF_UNIX) as one, _hvsock.Socket(socket.AF_UNIX) as other:
+            remove = local_module.bind_path(one, path)
+            remove()
+            one.close()
+            remove_other = local_module.bind_path(other, path)
+            remove()
+            assert os.path.exists(path)
+            remove_other()
+            assert not os.path.exists(path)
 
 
 # The directory

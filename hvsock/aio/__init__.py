@@ -1,11 +1,20 @@
 """Hyper-V sockets with asyncio: streams, transports and protocols as asyncio's own, and streams of messages.
 
-Everything works on every event loop: the Proactor and selector loops of Windows, selector loops elsewhere, uvloop. On
+It works on asyncio's own event loops, the Proactor among them, and on uvloop, which has no `start_tls` for it; on
 winloop, messages do.
 """
 
-from hvsock.aio import messages, streams
-from hvsock.aio.messages import *  # noqa: F403
-from hvsock.aio.streams import *  # noqa: F403
+from hvsock.aio.messages import *
+from hvsock.aio.streams import *
 
-__all__ = [*messages.__all__, *streams.__all__]  # noqa: PLE0604
+__all__ = [
+    "MessageServer",
+    "MessageStream",
+    "Server",
+    "connect_messages",
+    "create_connection",
+    "create_server",
+    "open_connection",
+    "serve_messages",
+    "start_server",
+]

@@ -63,57 +63,57 @@ class Presenter(asyncio.Protocol):
 
 
 class NamedTransport(asyncio.Transport):
-    """The loop's transport, but for "sockname" and "peername"."""
+    """The loop's transport (`inner`), but for "sockname" and "peername"."""
 
     def __init__(self, transport: asyncio.Transport, names: dict[str, Any]) -> None:
         super().__init__(names)
-        self._transport = transport
+        self.inner = transport
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         own = super().get_extra_info(name)
-        return self._transport.get_extra_info(name, default) if own is None else own
+        return self.inner.get_extra_info(name, default) if own is None else own
 
     def abort(self) -> None:
-        self._transport.abort()
+        self.inner.abort()
 
     def can_write_eof(self) -> bool:
-        return self._transport.can_write_eof()
+        return self.inner.can_write_eof()
 
     def close(self) -> None:
-        self._transport.close()
+        self.inner.close()
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._transport.get_protocol()
+        return self.inner.get_protocol()
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._transport.get_write_buffer_limits()
+        return self.inner.get_write_buffer_limits()
 
     def get_write_buffer_size(self) -> int:
-        return self._transport.get_write_buffer_size()
+        return self.inner.get_write_buffer_size()
 
     def is_closing(self) -> bool:
-        return self._transport.is_closing()
+        return self.inner.is_closing()
 
     def is_reading(self) -> bool:
-        return self._transport.is_reading()
+        return self.inner.is_reading()
 
     def pause_reading(self) -> None:
-        self._transport.pause_reading()
+        self.inner.pause_reading()
 
     def resume_reading(self) -> None:
-        self._transport.resume_reading()
+        self.inner.resume_reading()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._transport.set_protocol(protocol)
+        self.inner.set_protocol(protocol)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._transport.set_write_buffer_limits(high, low)
+        self.inner.set_write_buffer_limits(high, low)
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        self._transport.write(data)
+        self.inner.write(data)
 
     def write_eof(self) -> None:
-        self._transport.write_eof()
+        self.inner.write_eof()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
-        self._transport.writelines(list_of_data)
+        self.inner.writelines(list_of_data)

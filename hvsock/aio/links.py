@@ -14,11 +14,11 @@ from hvsock.aio.connecting import settle
 from hvsock.errors import IncompleteReadError
 from hvsock.sockets import HyperVSocket
 
-__all__ = ["Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long"]
+__all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long"]
 
 Buffer = bytes | bytearray | memoryview
 
-_HEADER: Final = 4  # bytes, the length that goes before a message
+HEADER: Final = 4  # bytes, the length that goes before a message
 _LONGEST: Final = 2**32 - 1
 _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
@@ -71,7 +71,7 @@ class Link(abc.ABC):
         """
         while True:
             if self._content is None:
-                data, start = self._data, self._at + _HEADER
+                data, start = self._data, self._at + HEADER
                 if start <= len(data):
                     size = int.from_bytes(data[self._at : start])
                     if size > max_size:
@@ -82,7 +82,7 @@ class Link(abc.ABC):
                     if self._at == len(data):
                         self._data, self._at = b"", 0
                         return data[start:]
-                    self._at = start - _HEADER
+                    self._at = start - HEADER
             elif self._size > max_size:
                 raise message_too_long(self._size, max_size)
             elif self._got == self._size:
@@ -101,7 +101,7 @@ class Link(abc.ABC):
     def _rest_of_long_message(self) -> memoryview | None:
         """Return where the next bytes go if a long message has begun."""
         if self._content is None:
-            data, start = self._data, self._at + _HEADER
+            data, start = self._data, self._at + HEADER
             size = int.from_bytes(data[self._at : start]) if start <= len(data) else 0
             if size <= _ROOM:
                 return None
@@ -136,9 +136,9 @@ class Link(abc.ABC):
             return IncompleteReadError(bytes(content[: self._got]), self._size)
         if not data:
             return EOFError("the peer has ended the stream")
-        if len(data) < _HEADER:
-            return IncompleteReadError(data, _HEADER)
-        return IncompleteReadError(data[_HEADER:], int.from_bytes(data[:_HEADER]))
+        if len(data) < HEADER:
+            return IncompleteReadError(data, HEADER)
+        return IncompleteReadError(data[HEADER:], int.from_bytes(data[:HEADER]))
 
     @abc.abstractmethod
     def watch(self) -> None:
@@ -277,12 +277,12 @@ class OverlappedLink(Link):
             raise ValueError(f"a message has {_LONGEST} bytes at most")
         if len(buffers) > _MOST_BUFFERS:
             buffers = (b"".join(buffers),)
-        parts = size.to_bytes(_HEADER), *buffers
+        parts = size.to_bytes(HEADER), *buffers
         try:
             sent = self._sock.sendmsg(parts)
         except BlockingIOError:
             sent = 0
-        if sent < _HEADER + size:
+        if sent < HEADER + size:
             rest = memoryview(b"".join(parts))[sent:]
             self._writing = self._loop.create_task(self._loop.sock_sendall(self._sock, rest))
             raise BlockingIOError(errno.EAGAIN, "the transfer has been started")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Self
 
 from hvsock.addresses import Address
 from hvsock.aio.connecting import connect, watches_sockets
-from hvsock.aio.links import Buffer, Link, OverlappedLink, WatchedLink
+from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink
 from hvsock.aio.serving import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
@@ -18,6 +18,7 @@ __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages
 
 _MAX_SIZE: Final = 16 * 2**20  # bytes, as for HyperVSocket.recv_message
 _BACKLOG: Final = 100
+_LAST: Final = 2**20  # bytes: what has arrived when a server shuts down is less, whatever its peer goes on to send
 _BURST: Final = 64  # messages sent or received without waiting, before other tasks get a turn
 
 
@@ -104,9 +105,9 @@ class MessageStream:
         "_closed",
         "_due",
         "_exchanging",
+        "_left",
         "_link",
         "_loop",
-        "_no_more",
         "_receivers",
         "_senders",
         "_sending",
@@ -121,7 +122,7 @@ class MessageStream:
         kind = WatchedLink if watches_sockets(self._loop) else OverlappedLink
         self._link: Link = kind(self._loop, sock, self._on_arrival)
         self._closed = False
-        self._no_more = False  # recv() does not wait any longer
+        self._left: int | None = None  # bytes of messages that recv() returns without waiting, and then ends
         self._burst = 0
         self._receivers: list[_Receiver] = []
         self._senders = 0  # that had to wait
@@ -183,9 +184,15 @@ class MessageStream:
         self._burst += 1
         if self._burst >= _BURST:
             await self._let_others_run()
-        self._due = None
+        if self._left is not None and self._left <= 0:
+            raise _shutting_down()
         message = self._take_now(max_size)
-        return await self._wait(max_size) if message is None else message
+        if message is None:
+            message = await self._wait(max_size)
+        if self._left is not None:
+            self._left -= len(message) + HEADER
+        self._due = None
+        return message
 
     async def exchange(self, *buffers: Buffer, max_size: int = _MAX_SIZE) -> bytes:
         """Send one message and return the next one that arrives, its reply. Exchanges go one after another.
@@ -206,8 +213,8 @@ class MessageStream:
                     raise
             elif self._due != b"".join(buffers):
                 raise RuntimeError("the reply to another request is due: recv() takes it")
-            elif self._unfinished is not None:
-                await self.send(*buffers)
+            elif self._unfinished is not None:  # the request, or what was sent after it
+                await self._finish_in_turn()
             try:
                 reply = self._take_now(max_size)
                 if reply is None:
@@ -279,6 +286,14 @@ class MessageStream:
                 self._unfinished = tuple(map(bytes, buffers))
             raise
 
+    async def _finish_in_turn(self) -> None:
+        self._senders += 1
+        try:
+            async with self._sending:
+                await self._finish()
+        finally:
+            self._senders -= 1
+
     async def _finish(self) -> None:
         if self._unfinished is not None:
             await self._send_all(self._unfinished)
@@ -315,11 +330,11 @@ class MessageStream:
     async def _wait(self, max_size: int, *, request: bool = False) -> bytes:
         while True:
             self._check_open()
-            if self._no_more and not request:
+            if self._left is not None and not request:
                 try:
                     return self._link.take(max_size)
                 except BlockingIOError:
-                    raise EOFError("the server is shutting down") from None
+                    raise _shutting_down() from None
             self._burst = 0
             receiver = _Receiver(self._loop, max_size)
             self._receivers.append(receiver)
@@ -347,7 +362,8 @@ class MessageStream:
                 outcome = self._link.take(receiver.max_size)
             except BlockingIOError:
                 self._receivers.insert(0, receiver)
-                break
+                self._link.watch()
+                return
             except Exception as exc:
                 outcome = exc
             receiver.wake(outcome)
@@ -364,8 +380,12 @@ class MessageStream:
 
     def _end_input(self) -> None:
         """Let recv() return what has arrived already, and then end."""
-        self._no_more = True
+        self._left = _LAST
         self._wake_all()
+
+
+def _shutting_down() -> EOFError:
+    return EOFError("the server is shutting down")
 
 
 async def connect_messages(
@@ -404,7 +424,7 @@ class MessageServer(BaseServer):
     ) -> None:
         super().__init__(sock, backlog, max_connections)
         self._handler = handler
-        self._streams: set[MessageStream] = set()
+        self._streams: dict[HyperVSocket, MessageStream] = {}
 
     async def shutdown(self, timeout: float | None = 10.0) -> None:
         """Close the server, let the handlers come to their end, and cancel those that are not there in time.
@@ -416,8 +436,7 @@ class MessageServer(BaseServer):
             timeout: seconds; None cancels none.
         """
         self.close()
-        for stream in self._streams:
-            stream._end_input()
+        self.close_clients()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout)
             for task in late:
@@ -426,7 +445,7 @@ class MessageServer(BaseServer):
 
     def close_clients(self) -> None:
         """Let the handlers come to their end, as shutdown() does."""
-        for stream in self._streams:
+        for stream in self._streams.values():
             stream._end_input()
 
     def abort_clients(self) -> None:
@@ -437,9 +456,11 @@ class MessageServer(BaseServer):
     async def _finish(self) -> None:
         await self.shutdown()
 
-    async def _serve(self, sock: HyperVSocket) -> None:
-        stream = MessageStream(sock)
-        self._streams.add(stream)
+    def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
+        stream = self._streams[sock] = MessageStream(sock)
+        return self._handle(sock, stream)
+
+    async def _handle(self, sock: HyperVSocket, stream: MessageStream) -> None:
         try:
             await self._handler(stream)
         except Exception as exc:
@@ -447,8 +468,11 @@ class MessageServer(BaseServer):
                 {"message": "error in the handler of a message stream", "exception": exc, "socket": sock}
             )
         finally:
-            self._streams.discard(stream)
             await stream.aclose()
+
+    def _served(self, sock: HyperVSocket, task: asyncio.Task[None]) -> None:
+        super()._served(sock, task)
+        del self._streams[sock]
 
 
 async def serve_messages(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self
 
 from hvsock.aio.connecting import watches_sockets
@@ -39,8 +40,14 @@ class BaseServer(asyncio.AbstractServer):
         return f"<{type(self).__name__} sockets={self.sockets!r}>"
 
     @abc.abstractmethod
-    async def _serve(self, sock: HyperVSocket) -> None:
+    def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
         """Take care of a connection. The task is one of `_tasks` until it ends; the socket is to be closed later."""
+
+    def _served(self, sock: HyperVSocket, task: asyncio.Task[None]) -> None:
+        """End a task of `_serve`."""
+        self._tasks.discard(task)
+        if task.cancelled():  # maybe before it began
+            sock.close()
 
     async def _finish(self) -> None:
         """Wait for the end of the connections of a closed server."""
@@ -70,7 +77,9 @@ class BaseServer(asyncio.AbstractServer):
         if self._acceptor is None:
             self._sock.listen(self._backlog)
             kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
-            self._acceptor = kind(self._loop, self._sock, self._accepted, self._max_connections or self._backlog)
+            self._acceptor = kind(
+                self._loop, self._sock, self._accepted, self._max_connections or max(self._backlog, 1)
+            )
 
     async def serve_forever(self) -> None:
         """Accept connections until cancelled; then close the server and wait for its connections."""
@@ -120,7 +129,7 @@ class BaseServer(asyncio.AbstractServer):
             self._release()
         task = self._loop.create_task(self._serve(sock))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(functools.partial(self._served, sock))
 
     def _ended(self) -> None:
         self._active -= 1
@@ -186,6 +195,7 @@ class _WatchingAcceptor(_Acceptor):
         self._permits = permits
         self._burst = permits  # accepted in one turn of the loop
         self._retry: asyncio.TimerHandle | None = None
+        self._closed = False
         sock.setblocking(False)
         self._watch()
 
@@ -199,12 +209,15 @@ class _WatchingAcceptor(_Acceptor):
             self._watch()
 
     def close(self) -> None:
+        self._closed = True
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._sock)
 
     def _accept_burst(self) -> None:
         for _ in range(self._burst):
+            if self._closed:  # by what was done with the last connection
+                return
             if self._permits == 0:
                 self._loop.remove_reader(self._sock)
                 return
@@ -214,7 +227,7 @@ class _WatchingAcceptor(_Acceptor):
                 return
             except OSError as exc:
                 self._report(exc)
-                if not _is_of_peer(exc):
+                if not _is_of_peer(exc) and not self._closed:
                     self._loop.remove_reader(self._sock)
                     self._retry = self._loop.call_later(_RETRY_DELAY, self._watch)
                     return

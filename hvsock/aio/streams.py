@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from hvsock.addresses import Address
 from hvsock.aio.connecting import connect
-from hvsock.aio.lending import LentSocket, Presenter
+from hvsock.aio.lending import LentSocket, NamedTransport, Presenter
 from hvsock.aio.serving import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
@@ -171,11 +171,18 @@ class Server(BaseServer):
         """Close the transports of all connections, after what they have to send."""
         for transport in tuple(self._transports):
             transport.close()
+        self._cancel_tasks()
 
     def abort_clients(self) -> None:
         """Close the transports of all connections at once."""
         for transport in tuple(self._transports):
             transport.abort()
+        self._cancel_tasks()
+
+    def _cancel_tasks(self) -> None:
+        """End the connections that have no transport yet: the handshake of TLS may take its time."""
+        for task in self._tasks:
+            task.cancel()
 
     async def _serve(self, sock: HyperVSocket) -> None:
         async def attach(factory: Callable[[], Any], sock: Any) -> Any:
@@ -188,7 +195,10 @@ class Server(BaseServer):
                 {"message": "error on transport creation for incoming connection", "exception": exc}
             )
         else:
-            self._transports.add(transport)
+            try:
+                self._transports.add(transport.inner if isinstance(transport, NamedTransport) else transport)
+            except TypeError:  # uvloop's transport of TLS, which takes no weak reference
+                self._transports.add(transport)
 
 
 async def create_server(

@@ -14,7 +14,12 @@ EXAMPLES = """
   hvsock vm list
   hvsock vm id --source wmi "My VM"                   as Hyper-V Manager calls it
   hvsock vm id --source wsl WSL                       the VM of WSL2, on either side
-  hvsock ping $(hvsock vm id my-vm)/5000
+  hvsock ping "$(hvsock vm id --source wmi 'My VM')/5000"
+"""
+
+ID_EXAMPLES = """
+  hvsock vm id --source wmi "My VM"
+  hvsock ping "$(hvsock vm id --source wmi 'My VM')/5000"
 """
 
 source_option = click.option(
@@ -61,7 +66,7 @@ def list_(sources: tuple[str, ...], timeout: float, as_json: bool) -> None:
         print_note(str(Failure.of(failure)))
 
 
-@command.command("id", epilog=examples("  hvsock vm id my-vm\n  hvsock ping $(hvsock vm id my-vm)/5000"))
+@command.command("id", epilog=examples(ID_EXAMPLES))
 @click.argument("name")
 @source_option
 @timeout_option

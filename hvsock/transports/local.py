@@ -18,6 +18,7 @@ import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,8 @@ _NAME_OF: Final = {
 }
 _ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
 _NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
+_PATIENCE: Final = 5.0  # seconds that another process may have the lock: in a directory for all, anybody could keep it
+_PAUSE: Final = 0.005  # seconds between two attempts to get it
 _NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # what a socket without a name of ours is given
 
 
@@ -299,8 +302,16 @@ def _locked(path: str) -> Iterator[None]:
     import fcntl
 
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _PATIENCE
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "another process has locked the directory", path) from None
+            time.sleep(_PAUSE)
         yield
     finally:
         os.close(lock)
@@ -308,10 +319,13 @@ def _locked(path: str) -> Iterator[None]:
 
 def _remover(path: str) -> Callable[[], None]:
     """Return what removes the name just bound: in this process only, and only while it is still that socket's."""
-    status = os.stat(path)
     process = os.getpid()
+    bound = [os.stat(path)]
 
     def remove() -> None:
+        if not bound:  # removed before: the inode may be another socket's by now
+            return
+        status = bound.pop()
         with contextlib.suppress(FileNotFoundError):
             now = os.stat(path)
             if os.getpid() == process and (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
