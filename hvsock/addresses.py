@@ -57,6 +57,8 @@ HV_GUID_PARENT: Final = UUID("a42e7cda-d03f-480c-9cc2-a4de20abb878")  # bind or 
 HV_GUID_SILOHOST: Final = UUID("36bd0c5c-7276-4223-88ba-7d03b654c568")  # connect: the host of a container's silo
 HV_GUID_VSOCK_TEMPLATE: Final = UUID("00000000-facb-11e6-bd58-64006a7986d3")  # a port's service id, the port first
 
+SEVERAL_VMS: Final = frozenset({HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_BROADCAST})  # to bind to, not to connect to
+
 Address: TypeAlias = tuple[UUID | str, UUID | str | int]
 """Any address argument is such a pair, of a VM (UUID, GUID string, alias) and a service (UUID, GUID string, port)."""
 
@@ -171,11 +173,10 @@ class HyperVAddress(NamedTuple):
         if match is None:
             raise ValueError(f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE")
         vm, service = match.groups()
-        if not _DIGITS.fullmatch(service):
-            return cls(_as_vm_id(vm), _as_service_id(service))
-        if not _PORT.fullmatch(service):
+        is_port = _PORT.fullmatch(service)
+        if _DIGITS.fullmatch(service) and not is_port:
             raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {_shown.repr(service)}")
-        return cls(_as_vm_id(vm), service_id_from_port(int(service)))
+        return cls(_as_vm_id(vm), _as_service_id(int(service) if is_port else service))
 
     def __repr__(self) -> str:
         """Return an expression for this address, in which well-known ids go by name."""

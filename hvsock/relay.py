@@ -39,14 +39,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 from urllib.parse import unquote
 
 from hvsock._hvsock import SUN_PATH_SIZE, Pump, Socket
-from hvsock.addresses import (
-    HV_GUID_BROADCAST,
-    HV_GUID_CHILDREN,
-    HV_GUID_WILDCARD,
-    HyperVAddress,
-    service_id_from_vsock_port,
-    vm_id_from_cid,
-)
+from hvsock.addresses import SEVERAL_VMS, HyperVAddress, service_id_from_vsock_port, vm_id_from_cid
 from hvsock.sockets import HyperVSocket, create_server
 from hvsock.transports import default_transport, transport_named
 from hvsock.transports.local import bind_path
@@ -65,7 +58,6 @@ _IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, 10035})  
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
 _AF_VSOCK: Final = getattr(socket, "AF_VSOCK", None)
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
-_MANY: Final = frozenset({HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_BROADCAST})  # VM ids that name no single VM
 _ANY_CID: Final = 0xFFFFFFFF
 _MAX_U32: Final = 0xFFFFFFFF
 
@@ -597,7 +589,7 @@ class _HyperV(_Endpoint):
         return cls(text, HyperVAddress.parse(f"hvsock://{authority}{path}"), transport)
 
     def no_target(self) -> str | None:
-        return "it names no single VM" if self._address.vm_id in _MANY else None
+        return "it names no single VM" if self._address.vm_id in SEVERAL_VMS else None
 
     def listen(self, closing: _Wake) -> _Listener:
         return _OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
@@ -611,7 +603,8 @@ class _HyperV(_Endpoint):
 
     def unavailable(self) -> str | None:
         transport = default_transport() if self._transport is None else transport_named(self._transport)
-        return None if transport.available else f"transport {transport.name} is not available: {transport.reason}"
+        reason = transport.reason
+        return None if reason is None else f"transport {transport.name} is not available: {reason}"
 
 
 class _Vsock(_HyperV):

@@ -84,9 +84,9 @@ class HyperVSocket(Socket):
                 raise OSError(errno.EAFNOSUPPORT, chosen.unsupported)
             super().__init__(family, type, proto, fileno)
         except OSError as exc:
-            if chosen is not None and not chosen.available:
+            if chosen is not None and (reason := chosen.reason) is not None:
                 if chosen.unsupported is None:
-                    exc.add_note(f"transport {chosen.name} is not available: {chosen.reason}")
+                    exc.add_note(f"transport {chosen.name} is not available: {reason}")
                 exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
         self._transport = transport_of_family(self.family) if chosen is None else chosen

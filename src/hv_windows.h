@@ -484,12 +484,12 @@ hv_connect_start(hv_op *op)
     if (!hv_overlap(op, &overlapped)) {
         return hv_failed_now(op);
     }
-    if (overlapped != NULL && hv_sigint_is_new()) {
-        return HV_INTERRUPTED;
-    }
     if (overlapped == NULL) {
         ok = connect(op->handle, &op->address->u.any, op->address->length) == 0;
         return hv_started(op, ok, 0);
+    }
+    if (hv_sigint_is_new()) {
+        return HV_INTERRUPTED;
     }
     if (hv_set_connect_timeout(op) != 0) {
         return hv_failed_now(op);

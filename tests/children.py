@@ -24,7 +24,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import utils
-from utils import LIMIT, TICK, Task, bystanders, connected
+from utils import LIMIT, TICK, Task, bystanders, connected, wait_for
 
 
 def say(*words: object, sep: str = " ") -> None:
@@ -251,6 +251,10 @@ def block(operation: str, a: socket.socket) -> int:
     return filled
 
 
+class FromHandlerError(Exception):
+    """What a signal handler raises."""
+
+
 def signal_handled(implementation: str, operation: str, timeout: str) -> None:
     """Signals interrupt the call several times before it can go on; their handler runs while it waits."""
     with connected(implementation, None if timeout == "none" else LIMIT) as (a, b):
@@ -288,9 +292,6 @@ def signal_handled(implementation: str, operation: str, timeout: str) -> None:
 def signal_raises(implementation: str, operation: str, timeout: str) -> None:
     """What the handler raises ends the call."""
 
-    class FromHandlerError(Exception):
-        pass
-
     raised = False
 
     def handler(*_: object) -> None:
@@ -324,9 +325,6 @@ def signal_raises(implementation: str, operation: str, timeout: str) -> None:
 def signal_during_explanation() -> None:
     """What a handler raises then is not lost, and the error of the call is its context."""
 
-    class FromHandlerError(Exception):
-        pass
-
     def handler(*_: object) -> None:
         raise FromHandlerError
 
@@ -347,9 +345,6 @@ def signal_during_explanation() -> None:
 
 
 def signal_in_buffers_in_python(operation: str) -> None:
-    class FromHandlerError(Exception):
-        pass
-
     class Buffer:
         def __buffer__(self, _flags: int) -> memoryview:
             return memoryview(data)
@@ -610,17 +605,6 @@ MIB = 1 << 20
 def framed(payload: bytes) -> bytes:
     """Return what a message is on the wire."""
     return len(payload).to_bytes(4, "big") + payload
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(TICK / 10)
-
-
-class FromHandlerError(Exception):
-    """What a signal handler raises."""
 
 
 def signal_in_message(implementation: str, operation: str, what: str, timeout: str) -> None:

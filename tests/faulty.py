@@ -300,20 +300,17 @@ FAULTS: dict[str, Callable[[str, str], int]] = {
 
 def try_settimeout(transport: str, name: str) -> int:
     """Set the timeout to None when a call is just about to ask the system; close() must end it all the same."""
-    with utils.listen(transport, backlog=0) as listener, contextlib.ExitStack() as full:
-        if name == "connect":
-            sock = full.enter_context(utils.dialler(transport))
-            first = full.enter_context(utils.dialler(transport))
-            first.connect(listener.getsockname())
+    with contextlib.ExitStack() as stack:
+        if name == "accept":
+            sock, arguments = stack.enter_context(utils.listen(transport)), ()
         else:
-            sock = listener
+            address = utils.full_listener(transport, stack).getsockname()
+            sock, arguments = stack.enter_context(utils.dialler(transport)), (address,)
         sock.settimeout(LIMIT)
         faults = Faults()
         with faults.plan(sock, f"{name}ing=late:{TICK * 1000:.0f}"):
-            call = utils.Task(sock.accept if sock is listener else lambda: sock.connect(listener.getsockname()))
-            deadline = time.monotonic() + LIMIT
-            while not ctypes.CDLL(None).faults_calls(f"{name}ing".encode()):
-                assert time.monotonic() < deadline
+            call = utils.Task(getattr(sock, name), *arguments)
+            utils.wait_for(lambda: ctypes.CDLL(None).faults_calls(f"{name}ing".encode()))
             sock.settimeout(None)
         assert not call.wait(TICK)
         sock.close()

@@ -11,7 +11,7 @@ import gc
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -344,17 +344,22 @@ def test_others_run(bed: Bed) -> None:
     bed.run(main)
 
 
-def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = 0
+@pytest.fixture
+def arrivals(monkeypatch: pytest.MonkeyPatch) -> list[aio.MessageStream]:
+    """Return the streams that are told, from now on, that something may have arrived: one for each time."""
+    told: list[aio.MessageStream] = []
     arrived = aio.MessageStream._on_arrival
 
-    def count(stream: aio.MessageStream) -> None:
-        nonlocal calls
-        calls += 1
+    def note(stream: aio.MessageStream) -> None:
+        told.append(stream)
         arrived(stream)
 
+    monkeypatch.setattr(aio.MessageStream, "_on_arrival", note)
+    return told
+
+
+def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, arrivals: list[aio.MessageStream]) -> None:
     async def main() -> None:
-        monkeypatch.setattr(aio.MessageStream, "_on_arrival", count)
         async with bed.message_pair() as (one, other):
             with pytest.raises(TimeoutError):
                 await patience(other.recv())
@@ -362,7 +367,7 @@ def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, monkeypatch: py
                 await one.send(b"x")
                 await asyncio.sleep(TICK)
             await ticks(100)
-            assert calls <= 3
+            assert len(arrivals) <= 3
             assert [await other.recv() for _ in range(3)] == [b"x"] * 3
 
     bed.run(main)
@@ -370,30 +375,21 @@ def test_what_nobody_reads_does_not_keep_the_loop_busy(bed: Bed, monkeypatch: py
 
 @pytest.mark.parametrize("size", [2, 14, 9000])
 def test_a_message_that_does_not_end_does_not_keep_the_loop_busy(
-    bed: Bed, size: int, monkeypatch: pytest.MonkeyPatch
+    bed: Bed, size: int, arrivals: list[aio.MessageStream]
 ) -> None:
     """Its header, its first bytes, or those of a long one have arrived, and somebody waits for the rest."""
-    calls = 0
-    arrived = aio.MessageStream._on_arrival
-
-    def count(stream: aio.MessageStream) -> None:
-        nonlocal calls
-        calls += 1
-        arrived(stream)
 
     async def main() -> None:
-        nonlocal calls
-        monkeypatch.setattr(aio.MessageStream, "_on_arrival", count)
         async with bed.message_pair() as (one, other):
             message = random_bytes(size + 50_000 if size > 1000 else 100)
             wire = len(message).to_bytes(4) + message
             receiving = asyncio.create_task(other.recv())
             await send_raw(one, wire[:size])
             await asyncio.sleep(TICK)
-            calls = 0
+            arrivals.clear()
             await ticks(200)
             await asyncio.sleep(TICK)
-            assert calls <= 1
+            assert len(arrivals) <= 1
             await send_raw(one, wire[size:])
             assert await receiving == message
 
@@ -1058,16 +1054,23 @@ def test_shutdown(bed: Bed) -> None:
     bed.run(main)
 
 
+@contextlib.asynccontextmanager
+async def just_connected(bed: Bed, turns: int) -> AsyncIterator[aio.MessageServer]:
+    """Lend a server with a client that has connected so many turns of the loop before."""
+    server = await bed.serve_messages(echo)
+    with hvsock.HyperVSocket(transport=bed.transport) as client:
+        client.settimeout(LIMIT)
+        await asyncio.to_thread(client.connect, bed.address)
+        await ticks(turns)
+        yield server
+
+
 def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:
     """Its handler ends, too, however far its task has come."""
 
     async def main() -> None:
         for turns in range(8):
-            server = await bed.serve_messages(echo)
-            with hvsock.HyperVSocket(transport=bed.transport) as client:
-                client.settimeout(LIMIT)
-                await asyncio.to_thread(client.connect, bed.address)
-                await ticks(turns)
+            async with just_connected(bed, turns) as server:
                 began = time.monotonic()
                 await server.shutdown(LIMIT / 2)
                 assert time.monotonic() - began < LIMIT / 4
@@ -1078,11 +1081,7 @@ def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:
 def test_abort_beside_a_connection_that_has_just_come(bed: Bed) -> None:
     async def main() -> None:
         for turns in range(8):
-            server = await bed.serve_messages(echo)
-            with hvsock.HyperVSocket(transport=bed.transport) as client:
-                client.settimeout(LIMIT)
-                await asyncio.to_thread(client.connect, bed.address)
-                await ticks(turns)
+            async with just_connected(bed, turns) as server:
                 server.close()
                 server.abort_clients()
                 await server.wait_closed()

@@ -399,18 +399,25 @@ def test_many_start_at_once() -> None:
             child.finish()
 
 
-def test_names_are_taken_one_after_the_other(local_directory: Path) -> None:
-    """Who takes a name that nobody has waits for the lock too: while the kernel makes it, it looks like a dead one."""
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """As another process has it that takes a name."""
     import fcntl
 
-    lock = os.open(local_directory, os.O_RDONLY)
+    lock = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def test_names_are_taken_one_after_the_other(local_directory: Path) -> None:
+    """Who takes a name that nobody has waits for the lock too: while the kernel makes it, it looks like a dead one."""
+    with locked(local_directory):
         task = Task(listen, HOST, WILDCARD)
         assert not task.wait(2 * TICK)
         assert names(local_directory) == []
-    finally:
-        os.close(lock)
     task.result().close()
 
 
@@ -485,16 +492,9 @@ def test_foreign_socket_in_the_directory(local_directory: Path) -> None:
 
 def test_a_lock_that_is_kept(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a directory for all, anybody could."""
-    import fcntl
-
     monkeypatch.setattr(local_module, "_PATIENCE", TICK)
-    lock = os.open(local_directory, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(TimeoutError, match="another process has locked the directory"):
-            listen(HOST, WILDCARD)
-    finally:
-        os.close(lock)
+    with locked(local_directory), pytest.raises(TimeoutError, match="another process has locked the directory"):
+        listen(HOST, WILDCARD)
     with listen(HOST, WILDCARD):
         assert len(names(local_directory)) == 1
 
@@ -536,7 +536,7 @@ def test_directory_by_default(local_directory: Path, monkeypatch: pytest.MonkeyP
     with listen(HOST, WILDCARD):
         assert len(names(local_directory / "hvsock")) == 1
     # Not made, not touched: other tests on this machine may be using it.
-    monkeypatch.setattr(Path, "mkdir", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(os, "mkdir", lambda *_args, **_kwargs: None)
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     try:
         found = local_module.directory()

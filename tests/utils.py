@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -261,6 +262,14 @@ class Task:
         if error := self.error(timeout):
             raise error
         return self._value
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Wait until it holds."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(TICK / 10)
 
 
 @contextlib.contextmanager

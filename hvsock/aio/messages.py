@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Self
 
@@ -162,14 +163,11 @@ class MessageStream:
                 return self._link.send(*buffers)
             except BlockingIOError:
                 pass
-        self._senders += 1
-        try:
-            async with self._sending:
-                if self._burst >= _BURST:
-                    await self._let_others_run()
-                await self._finish_and_send(buffers)
-        finally:
-            self._senders -= 1
+        async with self._turn_to_send():
+            if self._burst >= _BURST:
+                await self._let_others_run()
+            await self._finish_and_send(buffers)
+        return None
 
     async def recv(self, max_size: int = _MAX_SIZE) -> bytes:
         """Return the next message.
@@ -214,7 +212,8 @@ class MessageStream:
             elif self._due != b"".join(buffers):
                 raise RuntimeError("the reply to another request is due: recv() takes it")
             elif self._unfinished is not None:  # the request, or what was sent after it
-                await self._finish_in_turn()
+                async with self._turn_to_send():
+                    await self._finish()
             try:
                 reply = self._take_now(max_size)
                 if reply is None:
@@ -227,14 +226,10 @@ class MessageStream:
 
     async def send_eof(self) -> None:
         """End the stream in this direction, after all that was sent: the peer receives EOFError."""
-        self._senders += 1
-        try:
-            async with self._sending:
-                await self._finish()
-                self._check_open()
-                self._link.send_eof()
-        finally:
-            self._senders -= 1
+        async with self._turn_to_send():
+            await self._finish()
+            self._check_open()
+            self._link.send_eof()
 
     async def aclose(self) -> None:
         """Close the connection. Calls that other tasks are in end with an OSError; what was sent still arrives."""
@@ -272,6 +267,16 @@ class MessageStream:
 
     # Sending
 
+    @contextlib.asynccontextmanager
+    async def _turn_to_send(self) -> AsyncIterator[None]:
+        """Wait for those who have to send before; send() does not go past whoever waits or has the turn."""
+        self._senders += 1
+        try:
+            async with self._sending:
+                yield
+        finally:
+            self._senders -= 1
+
     async def _finish_and_send(self, buffers: tuple[Buffer, ...]) -> None:
         """Send, as the one whose turn it is."""
         if self._unfinished is not None:
@@ -285,14 +290,6 @@ class MessageStream:
             if not self._closed and self._link.is_amid_message():
                 self._unfinished = tuple(map(bytes, buffers))
             raise
-
-    async def _finish_in_turn(self) -> None:
-        self._senders += 1
-        try:
-            async with self._sending:
-                await self._finish()
-        finally:
-            self._senders -= 1
 
     async def _finish(self) -> None:
         if self._unfinished is not None:
@@ -450,8 +447,7 @@ class MessageServer(BaseServer):
 
     def abort_clients(self) -> None:
         """Cancel the handlers."""
-        for task in self._tasks:
-            task.cancel()
+        self._cancel_tasks()
 
     async def _finish(self) -> None:
         await self.shutdown()

@@ -43,6 +43,10 @@ class BaseServer(asyncio.AbstractServer):
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
         """Take care of a connection. The task is one of `_tasks` until it ends; the socket is to be closed later."""
 
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
     def _served(self, sock: HyperVSocket, task: asyncio.Task[None]) -> None:
         """End a task of `_serve`."""
         self._tasks.discard(task)

@@ -171,18 +171,13 @@ class Server(BaseServer):
         """Close the transports of all connections, after what they have to send."""
         for transport in tuple(self._transports):
             transport.close()
-        self._cancel_tasks()
+        self._cancel_tasks()  # of those that have no transport yet: the handshake of TLS may take its time
 
     def abort_clients(self) -> None:
         """Close the transports of all connections at once."""
         for transport in tuple(self._transports):
             transport.abort()
         self._cancel_tasks()
-
-    def _cancel_tasks(self) -> None:
-        """End the connections that have no transport yet: the handshake of TLS may take its time."""
-        for task in self._tasks:
-            task.cancel()
 
     async def _serve(self, sock: HyperVSocket) -> None:
         async def attach(factory: Callable[[], Any], sock: Any) -> Any:

@@ -33,6 +33,7 @@ from hvsock.addresses import (
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
     HV_GUID_ZERO,
+    SEVERAL_VMS,
     HyperVAddress,
     as_address,
     port_from_service_id,
@@ -209,7 +210,7 @@ def _check_parents(path: str, _inode: tuple[int, int]) -> None:
 
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
     """Return the partition that `me` means by `vm_id`, and the ids that let `me` in there, most specific first."""
-    if vm_id in (HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_BROADCAST):
+    if vm_id in SEVERAL_VMS:
         raise _os_error(errno.EADDRNOTAVAIL)
     if vm_id == HV_GUID_LOOPBACK:
         return me, (HV_GUID_LOOPBACK, HV_GUID_WILDCARD)
@@ -305,12 +306,11 @@ def _locked(path: str) -> Iterator[None]:
     deadline = time.monotonic() + _PATIENCE
     try:
         while True:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(errno.ETIMEDOUT, "another process has locked the directory", path) from None
+            if time.monotonic() > deadline:
+                raise TimeoutError(errno.ETIMEDOUT, "another process has locked the directory", path)
             time.sleep(_PAUSE)
         yield
     finally:
