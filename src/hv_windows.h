@@ -508,10 +508,16 @@ hv_connect_start(hv_op *op)
 
 /* ---- waiting ---- */
 
+/* Cancels a pending operation. While Wine is at work on one it does not find it, and the operation would stay:
+ * asked again until it is found or has ended, for some seconds at most. */
 static void
 hv_wake_one(hv_op *op)
 {
-    CancelIoEx((HANDLE)op->handle, &op->pending.overlapped);
+    int tries = 1000;
+    while (!CancelIoEx((HANDLE)op->handle, &op->pending.overlapped) && GetLastError() == ERROR_NOT_FOUND &&
+           !HasOverlappedIoCompleted(&op->pending.overlapped) && --tries > 0) {
+        Sleep(1);
+    }
 }
 
 static void
