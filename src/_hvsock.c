@@ -384,7 +384,7 @@ static PyObject *
 lose_received(hv_socket *s, const hv_op *op)
 {
     long me = (long)PyThread_get_thread_ident();
-    if (!(op->flags & MSG_PEEK) && hv_turn_take(&s->receiving, me)) {
+    if (!(op->flags & MSG_PEEK) && hv_turn_seize(&s->receiving, me)) {
         hv_cell_set(&s->in.state, HV_INBOX_LOST);
         hv_turn_end(s, &s->receiving, me);
     }

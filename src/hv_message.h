@@ -11,21 +11,30 @@
 #define HV_MESSAGE_MAX 0xffffffffU
 #define HV_IOV_MAX 1024        /* of one call; POSIX systems allow that many */
 #define HV_TURN_SLICE 50000000 /* ns that a thread waits for its turn between looks at its signals */
+#define HV_TURN_KEPT 1000000   /* ns, after which the next turn is kept for a thread that waits for it */
 
 /* ---- turns ---- */
 
-/* True if it is the thread's turn now; hv_turn_end() is due then. A turn is a thread's identity, or 0. */
+/* True if it is the thread's turn now, whoever it is kept for; hv_turn_end() is due then. */
+static inline int
+hv_turn_seize(hv_turn *turn, long me)
+{
+    long nobody = 0;
+    return hv_atomic_swap_if(&turn->owner, &nobody, me);
+}
+
+/* The same, but not of a turn that is kept for another thread. */
 static inline int
 hv_turn_take(hv_turn *turn, long me)
 {
-    long nobody = 0;
-    return hv_atomic_swap_if(turn, &nobody, me);
+    long next = hv_atomic_load(&turn->next);
+    return (next == 0 || next == me) && hv_turn_seize(turn, me);
 }
 
+/* Has the threads look that wait for a turn. */
 static inline void
-hv_turn_end(hv_socket *s, hv_turn *turn, long me)
+hv_turn_wake(hv_socket *s)
 {
-    hv_atomic_swap_if(turn, &me, 0);
     if (hv_atomic_load(&s->waiters) != 0) {
         hv_lock_acquire(&s->lock);
         hv_cond_wake_all(&s->turned);
@@ -33,25 +42,52 @@ hv_turn_end(hv_socket *s, hv_turn *turn, long me)
     }
 }
 
+static inline void
+hv_turn_end(hv_socket *s, hv_turn *turn, long me)
+{
+    hv_atomic_swap_if(&turn->owner, &me, 0);
+    hv_turn_wake(s);
+}
+
+/* The next turn is this thread's, unless it is another's who waits. */
+static inline void
+hv_turn_keep(hv_turn *turn, long me)
+{
+    long nobody = 0;
+    hv_atomic_swap_if(&turn->next, &nobody, me);
+}
+
+/* It is kept for this thread no longer. */
+static inline void
+hv_turn_release(hv_socket *s, hv_turn *turn, long me)
+{
+    if (hv_atomic_swap_if(&turn->next, &me, 0)) {
+        hv_turn_wake(s);
+    }
+}
+
 static inline int
 hv_message_is_on(hv_socket *s)
 {
-    return hv_atomic_load(&s->sending) != 0 || hv_atomic_load(&s->receiving) != 0;
+    return hv_atomic_load(&s->sending.owner) != 0 || hv_atomic_load(&s->receiving.owner) != 0;
 }
 
 typedef struct {
     hv_op op;
     hv_turn *turn;
     long me;
+    int64_t began; /* hv_now() */
 } hv_turn_op;
 
-/* Waits for a turn. HV_INTERRUPTED: it is time to look at the signals. */
+/* Waits for a turn. Whoever is there takes it, which costs the least; but after a while it is kept for a thread
+ * that waits, or others that pause for nobody could keep it waiting for ever. HV_INTERRUPTED: it is time to look
+ * at the signals. */
 static hv_status
 hv_turn_start(hv_op *op)
 {
     hv_turn_op *wait = (hv_turn_op *)op;
     hv_socket *s = op->socket;
-    int64_t slice = HV_TURN_SLICE, left = hv_time_left(op);
+    int64_t left = hv_time_left(op), now = hv_now(), until;
     if (op->timeout == 0) {
         op->error = HV_ERROR_WOULD_BLOCK;
         return HV_FAILED;
@@ -59,13 +95,15 @@ hv_turn_start(hv_op *op)
     if (left == 0) {
         return HV_TIMED_OUT;
     }
+    until = now + (left > 0 && left < HV_TURN_SLICE ? left : HV_TURN_SLICE);
     hv_lock_acquire(&s->lock);
     hv_atomic_add(&s->waiters, 1);
-    if (!hv_turn_take(wait->turn, wait->me)) {
-        hv_cond_wait(&s->turned, &s->lock, left > 0 && left < slice ? left : slice);
-        op->result = (size_t)hv_turn_take(wait->turn, wait->me);
-    } else {
-        op->result = 1;
+    while (!(op->result = (size_t)hv_turn_take(wait->turn, wait->me)) && hv_gate_is_open(&s->gate) && now < until) {
+        if (now - wait->began > HV_TURN_KEPT) {
+            hv_turn_keep(wait->turn, wait->me);
+        }
+        hv_cond_wait(&s->turned, &s->lock, until - now);
+        now = hv_now();
     }
     hv_atomic_add(&s->waiters, -1);
     hv_lock_release(&s->lock);

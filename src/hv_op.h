@@ -17,7 +17,12 @@ typedef enum {
 
 typedef struct hv_op hv_op;
 typedef struct hv_socket hv_socket;
-typedef hv_gate hv_turn; /* another atomic word: the thread whose turn it is, or 0 */
+
+/* Threads that take turns. The words are atomic like a gate's: a thread's identity, or 0. */
+typedef struct {
+    hv_gate owner; /* whose turn it is */
+    hv_gate next;  /* for whom it is kept */
+} hv_turn;
 
 static int64_t hv_now(void); /* ns, of a clock that never goes back */
 
@@ -75,7 +80,7 @@ struct hv_socket {
     hv_lock lock;   /* guards waiting, and the waits for a turn */
     hv_op *waiting; /* operations that close() must wake by name */
     hv_turn sending, receiving;
-    hv_turn waiters; /* how many threads wait for a turn */
+    hv_gate waiters; /* how many threads wait for a turn */
     hv_cond turned;
     hv_outbox out; /* belongs to the thread whose turn it is to send */
     hv_inbox in;   /* belongs to the thread whose turn it is to receive */

@@ -161,7 +161,9 @@ hv_socket_init(hv_socket *s)
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->mode, NULL);
     hv_cond_init(&s->turned);
-    s->sending = s->receiving = s->waiters = 0;
+    memset(&s->sending, 0, sizeof s->sending);
+    memset(&s->receiving, 0, sizeof s->receiving);
+    s->waiters = 0;
     s->waiting = NULL;
     s->generation = hv_generation;
 }
@@ -171,7 +173,7 @@ hv_socket_init(hv_socket *s)
 static void
 hv_forget_turns(hv_socket *s)
 {
-    long me = (long)pthread_self(), sending = s->sending, receiving = s->receiving;
+    long me = (long)pthread_self(), sending = s->sending.owner, receiving = s->receiving.owner;
     if (sending != 0 && sending != me) {
         s->out.size = s->out.sent == 0 ? 0 : s->out.size;
     }
@@ -180,8 +182,8 @@ hv_forget_turns(hv_socket *s)
         s->in.state = is_new ? HV_INBOX_EMPTY : HV_INBOX_LOST;
     }
     hv_socket_init(s);
-    s->sending = sending == me ? me : 0;
-    s->receiving = receiving == me ? me : 0;
+    s->sending.owner = sending == me ? me : 0;
+    s->receiving.owner = receiving == me ? me : 0;
 }
 
 /* Called before the gate and the turns are used: in a forked child, forgets the calls of the parent's threads. */

@@ -211,7 +211,9 @@ hv_socket_init(hv_socket *s)
     InitializeSRWLock(&s->lock);
     InitializeSRWLock(&s->mode);
     InitializeConditionVariable(&s->turned);
-    s->sending = s->receiving = s->waiters = 0;
+    memset(&s->sending, 0, sizeof s->sending);
+    memset(&s->receiving, 0, sizeof s->receiving);
+    s->waiters = 0;
     s->waiting = NULL;
 }
 

@@ -43,7 +43,7 @@ take_turn(hv_message *m, hv_turn *turn)
     if (hv_turn_take(turn, m->me)) {
         return HV_DONE;
     }
-    if (hv_atomic_load(turn) == m->me) {
+    if (hv_atomic_load(&turn->owner) == m->me) {
         PyErr_SetString(PyExc_RuntimeError, "this signal handler has interrupted a message of its own thread");
         return HV_INTERRUPTED;
     }
@@ -52,7 +52,9 @@ take_turn(hv_message *m, hv_turn *turn)
     wait.op.spun = 1;
     wait.turn = turn;
     wait.me = m->me;
+    wait.began = hv_now();
     status = drive(m->s, &wait.op);
+    hv_turn_release(m->s, turn, m->me);
     m->op.deadline = wait.op.deadline;
     m->op.error = wait.op.error;
     return status;
@@ -222,11 +224,11 @@ static void
 forget_messages(hv_socket *s)
 {
     long me = (long)PyThread_get_thread_ident();
-    if (hv_turn_take(&s->sending, me)) {
+    if (hv_turn_seize(&s->sending, me)) {
         outbox_clear(&s->out);
         hv_turn_end(s, &s->sending, me);
     }
-    if (hv_turn_take(&s->receiving, me)) {
+    if (hv_turn_seize(&s->receiving, me)) {
         inbox_clear(&s->in);
         hv_turn_end(s, &s->receiving, me);
     }

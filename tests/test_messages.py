@@ -12,6 +12,7 @@ import mmap
 import os
 import pickle
 import random
+import select
 import selectors
 import socket
 import struct
@@ -1299,6 +1300,27 @@ def test_timeout_of_a_turn(our_pair: Pair, what: str, operation: str) -> None:
     b.setblocking(False)
     with pytest.raises(BlockingIOError):
         b.recv(1)
+
+
+def test_turn_comes_to_whoever_waits(our_pair: Pair) -> None:
+    """A thread that takes one turn after another does not keep the others from theirs."""
+    a, b = our_pair
+    greedy = Task(lambda: sum(1 for _ in iter(a.recv_message, b"end")))
+    for _ in range(3):
+        time.sleep(TICK)  # the receiver has its turn again
+        waiting = Task(a.exchange, b"request")
+        assert not waiting.wait(TICK)
+        for _ in range(5):
+            b.send_message(b"notice")
+            if select.select([b], [], [], TICK)[0]:
+                break
+        b.settimeout(0)
+        assert b.recv_message() == b"request"
+        b.settimeout(LIMIT)
+        b.send_message(b"reply")
+        assert waiting.result() in (b"reply", b"notice")
+    b.send_message(b"end")
+    greedy.result()
 
 
 def test_exchange_has_one_deadline_for_both_turns(our_pair: Pair) -> None:
