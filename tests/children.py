@@ -1537,7 +1537,7 @@ for disturbance in races.DISTURBANCES: races.run({transport!r}, {kind!r}, distur
         races.run(transport, kind, disturbance, int(rounds))
         say(disturbance)
     for task in tasks:
-        task.result(4 * LIMIT)
+        task.result(races.limit(int(rounds)))
 
 
 # Faults

@@ -298,6 +298,11 @@ DISTURBANCES: dict[str, Callable[[Work], None]] = {
 }
 
 
+def limit(rounds: int) -> float:
+    """Return how long so many rounds of each disturbance may take, in seconds."""
+    return LIMIT * (4 + rounds / 50)
+
+
 def run(transport: str, kind: str, disturbance: str, rounds: int) -> None:
     """Disturb such calls in so many rounds."""
     sys.setswitchinterval(1e-5)

@@ -1,6 +1,6 @@
 """Calls of many threads on a socket that another thread closes, detaches, shuts down, or whose timeout it sets.
 
-HVSOCK_RACE_ROUNDS=10000 is the long form; HVSOCK_TEST_SCALE=20 gives it the time.
+HVSOCK_RACE_ROUNDS=10000 is the long form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sysconfig
 
 import pytest
 import races
-from utils import LIMIT, WINE, run_child
+from utils import WINE, run_child
 
 ROUNDS = int(os.environ.get("HVSOCK_RACE_ROUNDS", "1" if WINE else "10"))
 
@@ -23,7 +23,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_races(served: str, kind: str) -> None:
     """Every call ends as it should, nothing is lost or doubled, and no other socket is touched."""
-    lines = run_child("races", served, kind, ROUNDS, timeout=4 * LIMIT)
+    lines = run_child("races", served, kind, ROUNDS, timeout=races.limit(ROUNDS))
     assert lines == list(races.DISTURBANCES)
 
 
@@ -32,5 +32,5 @@ def test_races(served: str, kind: str) -> None:
     reason="needs a GIL for each interpreter, ctypes in each (3.13+), and more time than Wine has",
 )
 def test_races_in_interpreters(served: str, kind: str) -> None:
-    lines = run_child("races_in_interpreters", served, kind, ROUNDS, timeout=4 * LIMIT)
+    lines = run_child("races_in_interpreters", served, kind, ROUNDS, timeout=races.limit(ROUNDS))
     assert lines == list(races.DISTURBANCES)
