@@ -1507,6 +1507,7 @@ def races(transport: str, kind: str, rounds: str) -> None:
     """Disturb the calls of many threads in every way, and print which; afterwards no descriptor is left."""
     import races
 
+    faulthandler.dump_traceback_later(races.limit(int(rounds)), exit=True)
     before = utils.handles()
     for disturbance in races.DISTURBANCES:
         races.run(transport, kind, disturbance, int(rounds))
@@ -1532,6 +1533,7 @@ for disturbance in races.DISTURBANCES: races.run({transport!r}, {kind!r}, distur
 
     import races
 
+    faulthandler.dump_traceback_later(races.limit(int(rounds)), exit=True)
     tasks = [Task(race_elsewhere) for _ in range(2)]
     for disturbance in races.DISTURBANCES:
         races.run(transport, kind, disturbance, int(rounds))
