@@ -74,6 +74,14 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def failing_allocations() -> None:
+    """The means to make CPython's allocations fail."""
+    pytest.importorskip("_testcapi", reason="needs CPython's own _testcapi, which makes allocations fail")
+    if utils.FREE_THREADED:
+        pytest.skip("CPython 3.13t itself crashes without memory, in PyList_New")
+
+
+@pytest.fixture
 def local() -> str:
     """The local transport."""
     require("local")

@@ -52,11 +52,10 @@ def test_settimeout_at_the_worst_moment(run: Run) -> None:
     assert run("SETTIMEOUT", "local") == dict.fromkeys(faulty.SETTIMEOUT, 1)
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: the descriptors are counted and named")
+@pytest.mark.usefixtures("failing_allocations")
 def test_no_memory() -> None:
     """Every allocation of every operation fails in turn; messages have their own test."""
-    pytest.importorskip("_testcapi", reason="needs CPython's own _testcapi, which makes allocations fail")
-    if WINDOWS:
-        pytest.skip("POSIX only: the descriptors are counted and named")
     failures = dict(line.split("\t") for line in run_child("faulty", "WITHOUT_MEMORY", "local"))
     assert failures.keys() == faulty.WITHOUT_MEMORY.keys()
     assert int(failures["recv"]) > 0

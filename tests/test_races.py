@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 
 import pytest
 import races
-from utils import WINE, run_child
+from utils import FREE_THREADED, WINE, run_child
 
 ROUNDS = int(os.environ.get("HVSOCK_RACE_ROUNDS", "1" if WINE else "10"))
 
@@ -28,7 +27,7 @@ def test_races(served: str, kind: str) -> None:
 
 
 @pytest.mark.skipif(
-    sys.version_info < (3, 13) or WINE or bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    sys.version_info < (3, 13) or WINE or FREE_THREADED,
     reason="needs a GIL for each interpreter, ctypes in each (3.13+), and more time than Wine has",
 )
 def test_races_in_interpreters(served: str, kind: str) -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -27,6 +28,7 @@ import hvsock
 
 TESTS = Path(__file__).resolve().parent
 WINDOWS = sys.platform == "win32"
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 WINE = WINDOWS and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 #: `HVSOCK_TEST_SCALE=10` gives a slow machine (an emulated one) ten times as long for everything.
