@@ -380,6 +380,36 @@ def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
     bed.run(main)
 
 
+def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
+    """The transport says goodbye in TLS before it closes the handle; nobody takes the handle from under it."""
+    server_context, client_context = tls_contexts("TLS 1.2, anonymous")
+
+    class Client(asyncio.Protocol):
+        lost = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+            connecting.cancel()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.lost = True
+
+    async def main() -> None:
+        nonlocal connecting
+        client = Client()
+        async with await bed.start_server(echo, ssl=server_context):
+            connecting = asyncio.create_task(bed.create_connection(lambda: client, ssl=client_context))
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            sock = client.transport.get_extra_info("socket")
+            await asyncio.sleep(0)
+            assert client.lost or sock.fileno() != -1
+            await eventually(lambda: client.lost and sock.fileno() == -1)
+
+    connecting: asyncio.Task[Any]
+    bed.run(main)
+
+
 def test_tls_is_a_context(bed: Bed) -> None:
     async def main() -> None:
         with pytest.raises(TypeError, match=r"ssl must be an .*SSLContext, not True"):

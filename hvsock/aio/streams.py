@@ -117,15 +117,18 @@ async def _attach(
 ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
     """Have the loop make a transport for a connected socket; on failure, close it."""
     loop = asyncio.get_running_loop()
+    is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
     try:
-        if isinstance(loop, asyncio.BaseEventLoop):
+        if is_asyncio:
             transport, protocol = await attach(protocol_factory, sock)
             return cast(asyncio.Transport, transport), protocol
         presenter = Presenter(protocol_factory(), sock)
         await attach(lambda: presenter, LentSocket(sock))
         return cast(asyncio.Transport, presenter.transport), presenter.protocol
-    except BaseException:
-        loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
+    except BaseException as exc:
+        # asyncio has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
+        if not (is_asyncio and isinstance(exc, asyncio.CancelledError)):
+            loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
         raise
 
 
