@@ -494,17 +494,27 @@ hv_poll_timeout(int64_t ns)
     return ns < 0 ? -1 : ms > INT_MAX ? INT_MAX : (int)ms;
 }
 
+/* ns after which a send that waits for room is tried again. If a peer is gone while there is something left to
+ * read, virtio's AF_VSOCK never says that it is writable, and send() alone says why. */
+#define HV_SEND_RETRY 1000000000
+
+/* The ns after which to try again, whatever poll says; < 0: it is to be believed. */
+static int64_t
+hv_retry_after(const hv_op *op)
+{
+    return op->pending.pause > 0 ? op->pending.pause : op->writes && !op->pending.woken_by_name ? HV_SEND_RETRY : -1;
+}
+
 static hv_status
 hv_poll(hv_op *op, struct pollfd fds[2])
 {
-    int64_t left = hv_time_left(op);
-    int paused = op->pending.pause > 0;
+    int64_t left = hv_time_left(op), retry = hv_retry_after(op);
     int n;
     if (left == 0) {
         return HV_TIMED_OUT;
     }
-    if (paused && (left < 0 || op->pending.pause < left)) {
-        left = op->pending.pause;
+    if (retry >= 0 && (left < 0 || retry < left)) {
+        left = retry;
     }
     n = poll(fds, 2, hv_poll_timeout(left));
     if (n < 0) {
@@ -516,7 +526,7 @@ hv_poll(hv_op *op, struct pollfd fds[2])
     if (n > 0 && op->pending.phase == HV_CONNECT_PENDING) {
         op->pending.phase = HV_CONNECT_SETTLED;
     }
-    return n > 0 || paused ? HV_READY : HV_BLOCKED;
+    return n > 0 || retry >= 0 ? HV_READY : HV_BLOCKED;
 }
 
 /* HV_READY, or why not. HV_BLOCKED: poll's own limit passed before the deadline; call it again. */

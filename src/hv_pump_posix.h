@@ -104,7 +104,7 @@ hv_pump_run(hv_pair *pair, const hv_stop *stop)
 {
     struct pollfd fds[3] = {{-1, 0, POLLIN}, {-1, 0, POLLIN}, {stop->wake[0], POLLIN, 0}}; /* first try, then wait */
     int hung_up[2] = {0, 0};
-    int side;
+    int n, side;
     if (hv_set_nonblocking(pair->flows[0].from, 1) != 0 || hv_set_nonblocking(pair->flows[1].from, 1) != 0) {
         pair->error = errno;
         return HV_PUMP_FAILED;
@@ -141,12 +141,20 @@ hv_pump_run(hv_pair *pair, const hv_stop *stop)
             /* Once hung up, it would be reported again and again. */
             fds[side].fd = fds[side].events == 0 && hung_up[side] ? -1 : pair->flows[side].from;
         }
-        if (poll(fds, 3, hv_poll_timeout(left)) < 0) {
+        if ((fds[0].events | fds[1].events) & POLLOUT && (left < 0 || HV_SEND_RETRY < left)) {
+            left = HV_SEND_RETRY;
+        }
+        n = poll(fds, 3, hv_poll_timeout(left));
+        if (n < 0) {
             if (errno != EINTR) {
                 pair->error = errno;
                 return HV_PUMP_FAILED;
             }
             fds[0].revents = fds[1].revents = fds[2].revents = 0;
+        } else if (n == 0) {
+            for (side = 0; side < 2; side++) {
+                fds[side].revents = fds[side].events & POLLOUT;
+            }
         }
         if (fds[2].revents != 0) {
             return HV_PUMP_STOPPED;

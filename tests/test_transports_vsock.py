@@ -6,6 +6,7 @@ hypervisor. `tests/guest/loopback` runs the suite where it leads nowhere.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -20,6 +21,8 @@ from conftest import Recorder, record_native_calls, require
 from utils import LIMIT, TICK, Task
 
 import hvsock
+from hvsock import aio
+from hvsock._hvsock import Pump
 from hvsock.transports import vsock
 
 TRANSPORT = vsock.VsockTransport()
@@ -191,3 +194,57 @@ class TestKernel:
             with pytest.raises(OSError) as info:
                 hvsock.create_server(listener.getsockname(), transport="vsock")
             assert info.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.usefixtures("kernel")
+class TestPeerIsGone:
+    """A peer that has ended while there was something left to read: virtio's poll never says that a send would fail."""
+
+    CLOSED = 10.0  # seconds; the kernel says it after 8 (VSOCK_CLOSE_TIMEOUT)
+
+    def test_send(self) -> None:
+        a, b = utils.make_pair("vsock")
+        with a:
+            b.sendall(b"something")
+            utils.fill(a)
+            a.settimeout(LIMIT)
+            sending = Task(a.sendall, b"nobody reads it")
+            b.close()
+            time.sleep(self.CLOSED)
+            assert a.recv(100) == b"something"
+            error = sending.error()
+            assert isinstance(error, OSError)
+            assert error.errno in (errno.EPIPE, errno.ECONNRESET)
+
+    def test_message_of_asyncio(self) -> None:
+        async def main() -> None:
+            with utils.listen("vsock") as listener:
+                address = listener.getsockname()
+                async with await aio.connect_messages(address, timeout=LIMIT, transport="vsock") as stream:
+                    peer, _ = listener.accept()
+                    with peer:
+                        peer.settimeout(LIMIT)
+                        peer.send_message(b"something")
+                        sending = asyncio.create_task(stream.send(bytes(16 << 20)))
+                        await asyncio.sleep(TICK)
+                    await asyncio.sleep(self.CLOSED)
+                    assert await stream.recv() == b"something"
+                    with pytest.raises(OSError) as info:
+                        await asyncio.wait_for(asyncio.shield(sending), LIMIT)
+                    assert info.value.errno in (errno.EPIPE, errno.ECONNRESET)
+
+        asyncio.run(main())
+
+    def test_pump(self) -> None:
+        client, a = utils.make_pair("stdlib")
+        b, server = utils.make_pair("vsock")
+        with client, a, b:
+            pumping = Task(Pump().run, a.fileno(), b.fileno(), None)
+            with server:
+                for sock in (client, server):
+                    while utils.fill(sock):
+                        time.sleep(TICK)
+            time.sleep(self.CLOSED)
+            client.settimeout(LIMIT)
+            assert set(utils.receive_all(client)) == {0xAA}
+            assert pumping.wait(LIMIT)

@@ -24,6 +24,7 @@ _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are hig
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
 _FIRST_ROOM: Final = 2**16  # bytes for the content of one of these: a peer gets no memory for what it only announces
 _GROWTH: Final = 4
+_SEND_RETRY: Final = 1.0  # seconds; an AF_VSOCK does not always say that its peer is gone, only a send does
 
 
 def message_too_long(size: int, limit: int) -> OSError:
@@ -194,9 +195,11 @@ class WatchedLink(Link):
     async def writable(self) -> None:
         self._writable = self._loop.create_future()
         self._loop.add_writer(self._handle, settle, self._writable)
+        retry = self._loop.call_later(_SEND_RETRY, settle, self._writable)
         try:
             await self._writable
         finally:
+            retry.cancel()
             self._writable = None
             if self._sock.fileno() >= 0:
                 self._loop.remove_writer(self._handle)
