@@ -153,7 +153,7 @@ hv_pump_run(hv_pair *pair, const hv_stop *stop)
             fds[0].revents = fds[1].revents = fds[2].revents = 0;
         } else if (n == 0) {
             for (side = 0; side < 2; side++) {
-                fds[side].revents = fds[side].events & POLLOUT;
+                fds[side].revents = (short)(fds[side].events & POLLOUT);
             }
         }
         if (fds[2].revents != 0) {
