@@ -161,8 +161,7 @@ hv_socket_init(hv_socket *s)
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->mode, NULL);
     hv_cond_init(&s->turned);
-    memset(&s->sending, 0, sizeof s->sending);
-    memset(&s->receiving, 0, sizeof s->receiving);
+    s->sending = s->receiving = (hv_turn){0, 0};
     s->waiters = 0;
     s->waiting = NULL;
     s->generation = hv_generation;

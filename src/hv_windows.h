@@ -211,8 +211,7 @@ hv_socket_init(hv_socket *s)
     InitializeSRWLock(&s->lock);
     InitializeSRWLock(&s->mode);
     InitializeConditionVariable(&s->turned);
-    memset(&s->sending, 0, sizeof s->sending);
-    memset(&s->receiving, 0, sizeof s->receiving);
+    s->sending = s->receiving = (hv_turn){0, 0};
     s->waiters = 0;
     s->waiting = NULL;
 }

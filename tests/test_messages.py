@@ -12,7 +12,6 @@ import mmap
 import os
 import pickle
 import random
-import select
 import selectors
 import socket
 import struct
@@ -87,11 +86,15 @@ def receive(request: pytest.FixtureRequest) -> Callable[[hvsock.HyperVSocket, in
     return RECEIVERS[request.param]
 
 
-def wait_until_readable(sock: socket.socket) -> None:
-    """Wait for bytes, or the end of the stream, without touching them."""
+def is_readable(sock: socket.socket, within: float) -> bool:
+    """Whether there are bytes, or the end of the stream, within so many seconds; they are not touched."""
     with selectors.DefaultSelector() as selector:
         selector.register(sock, selectors.EVENT_READ)
-        assert selector.select(LIMIT)
+        return bool(selector.select(within))
+
+
+def wait_until_readable(sock: socket.socket) -> None:
+    assert is_readable(sock, LIMIT)
 
 
 def patiently(call: Callable[..., Any], *args: Any) -> Any:
@@ -1313,7 +1316,7 @@ def test_turn_comes_to_whoever_waits(our_pair: Pair) -> None:
         assert not waiting.wait(TICK)
         for _ in range(5):
             b.send_message(b"notice")
-            if select.select([b], [], [], TICK)[0]:
+            if is_readable(b, TICK):
                 break
         b.settimeout(0)
         assert b.recv_message() == b"request"
