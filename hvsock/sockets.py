@@ -28,6 +28,7 @@ __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
 _FIRST_PAUSE: Final = 0.01  # seconds between two attempts of create_connection, doubled each time
 _LONGEST_PAUSE: Final = 0.5
+_LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -43,8 +44,9 @@ class HyperVSocket(Socket):
     other family behaves as a `socket.socket` with this class's data path.
 
     Timeouts are `socket.settimeout`'s, and a timeout of connect() also replaces the system's own limit of about 2 s.
-    close() wakes every call that another thread is blocked in with an `OSError`; the handle is released after they have
-    left it. If calls were blocked, the connection is shut down for other owners of the handle too.
+    close() wakes every call that another thread is blocked in with an `OSError`, and no other file gets the number of
+    the handle until they have left it. If calls were blocked, the connection is shut down for other owners of the
+    handle too. It does not wake `recvfrom`, `recvmsg` and `sendto` in all their forms, which stay `socket.socket`'s.
 
     Raises:
         ValueError: an unknown transport, or a type other than SOCK_STREAM.
@@ -169,6 +171,13 @@ class HyperVSocket(Socket):
             return sock, native
         sock._options = self._options
         return sock, self._transport.peer_address(native)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a file, opened in binary mode, from an offset, up to `count` bytes; return how many were sent.
+
+        By send(), on every platform: the system's own sendfile would go on with a handle that has been closed.
+        """
+        return cast(int, self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
 
     def getsockname(self) -> Any:
         """Return this socket's address.
@@ -295,8 +304,8 @@ def create_connection(
 
     Args:
         address: any (vm, service) pair that `as_address` takes.
-        timeout: seconds that an attempt may take, None for no limit; it stays set on the socket. By default it is
-            `socket.getdefaulttimeout()`.
+        timeout: seconds that an attempt may take, None for no limit (with `retry_for`, 2 s); it stays set on the
+            socket. By default it is `socket.getdefaulttimeout()`.
         transport: the name of a transport; by default `default_transport()`.
         retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt:
             refused, unreachable, down, reset, timed out, as while the VM or its service starts. The whole call ends by
@@ -319,7 +328,8 @@ def create_connection(
                 sock.settimeout(timeout)
             limit = sock.gettimeout()
             if retry_for > 0.0 and limit != 0.0:
-                sock.settimeout(max(min(math.inf if limit is None else limit, deadline - time.monotonic()), 0.001))
+                attempt = _LONGEST_ATTEMPT if limit is None else limit
+                sock.settimeout(max(min(attempt, deadline - time.monotonic()), 0.001))
             sock.connect(to)
             sock.settimeout(limit)
         except OSError as exc:

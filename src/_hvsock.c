@@ -303,13 +303,13 @@ sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     op.writes = 1;
     op.buffers = &iov;
     op.count = 1;
-    if (!check_count("send", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) || !may_send(s) ||
+    if (!check_count("send", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
         PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
         return NULL;
     }
     hv_iovec_set(&iov, view.buf, (size_t)view.len);
     op.brief = hv_is_brief((size_t)view.len);
-    status = drive(s, &op);
+    status = may_send(s) ? drive(s, &op) : HV_INTERRUPTED;
     PyBuffer_Release(&view);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "send");
@@ -331,7 +331,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     op.writes = 1;
     op.buffers = &iov;
     op.count = 1;
-    if (!check_count("sendall", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) || !may_send(s) ||
+    if (!check_count("sendall", nargs, 1, 2) || (nargs > 1 && !as_int(args[1], &op.flags)) ||
         PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) != 0) {
         return NULL;
     }
@@ -340,7 +340,7 @@ sock_sendall(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     do {
         hv_iovec_set(&iov, (void *)from, left);
         op.brief = hv_is_brief(left);
-        status = drive(s, &op);
+        status = may_send(s) ? drive(s, &op) : HV_INTERRUPTED;
         if (status != HV_DONE) {
             break;
         }
@@ -583,11 +583,8 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (!check_count("sendmsg", nargs, 1, 4)) {
         return NULL;
     }
-    if (!may_send(s)) {
-        return NULL;
-    }
     if ((nargs > 1 && !is_empty_sequence(args[1])) || (nargs > 3 && args[3] != Py_None)) {
-        return sendmsg_of_base(self, args, nargs);
+        return may_send(s) ? sendmsg_of_base(self, args, nargs) : NULL;
     }
     if (nargs > 2 && !as_int(args[2], &op.flags)) {
         return NULL;
@@ -604,7 +601,7 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
         op.buffers = g.iov;
         op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
         op.brief = hv_is_brief((size_t)g.total);
-        status = drive(s, &op);
+        status = may_send(s) ? drive(s, &op) : HV_INTERRUPTED;
     }
     gather_release(&g);
     Py_DECREF(items);
@@ -872,8 +869,25 @@ sock_getpeername(PyObject *self, PyObject *Py_UNUSED(ignored))
     return name_of(self, "getpeername", peername_start);
 }
 
+/* Closes an accepted handle after __init__ of its object has failed. An object that was whole for a while may
+ * have given the handle up since, and knows. */
+static void
+close_accepted(PyObject *made, hv_handle handle)
+{
+    PyObject *error_type, *error, *traceback, *result;
+    int was_whole = whole_state_of(made)->module != NULL;
+    PyErr_Fetch(&error_type, &error, &traceback);
+    result = was_whole ? PyObject_CallMethod(made, "close", NULL)
+                       : PyObject_CallFunctionObjArgs(module_of(made)->detach, made, NULL);
+    if (!was_whole) {
+        hv_close(handle);
+    }
+    Py_XDECREF(result);
+    PyErr_Restore(error_type, error, traceback);
+}
+
 /* A new socket of self's class, with its busy_poll, around `handle`, which it owns from then on; on failure
- * the handle is closed, by the half-made object if that has taken it over. */
+ * the handle is closed. */
 static PyObject *
 wrap_accepted(PyObject *self, hv_handle handle)
 {
@@ -890,16 +904,8 @@ wrap_accepted(PyObject *self, hv_handle handle)
     if (made == NULL) {
         hv_close(handle);
     } else if (((initproc)PyType_GetSlot(type, Py_tp_init))(made, all, NULL) != 0) {
-        PyObject *error_type, *error, *traceback, *closed = NULL;
-        PyErr_Fetch(&error_type, &error, &traceback);
-        if (hv_gate_is_open(&state_of(made)->gate)) {
-            closed = PyObject_CallMethod(made, "close", NULL);
-        } else {
-            hv_close(handle);
-        }
-        Py_XDECREF(closed);
+        close_accepted(made, handle);
         Py_CLEAR(made);
-        PyErr_Restore(error_type, error, traceback);
     } else {
         hv_cell_set(&state_of(made)->busy_poll, hv_cell_get(&state_of(self)->busy_poll));
     }
@@ -1095,6 +1101,8 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         hv_release_mode(s);
         hv_gate_leave(&s->gate);
         forget_messages(s);
+    } else if (hv_gate_is_closing(&s->gate)) {
+        return PyLong_FromLong(-1); /* what the base says of a closed socket */
     }
     return PyObject_CallMethod(base_of(self), "detach", "O", self);
 }
@@ -1110,7 +1118,8 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     int error = 0;
     hv_socket_sync(s);
     if (!hv_gate_shut(&s->gate, 0)) {
-        return PyObject_CallMethod(base_of(self), "_real_close", "O", self);
+        return hv_gate_is_closing(&s->gate) ? Py_NewRef(Py_None)
+                                            : PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
     handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
     if (handle == NULL) { /* no memory, or too deep a recursion: the base would close it once more */

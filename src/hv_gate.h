@@ -107,7 +107,8 @@ hv_gate_leave(hv_gate *gate)
     return left == 0;
 }
 
-/* True if this call shut the gate. The caller then is inside, and leaves like everybody else. */
+/* True if this call shut the gate. The caller then is inside, and leaves like everybody else. Whatever else
+ * becomes of the handle is up to it. */
 static inline int
 hv_gate_shut(hv_gate *gate, long also)
 {
@@ -138,6 +139,14 @@ static inline int
 hv_gate_is_closed(hv_gate *gate)
 {
     return (hv_atomic_load(gate) & (HV_GATE_OPEN | HV_GATE_DETACHED)) == 0;
+}
+
+/* Shut by close(), which is not over, or waits for the calls inside. */
+static inline int
+hv_gate_is_closing(hv_gate *gate)
+{
+    long seen = hv_atomic_load(gate);
+    return !(seen & (HV_GATE_OPEN | HV_GATE_DETACHED)) && (seen & HV_GATE_CALLS) != 0;
 }
 
 static inline int

@@ -472,8 +472,23 @@ hv_wake_one(hv_op *op)
     (void)n; /* can only fail if it is signalled already */
 }
 
+/* Releases what the handle stands for, and keeps its number from becoming another file: it leads nowhere until it
+ * is closed. Without a descriptor to spare for a moment, all of it waits for that. */
+static void
+hv_lead_nowhere(hv_handle handle)
+{
+    int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (nowhere >= 0 && dup2(nowhere, handle) >= 0) {
+        fcntl(handle, F_SETFD, FD_CLOEXEC);
+    }
+    if (nowhere >= 0) {
+        close(nowhere);
+    }
+}
+
 /* Wakes what is inside the shut gate. Data calls may be blocked in the kernel itself: only shutdown()
- * reaches those. A listener is spared, since other processes may share it and accept() polls. */
+ * reaches those. A listener is spared, since other processes may share it and accept() polls. The calls that were
+ * woken may need some time to leave: nobody who binds or forks after close() shall meet the socket until then. */
 static void
 hv_wake_all(hv_socket *s)
 {
@@ -483,6 +498,7 @@ hv_wake_all(hv_socket *s)
         shutdown(s->handle, SHUT_RDWR);
     }
     hv_waiting_wake(s, hv_wake_one);
+    hv_lead_nowhere(s->handle);
 }
 
 /* Milliseconds for poll, rounded up; -1 for ever. */
@@ -525,7 +541,11 @@ hv_poll(hv_op *op, struct pollfd fds[2])
     if (n > 0 && op->pending.phase == HV_CONNECT_PENDING) {
         op->pending.phase = HV_CONNECT_SETTLED;
     }
-    return n > 0 || retry >= 0 ? HV_READY : HV_BLOCKED;
+    if (n > 0) {
+        return HV_READY;
+    }
+    /* A signal that came between two polls has woken none of them: it is looked at before the next try. */
+    return retry >= 0 ? HV_INTERRUPTED : HV_BLOCKED;
 }
 
 /* HV_READY, or why not. HV_BLOCKED: poll's own limit passed before the deadline; call it again. */

@@ -367,10 +367,9 @@ raise_ended(const hv_inbox *in, const char *room)
 }
 
 static void
-raise_too_long(PyObject *self, const hv_message *m, const char *operation)
+raise_too_long(PyObject *self, size_t size, size_t limit, const char *operation)
 {
-    PyObject *text =
-        PyUnicode_FromFormat("a message of %zu bytes is announced, and the limit is %zu", m->s->in.size, m->limit);
+    PyObject *text = PyUnicode_FromFormat("a message of %zu bytes is announced, and the limit is %zu", size, limit);
     PyObject *error = text == NULL ? NULL : PyObject_CallFunction(PyExc_OSError, "iO", HV_ERROR_TOO_LONG, text);
     if (error != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
@@ -388,6 +387,7 @@ end_receive(PyObject *self, hv_message *m, hv_status status, const char *operati
     PyObject *result = NULL;
     int whole = status == HV_DONE && m->outcome == HV_MESSAGE_WHOLE;
     int explained = 0;
+    size_t size = in->size; /* others may receive as soon as the turn is over */
     if (whole) {
         result = deliver(in, m->room, into);
     } else if (status == HV_DONE && m->outcome == HV_MESSAGE_ENDED) {
@@ -402,7 +402,7 @@ end_receive(PyObject *self, hv_message *m, hv_status status, const char *operati
     }
     hv_turn_end(m->s, &m->s->receiving, m->me);
     if (explained && status == HV_DONE) {
-        raise_too_long(self, m, operation);
+        raise_too_long(self, size, m->limit, operation);
     } else if (explained) {
         fail_message(self, m, status, operation);
     }

@@ -459,6 +459,27 @@ def close_wakes(implementation: str, operation: str, timeout: str, rounds: str, 
                 raise AssertionError("a call on a closed socket succeeded")
 
 
+def fork_after_close(implementation: str, operation: str) -> None:
+    """Close a socket that a thread is blocked at, and fork before that thread can have left it."""
+    import stat
+    import warnings
+
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads
+    with contextlib.ExitStack() as stack:
+        a, call = make_blocked(stack, implementation, operation, "none")
+        task = Task(call)
+        time.sleep(TICK)
+        descriptor = a.fileno()
+        a.close()
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(OSError):
+                os._exit(stat.S_ISSOCK(os.fstat(descriptor).st_mode))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        check_error_of_closed(task.error())
+
+
 def close_races(implementation: str, rounds: str) -> None:
     """Receive and send without a pause in four threads until the socket is closed."""
 

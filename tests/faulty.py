@@ -11,6 +11,7 @@ import errno
 import functools
 import itertools
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -321,6 +322,24 @@ def try_settimeout(transport: str, name: str) -> int:
 
 
 SETTIMEOUT = dict.fromkeys(("accept", "connect"), try_settimeout)
+
+
+def try_signal(transport: str, name: str) -> int:
+    """Have a signal come while a connect that tries again and again does not sleep; its handler makes room."""
+    with contextlib.ExitStack() as stack:
+        listener = utils.full_listener(transport, stack)
+        sock = stack.enter_context(utils.dialler(transport))
+        sock.settimeout(LIMIT)
+        before = signal.signal(signal.SIGALRM, lambda *_: stack.enter_context(listener.accept()[0]))
+        stack.callback(signal.signal, signal.SIGALRM, before)
+        faults = Faults()
+        with faults.plan(sock, f"{name}ing=late:{LIMIT * 1000:.0f}@1"):
+            signal.setitimer(signal.ITIMER_REAL, TICK)
+            getattr(sock, name)(listener.getsockname())
+    return faults.injected
+
+
+SIGNAL = {"connect": try_signal}
 
 
 # Memory

@@ -251,7 +251,12 @@ def is_closed(error: BaseException) -> bool:
 
 
 def close(work: Work) -> None:
+    others = [threading.Thread(target=work.sock.close) for _ in range(random.choice((0, 1)))]
+    for thread in others:
+        thread.start()
     work.sock.close()
+    for thread in others:
+        thread.join()
     with utils.bystanders(3):
         for error in work.end():
             # What was over before the close is Connect's, and a peer's that has ended is nobody's.

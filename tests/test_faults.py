@@ -52,6 +52,11 @@ def test_settimeout_at_the_worst_moment(run: Run) -> None:
     assert run("SETTIMEOUT", "local") == dict.fromkeys(faulty.SETTIMEOUT, 1)
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: a signal that comes between two tries")
+def test_signal_between_two_tries(run: Run) -> None:
+    assert run("SIGNAL", "local") == dict.fromkeys(faulty.SIGNAL, 1)
+
+
 @pytest.mark.skipif(WINDOWS, reason="POSIX only: the descriptors are counted and named")
 @pytest.mark.usefixtures("failing_allocations")
 def test_no_memory() -> None:

@@ -351,6 +351,15 @@ def test_close_races_with_calls(ours: str) -> None:
     run_child("close_races", ours, 60)
 
 
+@posix_only
+@pytest.mark.parametrize("operation", ["recv", "accept"])
+def test_fork_after_close(ours: str, operation: str) -> None:
+    """A child forked right after a close has no part of the socket, even if calls of the parent have yet to leave it."""
+    if operation == "accept" and ours == "adopted":
+        pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
+    run_child("fork_after_close", ours, operation)
+
+
 @pytest.mark.parametrize("operation", ["recv", "accept"])
 def test_process_ends_while_a_thread_waits(ours: str, operation: str) -> None:
     """A daemon thread in a blocked call does not keep the interpreter from ending, nor crash it."""

@@ -637,6 +637,16 @@ def test_retry_has_one_deadline(local: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert 9 < clock.now < 10
 
 
+def test_retry_without_a_timeout(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may never come, as to a Linux guest of Hyper-V: no attempt waits for it longer than the system would."""
+    Clock(monkeypatch)
+    attempts = Attempts(monkeypatch, TimeoutError("timed out"))
+    with pytest.raises(TimeoutError):
+        hvsock.create_connection(("loopback", 5000), None, transport=local, retry_for=10)
+    assert attempts.timeouts[0] == 2
+    assert attempts.timeouts == [pytest.approx(min(2, 10 - began)) for began in attempts.times]
+
+
 def test_retry_against_a_full_backlog(local: str) -> None:
     """Attempts that get no answer end by the deadline too, whatever their own timeout."""
     with contextlib.ExitStack() as stack:
@@ -676,6 +686,39 @@ def test_failed_attempts_close_their_sockets(local: str) -> None:
 
 
 @pytest.mark.skipif(WINDOWS, reason="POSIX only: descriptors are passed over AF_UNIX")
+@pytest.mark.parametrize("how", ["half made", "closed", "given up"])
+def test_accept_whose_init_fails(local: str, how: str) -> None:
+    """The accepted descriptor is closed once, whoever has it by then, and never its next owner's."""
+    taken: list[int] = []
+
+    class Refusing(hvsock.HyperVSocket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            if len(args) < 4:  # the server
+                super().__init__(*args, **kwargs)
+                return
+            if how == "half made":
+                socket.socket.__init__(self, *args)
+            else:
+                super().__init__(*args)
+                self.close() if how == "closed" else os.close(self.detach())
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+                assert taken[0] == args[3]
+            raise ZeroDivisionError
+
+    with Refusing(transport=local) as server:
+        server.bind(("loopback", 5000))
+        server.listen()
+        with hvsock.create_connection(("loopback", 5000), transport=local) as client:
+            before = utils.open_descriptors()
+            with pytest.raises(ZeroDivisionError):
+                server.accept()
+            gc.collect()
+            assert client.recv(1) == b""
+            for descriptor in taken:
+                os.close(descriptor)
+            assert utils.open_descriptors() == before
+
+
 def test_descriptor_passed_to_another_object(local: str) -> None:
     """socket.send_fds and recv_fds take ours, and HyperVSocket(fileno=) the descriptor that arrives."""
     with connected(local) as (a, b), connected(local) as (c, d):

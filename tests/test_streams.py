@@ -353,6 +353,19 @@ def test_sendfile(pair: Pair, tmp_path: Path) -> None:
         assert sending.result() == MIB
 
 
+def test_sendfile_ends_with_close(our_pair: Pair, tmp_path: Path) -> None:
+    """Not a byte of the file reaches whoever has the descriptor's number afterwards."""
+    a, _ = our_pair
+    path = tmp_path / "payload"
+    path.write_bytes(bytes(64 * MIB))
+    with path.open("rb") as file:
+        sending = Task(a.sendfile, file)
+        assert not sending.wait(2 * TICK)
+        a.close()
+        with utils.bystanders():
+            assert isinstance(sending.error(), OSError)
+
+
 def tls_contexts(kind: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """Return a server's and a client's context: without a certificate, or with the interpreter's own test one."""
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
