@@ -354,7 +354,7 @@ def test_close_races_with_calls(ours: str) -> None:
 @posix_only
 @pytest.mark.parametrize("operation", ["recv", "accept"])
 def test_fork_after_close(ours: str, operation: str) -> None:
-    """A child forked right after a close has no part of the socket, even if calls of the parent have yet to leave it."""
+    """A child forked right after a close has no part of the socket, even if calls in the parent have yet to leave."""
     if operation == "accept" and ours == "adopted":
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
     run_child("fork_after_close", ours, operation)

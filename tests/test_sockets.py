@@ -638,7 +638,7 @@ def test_retry_has_one_deadline(local: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_retry_without_a_timeout(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer may never come, as to a Linux guest of Hyper-V: no attempt waits for it longer than the system would."""
+    """An answer may never come, as to a Linux guest of Hyper-V: no attempt waits longer than the system would."""
     Clock(monkeypatch)
     attempts = Attempts(monkeypatch, TimeoutError("timed out"))
     with pytest.raises(TimeoutError):
