@@ -73,12 +73,14 @@ def name_of(option: click.Option) -> str:
 
 
 def meaning_of(option: click.Option) -> str:
-    """Return an option's help, with its default and its range."""
+    """Return an option's help, with its default, its range and its environment variable."""
     text = option.help or ""
     if option.show_default:
         text += f" Default: {option.default}."
     if isinstance(option.type, click.IntRange) and option.type.max is not None:
         text += f" From {option.type.min:,} to {option.type.max:,}."
+    if option.show_envvar:
+        text += f" Environment variable: {option.envvar}."
     return text
 
 

@@ -34,7 +34,8 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
         errno.ECONNREFUSED: "nobody listens on this port",
         errno.ECONNRESET: "nobody listens on this port, or the peer ended",
         errno.ENETUNREACH: "no transport to that CID: loopback needs the module vsock_loopback",
-        errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, a parent needs a hypervisor",
+        errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, "
+        "a parent needs a hypervisor; or, on a KVM host, no VM with that CID runs",
         errno.ETIMEDOUT: "nobody listens, or the service is not registered on a Windows host, which refuses silently",
     },
     "local": {
@@ -47,13 +48,15 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
 }
 
 # Those that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
-# Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock).
+# Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock). A KVM
+# host says ENODEV until the VM has taken its CID (Linux drivers/vhost/vsock.c, vhost_transport_send_pkt).
 _TRANSIENT: Final = frozenset(
     {
         errno.ECONNREFUSED,
         errno.ECONNRESET,
         errno.ENETDOWN,
         errno.ENETUNREACH,
+        errno.ENODEV,
         errno.ETIMEDOUT,
         *(1201, 1225, 10050, 10051, 10054, 10060, 10061),
     }

@@ -304,6 +304,8 @@ class Relay:
                 while self._is_running():
                     try:
                         client, name = listener.accept()
+                    except ConnectionError:
+                        pass  # of this peer alone, which has gone already: the next one may be waiting
                     except OSError as exc:
                         if self._is_running():
                             hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
@@ -775,7 +777,7 @@ class _Hybrid(_Unix):
         if not _ANSWER.fullmatch(answer):
             raise OSError(
                 errno.EPROTO,
-                f"{answer!r} is no answer to CONNECT {self._port}: {self._path} is not the socket of a hybrid vsock",
+                f"what came is no answer to CONNECT {self._port}: {self._path} is not the socket of a hybrid vsock",
             )
 
 

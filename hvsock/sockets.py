@@ -308,8 +308,8 @@ def create_connection(
             socket. By default it is `socket.getdefaulttimeout()`.
         transport: the name of a transport; by default `default_transport()`.
         retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt:
-            refused, unreachable, down, reset, timed out, as while the VM or its service starts. The whole call ends by
-            then, attempts are cut short for it, and the last error is raised.
+            refused, unreachable, down, no such device, reset, timed out, as while the VM or its service starts. The
+            whole call ends by then, attempts are cut short for it, and the last error is raised.
 
     Raises:
         TimeoutError: no answer in time.

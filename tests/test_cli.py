@@ -255,5 +255,6 @@ def test_the_reference_is_what_the_help_says() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     page = (directory / "reference" / "cli.md").read_text(encoding="utf-8")
     assert page == done.stdout.decode(), "run python docs/cli_reference.py"
+    assert "| By default hyperv on Windows, vsock elsewhere. Environment variable: HVSOCK_TRANSPORT. |" in page
     for path in LEAVES:
         assert f"\n## hvsock {' '.join(path)}\n" in page

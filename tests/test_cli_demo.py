@@ -85,6 +85,10 @@ def no_thread_is_left() -> bool:
 # demo, the choice
 
 
+def test_the_help_says_which_transport_is_taken() -> None:
+    assert "By default the best one that can serve here." in " ".join(run("demo", "--help").stdout.split())
+
+
 def test_the_demo_prefers_hyperv(pretend: Callable[..., None]) -> None:
     pretend(hyperv=None, vsock=None, local=None, loopback=True)
     scene = demo.choose_scene(None)

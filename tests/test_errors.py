@@ -188,6 +188,7 @@ def test_notes_of_a_subclass_with_addresses_of_its_own(local: str) -> None:
         ConnectionResetError(errno.ECONNRESET, "reset"),
         OSError(errno.ENETUNREACH, "unreachable"),
         OSError(errno.ENETDOWN, "down"),
+        OSError(errno.ENODEV, "no device"),
         OSError(errno.ETIMEDOUT, "timed out"),
         TimeoutError("timed out"),
         *map(windows_error, HYPERV_TRANSIENT),
@@ -234,6 +235,13 @@ def test_permission_denied_names_the_three_causes() -> None:
     """10013 without a hint is what users of other libraries ask about most."""
     cause = errors.known_cause(windows_error(10013), "hyperv") or ""
     for word in ("not registered", "security descriptor", "WSL"):
+        assert word in cause
+
+
+def test_no_device_names_the_three_causes() -> None:
+    """A KVM host answers so until the VM has taken its CID."""
+    cause = errors.known_cause(OSError(errno.ENODEV, "no device"), "vsock") or ""
+    for word in ("vsock_loopback", "needs a hypervisor", "on a KVM host, no VM with that CID runs"):
         assert word in cause
 
 

@@ -70,7 +70,7 @@ def run_bash(directory: Path, code: str) -> None:
 
 def test_every_block_is_covered() -> None:
     files = {"token_proof.py", "token_host.py", "token_guest.py", "tls_host.py", "tls_guest.py"}
-    assert set(BLOCKS) == {f"file: {name}" for name in files} | {"run: certificates", ""}
+    assert set(BLOCKS) == {f"file: {name}" for name in files} | {"run: token", "run: certificates", ""}
 
 
 @pytest.mark.parametrize("page", ["SECURITY.md", "docs/explanation/security.md", "docs/howto/tls.md"])
@@ -101,6 +101,13 @@ def token_host(directory: Path) -> Iterator[subprocess.Popen[str]]:
 def test_token(directory: Path, token_host: subprocess.Popen[str]) -> None:
     done = guest(directory, VM, "token_guest.py")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"welcome, {VM}\n", "")
+
+
+def test_the_token_of_powershell(directory: Path) -> None:
+    program, *arguments = shlex.split(BLOCKS["run: token"])
+    assert program == "py"
+    subprocess.run([sys.executable, *arguments], cwd=directory, check=True, timeout=utils.LIMIT)
+    assert len(bytes.fromhex((directory / "vm.token").read_text())) == 32
 
 
 def test_the_wrong_token_is_refused_by_both(directory: Path, token_host: subprocess.Popen[str]) -> None:

@@ -26,7 +26,7 @@ from utils import LIMIT, TICK, WINDOWS, WINE, Child, Task, open_descriptors, ran
 
 import hvsock
 from hvsock._hvsock import Pump
-from hvsock.relay import Counters, Relay
+from hvsock.relay import Counters, Relay, _TcpListener
 
 TRANSPORTS = [name for name in TESTED if name in utils.TRANSPORTS]
 KINDS = ["tcp", *([] if WINDOWS else ["unix"]), *TRANSPORTS]
@@ -474,6 +474,40 @@ def test_no_descriptors_left() -> None:
         child.finish()
 
 
+@pytest.mark.parametrize(
+    ("error", "pauses"),
+    [
+        (ConnectionAbortedError(errno.ECONNABORTED, "aborted"), []),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), []),
+        (OSError(errno.ENOBUFS, "no buffers"), [0.05, 0.1, 0.2]),
+    ],
+    ids=str,
+)
+def test_pauses_after_an_accept_that_failed(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, error: OSError, pauses: list[float]
+) -> None:
+    """A peer that has gone already holds up nobody else; what the system lacks may take time."""
+    accept, wait = _TcpListener.accept, Relay._wait
+    left = 3
+    taken: list[float | None] = []
+
+    def failing(listener: Any) -> Any:
+        nonlocal left
+        if left == 0:
+            return accept(listener)
+        left -= 1
+        raise type(error)(*error.args)
+
+    def noting(it: Relay, condition: Callable[[], bool], timeout: float | None) -> bool:
+        taken.append(timeout)
+        return wait(it, condition, timeout)
+
+    monkeypatch.setattr(_TcpListener, "accept", failing)
+    monkeypatch.setattr(Relay, "_wait", noting)
+    rig().used()
+    assert (left, taken) == (0, pauses)
+
+
 # Starting and stopping
 
 
@@ -731,16 +765,13 @@ def drip(sock: socket.socket) -> None:
     ("answer", "message"),
     [
         (lambda sock: None, "nobody listens on port 7 in the guest"),
-        (lambda sock: sock.sendall(b"OK 1"), r"b'OK 1' is no answer to CONNECT 7"),
-        (lambda sock: sock.sendall(b"OK\n"), r"b'OK\\n' is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"OK 1"), "is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"OK\n"), "is no answer to CONNECT 7"),
         (lambda sock: sock.sendall(b"OK -1\n"), "is no answer to CONNECT 7"),
-        (
-            lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
-            r"b'HTTP/1.1 400 Bad Request\\r\\n' is no answer",
-        ),
-        (lambda sock: sock.sendall(b"O" * 1000), r"b'O{32}' is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is no answer to CONNECT 7"),
+        (lambda sock: sock.sendall(b"O" * 1000), "is no answer to CONNECT 7"),
         (lambda sock: receive_all(sock), "timed out"),
-        (drip, "timed out|b'O{32}' is no answer"),
+        (drip, "timed out|is no answer"),
     ],
 )
 def test_hybrid_answers_that_are_none(
@@ -754,6 +785,7 @@ def test_hybrid_answers_that_are_none(
         assert end_of(client) == "reset"
     assert relay.counters[:5] == (0, 1, 0, 1, 0)
     assert re.search(f"was not reached: .*{message}", caplog.text), caplog.text
+    assert not re.search("OK|HTTP|OO", caplog.text), "what the other side has sent is not logged"
 
 
 @posix_only

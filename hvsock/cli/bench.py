@@ -180,7 +180,7 @@ def _receive(connection: hvsock.HyperVSocket, buffer: bytearray) -> bool:
     "-t", "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds that one operation may take."
 )
 @as_json
-@transport_option
+@transport_option()
 def command(
     address: hvsock.HyperVAddress,
     sizes: tuple[int, ...],

@@ -151,15 +151,15 @@ class Seconds(click.FloatRange):
         return number
 
 
-def transport_option(function: F) -> F:
-    """Add the option --transport."""
+def transport_option(default: str = "hyperv on Windows, vsock elsewhere") -> Callable[[F], F]:
+    """Return what adds the option --transport; `default` says which one it is without."""
     return click.option(
         "--transport",
         type=click.Choice([transport.name for transport in hvsock.transports()]),
         envvar="HVSOCK_TRANSPORT",
         show_envvar=True,
-        help="By default hyperv on Windows, vsock elsewhere.",
-    )(function)
+        help=f"By default {default}.",
+    )
 
 
 def as_json(function: F) -> F:

@@ -108,7 +108,7 @@ class Echoes:
 
 @click.command("echo", epilog=examples(EXAMPLES))
 @address_argument
-@transport_option
+@transport_option()
 def command(address: hvsock.HyperVAddress, transport: str | None) -> None:
     """Serve: send back what comes.
 

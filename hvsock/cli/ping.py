@@ -232,7 +232,7 @@ def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print no line for a ping that came back; so does --interval 0.")
 @as_json
-@transport_option
+@transport_option()
 def command(
     address: hvsock.HyperVAddress,
     count: int | None,

@@ -46,15 +46,18 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stde
     "--retry-for", type=Seconds(positive=False), default=0.0, help="Seconds to try again while nobody listens."
 )
 @verbose_option
-@transport_option
+@transport_option()
 def connect(
     address: hvsock.HyperVAddress, timeout: float, retry_for: float, verbose: bool, transport: str | None
 ) -> None:
     """Connect stdin and stdout to a service.
 
     Stdin goes to ADDRESS, and what comes from there is written to stdout. The end of stdin ends that direction only;
-    the command ends when the service ends the other one. On a terminal the service's end is the end, and what it sends
-    is shown with control characters escaped: `| cat` shows them as they are.
+    the command ends when both directions have ended. On a terminal the service's end is the end, and what it sends is
+    shown with control characters escaped: `| cat` shows them as they are.
+
+    PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
+    `cmd /c "hvsock connect parent/5000 > file"`.
     """
     with doing(f"connect to {address}"):
         connection = hvsock.create_connection(address, timeout, transport=transport, retry_for=retry_for)
@@ -70,12 +73,15 @@ def connect(
     "-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit."
 )
 @verbose_option
-@transport_option
+@transport_option()
 def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:
     """Accept one connection for stdin and stdout.
 
     Listens at ADDRESS; then stdin goes there, and what comes from there is written to stdout, as `hvsock connect` does
     it. Nobody else can connect meanwhile.
+
+    PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
+    `cmd /c "hvsock listen wildcard/5000 > file"`.
     """
     with doing(f"listen on {address}"):
         server = hvsock.create_server(address, backlog=1, transport=transport)
