@@ -1358,16 +1358,22 @@ make_type(PyObject *module, PyObject *base)
         .slots = sock_slots,
     };
     PyObject *bases, *type;
+    int is_other;
     Py_XDECREF(size);
     if (offset < 0) {
         return NULL;
     }
     offset = (offset + 15) / 16 * 16;
-    if (state_offset != 0 && state_offset != offset) {
+    hv_lock_acquire(&hv_once);
+    if (state_offset == 0) {
+        state_offset = offset;
+    }
+    is_other = state_offset != offset;
+    hv_lock_release(&hv_once);
+    if (is_other) {
         PyErr_SetString(PyExc_ImportError, "socket.socket has another layout than in the first interpreter");
         return NULL;
     }
-    state_offset = offset;
     spec.basicsize = (int)(offset + (Py_ssize_t)sizeof(sock_state));
     bases = PyTuple_Pack(1, base);
     type = bases == NULL ? NULL : PyType_FromModuleAndSpec(module, &spec, bases);
@@ -1451,8 +1457,7 @@ module_free(void *module)
     Py_CLEAR(state->proto);
 }
 
-/* An interpreter refuses slots that it does not know; the array to use starts where its version says.
- * State is per socket or per module, and the statics are the same in every interpreter. */
+/* State is per socket or per module, and the statics are the same in every interpreter. */
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_gil, Py_MOD_GIL_NOT_USED},                                    /* 3.13 */
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED}, /* 3.12 */
@@ -1460,21 +1465,25 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "hvsock._hvsock",
-    .m_doc = "The data path of hvsock; see hvsock.HyperVSocket.",
-    .m_size = sizeof(module_state),
-    .m_methods = module_methods,
-    .m_traverse = module_traverse,
-    .m_free = module_free,
-};
+#define MODULE_WITHOUT(slots)                                                                                          \
+    {                                                                                                                  \
+        PyModuleDef_HEAD_INIT,                                                                                         \
+        .m_name = "hvsock._hvsock",                                                                                    \
+        .m_doc = "The data path of hvsock; see hvsock.HyperVSocket.",                                                  \
+        .m_size = sizeof(module_state),                                                                                \
+        .m_methods = module_methods,                                                                                   \
+        .m_slots = module_slots + (slots),                                                                             \
+        .m_traverse = module_traverse,                                                                                 \
+        .m_free = module_free,                                                                                         \
+    }
+
+/* By how many of the slots, the first ones, the interpreter does not know and would refuse. */
+static struct PyModuleDef modules[] = {MODULE_WITHOUT(0), MODULE_WITHOUT(1), MODULE_WITHOUT(2)};
 
 PyMODINIT_FUNC PyInit__hvsock(void);
 
 PyMODINIT_FUNC
 PyInit__hvsock(void)
 {
-    module_definition.m_slots = module_slots + (Py_Version < 0x030d0000) + (Py_Version < 0x030c0000);
-    return PyModuleDef_Init(&module_definition);
+    return PyModuleDef_Init(&modules[(Py_Version < 0x030d0000) + (Py_Version < 0x030c0000)]);
 }

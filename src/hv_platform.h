@@ -6,7 +6,7 @@
  *   hv_socket_init(), hv_socket_sync(), hv_release_mode(), hv_close()
  *   hv_recv_start, hv_send_start, hv_sendmsg_start, hv_accept_start, hv_connect_start, hv_failed_now()
  *   hv_is_brief(), hv_brief_start(), hv_go_on(), hv_expect(), hv_spin(), hv_wait(), hv_wake_all()
- *   hv_lock_acquire(), hv_lock_release(), hv_cond_wait(), hv_cond_wake_all()
+ *   hv_lock_acquire(), hv_lock_release(), hv_once, hv_cond_wait(), hv_cond_wake_all()
  */
 #ifndef HV_PLATFORM_H
 #define HV_PLATFORM_H

@@ -71,6 +71,9 @@ hv_cond_wake_all(hv_cond *cond)
 
 #include "hv_op.h"
 
+/* Held while an import sets what all interpreters share, without calling Python. */
+static hv_lock hv_once = PTHREAD_MUTEX_INITIALIZER;
+
 /* Counts forks: calls that other threads had inside a socket do not exist in the child. */
 static unsigned hv_generation;
 
@@ -84,11 +87,18 @@ static int
 hv_platform_init(void)
 {
     static int done;
-    if (!done && (errno = pthread_atfork(NULL, NULL, hv_count_fork)) != 0) {
+    int error = 0;
+    hv_lock_acquire(&hv_once);
+    if (!done) {
+        error = pthread_atfork(NULL, NULL, hv_count_fork);
+        done = error == 0;
+    }
+    hv_lock_release(&hv_once);
+    if (error != 0) {
+        errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
-    done = 1;
     return 0;
 }
 

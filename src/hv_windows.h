@@ -75,6 +75,9 @@ hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
 
 #include "hv_op.h"
 
+/* Held while an import sets what all interpreters share, without calling Python. */
+static hv_lock hv_once = SRWLOCK_INIT;
+
 static DWORD hv_event_slot = FLS_OUT_OF_INDEXES;
 static HANDLE hv_sigint_event;       /* CPython's, set by its SIGINT handler; NULL if it has none */
 static unsigned long hv_main_thread; /* the only thread that runs signal handlers */
@@ -121,24 +124,27 @@ hv_find_sigint_event(void)
 static int
 hv_platform_init(void)
 {
-    PyObject *threading, *main_thread, *ident;
-    if (hv_event_slot != FLS_OUT_OF_INDEXES) {
-        return 0;
-    }
-    threading = PyImport_ImportModule("threading");
-    main_thread = threading == NULL ? NULL : PyObject_CallMethod(threading, "main_thread", NULL);
-    ident = main_thread == NULL ? NULL : PyObject_GetAttrString(main_thread, "ident");
-    hv_main_thread = ident == NULL ? 0 : PyLong_AsUnsignedLong(ident);
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *main_thread = threading == NULL ? NULL : PyObject_CallMethod(threading, "main_thread", NULL);
+    PyObject *ident = main_thread == NULL ? NULL : PyObject_GetAttrString(main_thread, "ident");
+    unsigned long main_id = ident == NULL ? 0 : PyLong_AsUnsignedLong(ident);
+    DWORD error = 0;
     Py_XDECREF(threading);
     Py_XDECREF(main_thread);
     Py_XDECREF(ident);
     if (PyErr_Occurred()) {
         return -1;
     }
-    hv_find_sigint_event();
-    hv_event_slot = FlsAlloc(hv_event_free);
+    hv_lock_acquire(&hv_once);
     if (hv_event_slot == FLS_OUT_OF_INDEXES) {
-        PyErr_SetExcFromWindowsErr(PyExc_OSError, 0);
+        hv_main_thread = main_id;
+        hv_find_sigint_event();
+        hv_event_slot = FlsAlloc(hv_event_free);
+        error = hv_event_slot == FLS_OUT_OF_INDEXES ? GetLastError() : 0;
+    }
+    hv_lock_release(&hv_once);
+    if (error != 0) {
+        PyErr_SetExcFromWindowsErr(PyExc_OSError, (int)error);
         return -1;
     }
     return 0;
