@@ -98,9 +98,10 @@ transfer_briefly(hv_op *op)
 static hv_status
 transfer(hv_socket *s, hv_op *op, hv_status status)
 {
+    int64_t busy_poll = hv_cell_get(&s->busy_poll); /* once: on Windows what is pending must not be started again */
     int moved = 0;
     do {
-        int64_t spin = hv_op_may_spin(op) ? hv_cell_get(&s->busy_poll) : 0;
+        int64_t spin = hv_op_may_spin(op) ? busy_poll : 0;
         if (spin > 0) {
             status = hv_spin(op, spin);
         } else if (status == HV_BLOCKED) {
@@ -137,7 +138,9 @@ drive(hv_socket *s, hv_op *op)
             Py_END_ALLOW_THREADS
         }
         if (hv_gate_leave(&s->gate)) {
+            Py_BEGIN_ALLOW_THREADS
             hv_close(s->handle);
+            Py_END_ALLOW_THREADS
         }
     } while (status == HV_INTERRUPTED && PyErr_CheckSignals() == 0);
     if (hv_gate_is_closed(&s->gate) && status != HV_INTERRUPTED && !hv_op_has_result(op, status)) {

@@ -237,7 +237,15 @@ hv_release_mode(hv_socket *s)
 static int
 hv_close(hv_handle handle)
 {
-    return closesocket(handle) == 0 ? 0 : hv_last_error();
+    const struct linger none = {0, 0};
+    if (closesocket(handle) == 0) {
+        return 0;
+    }
+    if (hv_last_error() == WSAEWOULDBLOCK) { /* it lingers, and a non-blocking handle does not wait: it is still open */
+        setsockopt(handle, SOL_SOCKET, SO_LINGER, (const char *)&none, sizeof none);
+        return closesocket(handle) == 0 ? 0 : hv_last_error();
+    }
+    return hv_last_error();
 }
 
 /* ---- attempts ---- */
@@ -616,6 +624,10 @@ hv_wait(hv_socket *s, hv_op *op)
     hv_failed(op, hv_gate_is_open(&s->gate) ? error : HV_ERROR_CLOSED);
     if (woken == WAIT_OBJECT_0 + 1) {
         ResetEvent(hv_sigint_event);
+        return HV_INTERRUPTED;
+    }
+    /* Another thread's call was cancelled: with one receive of a TCP socket Windows cancels all of them. */
+    if (woken == WAIT_OBJECT_0 && !op->writes && op->error == error) {
         return HV_INTERRUPTED;
     }
     return woken == WAIT_TIMEOUT ? HV_TIMED_OUT : HV_FAILED;

@@ -71,6 +71,29 @@ def aio_out_of_descriptors() -> None:
     asyncio.run(main())
 
 
+def aio_server_is_not_closed(transport: str) -> None:
+    """The thread of a server whose loop has ended closes what it accepts, and does not keep the process."""
+    import asyncio
+
+    import hvsock
+    from hvsock import aio
+    from hvsock.aio import serving
+
+    async def handler(_stream: aio.MessageStream) -> None:
+        raise AssertionError("nobody can be served")
+
+    async def main() -> aio.MessageServer:
+        return await aio.serve_messages(handler, address, transport=transport)
+
+    address = ("loopback", utils.new_service())
+    with mock.patch.object(serving, "watches_sockets", return_value=False):
+        server = asyncio.run(main())
+        with hvsock.create_connection(address, LIMIT, transport=transport) as sock:
+            assert sock.recv(1) == b""
+        server.close()
+        asyncio.run(main())
+
+
 def aio_client_that_sleeps(transport: str, vm: str, service: str, sent: str) -> None:
     """A client that sends some bytes and waits to be killed."""
     import hvsock
@@ -478,6 +501,31 @@ def fork_after_close(implementation: str, operation: str) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         check_error_of_closed(task.error())
+
+
+def busy_poll_set_during_receives(implementation: str, timeout: str) -> None:
+    """Ask for one packet after another while another thread sets busy_poll without a pause."""
+    sys.setswitchinterval(1e-6)
+    over = threading.Event()
+    with connected(implementation, None if timeout == "none" else LIMIT) as (a, b):
+
+        def toggle() -> None:
+            while not over.is_set():
+                a.busy_poll = 1
+                a.busy_poll = 0
+
+        def answer() -> None:
+            for number in range(1000):
+                assert b.recv(1) == b"?"
+                b.sendall(number.to_bytes(4))
+
+        tasks = [Task(toggle), Task(answer)]
+        for number in range(1000):
+            a.sendall(b"?")
+            assert int.from_bytes(a.recv(4)) == number
+        over.set()
+        for task in tasks:
+            task.result()
 
 
 def close_races(implementation: str, rounds: str) -> None:

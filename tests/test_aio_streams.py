@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import KINDS, Bed, allow_descriptors, eventually, pending_connects, ticks
+from test_interpreters import new_interpreter
 from test_streams import tls_contexts
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
 import hvsock
 from hvsock import aio
-from hvsock.aio import serving
+from hvsock.aio import connecting, serving
 from hvsock.transports import transport_named
 
 MIB = 1 << 20
@@ -342,8 +344,9 @@ def test_tls(bed: Bed, version: str) -> None:
     bed.run(main)
 
 
-def test_tls_with_a_peer_that_speaks_none(bed: Bed) -> None:
-    """The handshake fails, its connection is closed, and the server goes on."""
+@pytest.mark.parametrize("debug", [False, True])
+def test_tls_with_a_peer_that_speaks_none(bed: Bed, debug: bool) -> None:
+    """The handshake fails, its connection is closed, and the server goes on; only who debugs is told."""
     server_context, client_context = tls_contexts("TLS 1.2, anonymous")
 
     async def main() -> None:
@@ -352,14 +355,14 @@ def test_tls_with_a_peer_that_speaks_none(bed: Bed) -> None:
             writer.write(b"GET / HTTP/1.0\r\n\r\n")
             await reader.read()
             await close(writer)
-            await eventually(lambda: bed.reported)
-            bed.reported.clear()
             reader, writer = await bed.open_connection(ssl=client_context)
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
             await close(writer)
+            assert [isinstance(context["exception"], OSError) for context in bed.reported] == [True] * debug
+            bed.reported.clear()
 
-    bed.run(main)
+    bed.run(main, debug=debug)
 
 
 @pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
@@ -550,6 +553,29 @@ def test_retry_for(bed: Bed) -> None:
     bed.run(main)
 
 
+def test_limit_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends in time for another one, also where a system would go on for all of `retry_for`."""
+    limits: list[float] = []
+
+    async def fail(_to: object, _carrier: object, limit: float) -> Any:
+        limits.append(limit)
+        raise TimeoutError if len(limits) < 3 else ZeroDivisionError
+
+    async def attempts(**kwargs: Any) -> list[float]:
+        limits.clear()
+        with pytest.raises(ZeroDivisionError):
+            await aio.open_connection(("loopback", 5000), **kwargs)
+        return limits
+
+    async def main() -> None:
+        assert await attempts(retry_for=2 * LIMIT) == [2.0] * 3
+        assert await attempts(retry_for=2 * LIMIT, timeout=LIMIT) == [LIMIT] * 3
+        assert max(await attempts(retry_for=LIMIT, timeout=2 * LIMIT)) <= LIMIT
+
+    monkeypatch.setattr(connecting, "_attempt", fail)
+    asyncio.run(main())
+
+
 def test_limit_of_the_system(transport: str) -> None:
     """Both kernels would end a connect after 2 s by themselves."""
     with hvsock.HyperVSocket(transport=transport) as sock:
@@ -673,10 +699,78 @@ def test_clients_are_closed(bed: Bed, method: str) -> None:
     bed.run(main)
 
 
-def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_clients_are_closed_as_they_are_made(bed: Bed, tls: bool) -> None:
+    """What is written arrives first, however short a time there has been a transport."""
+    server_context, client_context = tls_contexts("TLS 1.3") if tls else (None, None)
+    answer = random_bytes(4 * MIB)
+    server: aio.Server
+
+    class Answering(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            made.append(self)
+            self.transport.write(answer)
+            server.close_clients()
+
+    made: list[Answering] = []
+
     async def main() -> None:
-        server = await bed.create_server(asyncio.Protocol)
-        reader, writer = await bed.open_connection()
+        nonlocal server
+        async with await bed.create_server(Answering, ssl=server_context) as server:
+            reader, writer = await bed.open_connection(ssl=client_context)
+            assert await reader.read() == answer
+            await close(writer)
+            assert await made[0].lost is None
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+def test_clients_are_closed_at_every_turn(bed: Bed, method: str, tls: bool) -> None:
+    """One that is closed gets all that was written to it or nothing; none that is aborted is waited for."""
+    server_context, client_context = tls_contexts("TLS 1.3") if tls else (None, None)
+    answer = random_bytes(2 * MIB)
+
+    class Answering(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            transport.write(answer)
+
+    async def receive(gone: asyncio.Event) -> None:
+        with contextlib.suppress(OSError):  # refused, or reset before there was anything
+            reader, writer = await bed.open_connection(ssl=client_context)
+            if method == "abort_clients":
+                await gone.wait()
+            received = await reader.read()
+            writer.close()
+            assert method == "abort_clients" or received in (b"", answer)
+            await writer.wait_closed()
+
+    async def main() -> None:
+        for turns in range(24):
+            server = await bed.create_server(Answering, ssl=server_context)
+            gone = asyncio.Event()
+            receiving = asyncio.create_task(receive(gone))
+            await ticks(turns)
+            server.close()
+            getattr(server, method)()
+            async with asyncio.timeout(LIMIT / 2):
+                await server.wait_closed()
+            gone.set()
+            await receiving
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed, tls: bool) -> None:
+    server_context, client_context = tls_contexts("TLS 1.3") if tls else (None, None)
+
+    async def main() -> None:
+        server = await bed.create_server(asyncio.Protocol, ssl=server_context)
+        reader, writer = await bed.open_connection(ssl=client_context)
         await asyncio.sleep(TICK)
         gc.collect()
         server.close()
@@ -766,6 +860,42 @@ def test_server_is_closed_during_the_pause(bed: Bed, monkeypatch: pytest.MonkeyP
         bed.reported.clear()
 
     bed.run(main)
+
+
+def test_server_that_is_not_closed(served: str) -> None:
+    """It does not keep the process, even if it has a thread."""
+    utils.run_child("aio_server_is_not_closed", served)
+
+
+#: What runs in an interpreter that allows no daemon threads: a server that needs a thread.
+SERVER_WITH_A_THREAD = textwrap.dedent("""
+    import asyncio
+    from hvsock import aio
+    from hvsock.aio import serving
+
+    serving.watches_sockets = lambda loop: False
+
+    async def echo(stream):
+        async for message in stream:
+            await stream.send(message)
+
+    async def main():
+        async with await aio.serve_messages(echo, ("loopback", 5000), transport="local"):
+            async with await aio.connect_messages(("loopback", 5000), transport="local") as stream:
+                assert await stream.exchange(b"x") == b"x"
+
+    asyncio.run(main())
+""")
+
+
+@pytest.mark.usefixtures("local")
+def test_server_in_an_interpreter_of_its_own() -> None:
+    module, interpreter = new_interpreter()
+    try:
+        failure = module.run_string(interpreter, SERVER_WITH_A_THREAD)
+        assert failure is None, failure
+    finally:
+        module.destroy(interpreter)
 
 
 @pytest.mark.skipif(WINDOWS, reason="a limit of descriptors is POSIX's")

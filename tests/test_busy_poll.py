@@ -46,6 +46,12 @@ HELLO = b"\0\0\0\5hello"
 # The property
 
 
+@pytest.mark.parametrize("timeout", ["none", "limit"])
+def test_set_during_receives(ours: str, timeout: str) -> None:
+    """Another thread may do it at any moment: nothing is lost or received twice."""
+    run_child("busy_poll_set_during_receives", ours, timeout)
+
+
 def test_values(ours: str) -> None:
     with connected(ours) as (a, _):
         assert a.busy_poll == 0

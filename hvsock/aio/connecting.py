@@ -15,7 +15,7 @@ from typing import Final
 
 from hvsock import errors
 from hvsock.addresses import Address, HyperVAddress, as_address
-from hvsock.sockets import HyperVSocket
+from hvsock.sockets import _LONGEST_ATTEMPT, HyperVSocket
 from hvsock.transports import Transport, default_transport, transport_named
 
 __all__ = ["connect", "settle", "watches_sockets"]
@@ -69,7 +69,7 @@ async def connect(
     while True:
         limit = timeout
         if retry_for > 0.0:
-            limit = max(min(math.inf if timeout is None else timeout, deadline - now()), 0.001)
+            limit = max(min(_LONGEST_ATTEMPT if timeout is None else timeout, deadline - now()), 0.001)
         try:
             return await _attempt(to, carrier, limit)
         except OSError as exc:

@@ -24,8 +24,9 @@ class LentSocket:
     type: Final = socket.SOCK_STREAM
     proto: Final = 0
 
-    def __init__(self, sock: HyperVSocket) -> None:
+    def __init__(self, sock: HyperVSocket, presenter: Presenter) -> None:
         self._sock = sock
+        self._presenter = presenter  # has the transport, which may be all that a server knows of, and only weakly
 
     def fileno(self) -> int:
         """Return a handle that the caller owns."""

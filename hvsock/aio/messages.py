@@ -196,10 +196,10 @@ class MessageStream:
         """Send one message and return the next one that arrives, its reply. Exchanges go one after another.
 
         If it is cancelled, or the reply is too long, calling it again with the same message goes on: the message is
-        not sent twice. recv() takes the reply, too, if it is still to come.
+        not sent twice. Once all of it has been sent, recv() takes the reply, too.
 
         Raises:
-            RuntimeError: the reply to another request is due.
+            RuntimeError: another request is partly sent, or its reply is due.
             EOFError, IncompleteReadError, OSError, ValueError: as for send() and recv().
         """
         async with self._exchanging:
@@ -207,9 +207,12 @@ class MessageStream:
                 try:
                     await self.send(*buffers)
                 except asyncio.CancelledError:
-                    self._note_request(buffers)
+                    if self._is_unfinished(*buffers):  # the reply will come once it is sent
+                        self._due = b"".join(buffers)
                     raise
             elif self._due != b"".join(buffers):
+                if self._is_unfinished(self._due):  # its reply will not come before its rest is sent
+                    raise RuntimeError("a message is partly sent: exchange() with the same message goes on")
                 raise RuntimeError("the reply to another request is due: recv() takes it")
             elif self._unfinished is not None:  # the request, or what was sent after it
                 async with self._turn_to_send():
@@ -279,11 +282,10 @@ class MessageStream:
 
     async def _finish_and_send(self, buffers: tuple[Buffer, ...]) -> None:
         """Send, as the one whose turn it is."""
-        if self._unfinished is not None:
-            goes_on = b"".join(self._unfinished) == b"".join(buffers)
-            await self._finish()
-            if goes_on:
-                return
+        goes_on = self._is_unfinished(*buffers)
+        await self._finish()
+        if goes_on:
+            return
         try:
             await self._send_all(buffers)
         except asyncio.CancelledError:
@@ -305,11 +307,9 @@ class MessageStream:
                 await self._link.writable()
             self._check_open()
 
-    def _note_request(self, buffers: tuple[Buffer, ...]) -> None:
-        """The reply to a request will come if its send() was cancelled after it had begun."""
-        request = b"".join(buffers)
-        if self._unfinished is not None and b"".join(self._unfinished) == request:
-            self._due = request
+    def _is_unfinished(self, *buffers: Buffer) -> bool:
+        """Whether this is the message that a cancelled send() has left to be finished."""
+        return self._unfinished is not None and b"".join(self._unfinished) == b"".join(buffers)
 
     # Receiving
 
@@ -466,8 +466,8 @@ class MessageServer(BaseServer):
         finally:
             await stream.aclose()
 
-    def _served(self, sock: HyperVSocket, task: asyncio.Task[None]) -> None:
-        super()._served(sock, task)
+    def _served(self, sock: HyperVSocket, connection: object, task: asyncio.Task[None]) -> None:
+        super()._served(sock, connection, task)
         del self._streams[sock]
 
 

@@ -31,7 +31,7 @@ class BaseServer(asyncio.AbstractServer):
         self._max_connections = max_connections
         self._acceptor: _Acceptor | None = None
         self._closed = False
-        self._active = 0
+        self._open: set[object] = set()  # one for each connection
         self._drained: list[asyncio.Future[None]] = []
         self._forever: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,11 +47,13 @@ class BaseServer(asyncio.AbstractServer):
         for task in self._tasks:
             task.cancel()
 
-    def _served(self, sock: HyperVSocket, task: asyncio.Task[None]) -> None:
+    def _served(self, sock: HyperVSocket, connection: object, task: asyncio.Task[None]) -> None:
         """End a task of `_serve`."""
         self._tasks.discard(task)
         if task.cancelled():  # maybe before it began
             sock.close()
+        if sock.fileno() < 0:  # or it was detached, which it tells nobody
+            self._ended(connection)
 
     async def _finish(self) -> None:
         """Wait for the end of the connections of a closed server."""
@@ -114,7 +116,7 @@ class BaseServer(asyncio.AbstractServer):
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and the last connection has ended."""
-        if not self._closed or self._active:
+        if not self._closed or self._open:
             waiter = self._loop.create_future()
             self._drained.append(waiter)
             await waiter
@@ -127,26 +129,28 @@ class BaseServer(asyncio.AbstractServer):
         await self._finish()
 
     def _accepted(self, sock: HyperVSocket) -> None:
-        self._active += 1
-        sock._before_close = self._ended
+        connection = object()
+        self._open.add(connection)
+        sock._before_close = functools.partial(self._ended, connection)
         if self._max_connections is None:
             self._release()
         task = self._loop.create_task(self._serve(sock))
         self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._served, sock))
+        task.add_done_callback(functools.partial(self._served, sock, connection))
 
-    def _ended(self) -> None:
-        self._active -= 1
-        if self._max_connections is not None:
-            self._release()
-        self._wake_if_drained()
+    def _ended(self, connection: object) -> None:
+        if connection in self._open:
+            self._open.remove(connection)
+            if self._max_connections is not None:
+                self._release()
+            self._wake_if_drained()
 
     def _release(self) -> None:
         if self._acceptor is not None and not self._closed:
             self._acceptor.release()
 
     def _wake_if_drained(self) -> None:
-        if self._closed and not self._active:
+        if self._closed and not self._open:
             for waiter in self._drained:
                 if not waiter.done():
                     waiter.set_result(None)
@@ -256,6 +260,8 @@ class _ThreadAcceptor(_Acceptor):
         self._closed = threading.Event()
         sock.setblocking(True)
         self._thread = threading.Thread(target=self._run, name="hvsock accept")
+        with contextlib.suppress(RuntimeError):  # an isolated subinterpreter allows no daemon
+            self._thread.daemon = True  # or the process of who forgets to close the server would not end
         self._thread.start()
 
     def release(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from hvsock.addresses import Address
 from hvsock.aio.connecting import connect
-from hvsock.aio.lending import LentSocket, NamedTransport, Presenter
+from hvsock.aio.lending import LentSocket, Presenter
 from hvsock.aio.serving import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
@@ -123,7 +123,7 @@ async def _attach(
             transport, protocol = await attach(protocol_factory, sock)
             return cast(asyncio.Transport, transport), protocol
         presenter = Presenter(protocol_factory(), sock)
-        await attach(lambda: presenter, LentSocket(sock))
+        await attach(lambda: presenter, LentSocket(sock, presenter))
         return cast(asyncio.Transport, presenter.transport), presenter.protocol
     except BaseException as exc:
         # asyncio has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
@@ -152,6 +152,26 @@ async def open_connection(
         lambda: protocol, address, timeout=timeout, transport=transport, retry_for=retry_for, **kwargs
     )
     return reader, asyncio.StreamWriter(made, protocol, reader, loop)
+
+
+class _Introduction(asyncio.Protocol):
+    """The first protocol of an accepted connection: presents the transport, and puts the real one in its place.
+
+    asyncio and uvloop tell of a transport a turn of the loop or two after its protocol has got to know it.
+    """
+
+    def __init__(self, protocol: asyncio.BaseProtocol, present: Callable[[asyncio.Transport], bool]) -> None:
+        self._protocol = protocol
+        self._present = present
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Hand over, unless the transport is not wanted any more."""
+        real = cast(asyncio.Transport, transport)
+        if self._present(real):
+            real.set_protocol(self._protocol)
+            self._protocol.connection_made(real)
+        else:
+            real.abort()
 
 
 class Server(BaseServer):
@@ -186,17 +206,22 @@ class Server(BaseServer):
         async def attach(factory: Callable[[], Any], sock: Any) -> Any:
             return await self._loop.connect_accepted_socket(factory, sock, **self._tls)
 
+        def present(transport: asyncio.Transport) -> bool:
+            if task.cancelling():  # by who did not know of the transport yet
+                return False
+            self._tasks.discard(task)
+            self._transports.add(transport)
+            return True
+
+        task = cast(asyncio.Task[None], asyncio.current_task())
         try:
-            transport, _ = await _attach(attach, self._protocol_factory, sock)
+            await _attach(attach, lambda: _Introduction(self._protocol_factory(), present), sock)
         except Exception as exc:
-            self._loop.call_exception_handler(
-                {"message": "error on transport creation for incoming connection", "exception": exc}
-            )
-        else:
-            try:
-                self._transports.add(transport.inner if isinstance(transport, NamedTransport) else transport)
-            except TypeError:  # uvloop's transport of TLS, which takes no weak reference
-                self._transports.add(transport)
+            # As in asyncio: a peer that speaks no TLS could fill a log otherwise.
+            if not isinstance(exc, OSError) or self._loop.get_debug():
+                self._loop.call_exception_handler(
+                    {"message": "error on transport creation for incoming connection", "exception": exc}
+                )
 
 
 async def create_server(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+import utils
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -46,6 +48,30 @@ def transfers() -> int:
     counts = hvsim.counts()
     assert set(counts) <= {"send", "recv", "WSASend", "WSARecv"}, counts
     return sum(counts.values())
+
+
+@pytest.mark.parametrize("operation", ["recv", "recv_exactly", "accept"])
+def test_cancelled_with_another_threads_call(pair: Pair, operation: str) -> None:
+    """Where Windows cancels one receive of a socket it cancels all: the others go on."""
+    sock, peer = pair
+    with contextlib.ExitStack() as stack:
+        if operation == "accept":
+            address = "loopback", uuid.uuid4()
+            sock = stack.enter_context(hvsock.create_server(address))
+            sock.settimeout(pair[0].gettimeout())
+            call = utils.Task(lambda: sock.accept()[0].close())
+        else:
+            call = utils.Task(getattr(sock, operation), 4)
+        assert not call.wait(utils.TICK)
+        kernel32 = ctypes.WinDLL("kernel32")
+        assert kernel32.CancelIoEx(ctypes.c_void_p(sock.fileno()), None)
+        assert not call.wait(2 * utils.TICK)
+        if operation == "accept":
+            hvsock.create_connection(address, timeout=LIMIT).close()
+            call.result()
+        else:
+            peer.sendall(b"data")
+            assert call.result() == b"data"
 
 
 @pytest.mark.parametrize(
