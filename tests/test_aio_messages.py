@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import errno
 import gc
+import socket
 import sys
 import time
 import tracemalloc
@@ -749,6 +750,24 @@ def test_cancelled_exchange(bed: Bed) -> None:
     bed.run(main)
 
 
+def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
+    """There is no reply to receive yet: only its rest can be next."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            request = random_bytes(16 * MIB)
+            with pytest.raises(TimeoutError):
+                await patience(one.exchange(request))
+            with pytest.raises(RuntimeError, match=r"partly sent: exchange\(\) with the same message goes on"):
+                await one.exchange(b"another")
+            asking = asyncio.create_task(one.exchange(request))
+            assert await other.recv() == request
+            await other.send(b"reply")
+            assert await asking == b"reply"
+
+    bed.run(main)
+
+
 def test_cancelled_exchange_behind_a_cancelled_send(bed: Bed) -> None:
     """What was sent in part after the request is finished; the request is not sent again."""
 
@@ -926,6 +945,25 @@ def test_handler_that_fails(bed: Bed) -> None:
                         await stream.exchange(b"0")
             assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError] * 2
             bed.reported.clear()
+
+    bed.run(main)
+
+
+def test_handler_that_takes_its_socket_away(bed: Bed) -> None:
+    """Its connection ends with it all the same: for the next client, and for the server that shuts down."""
+
+    async def handler(stream: aio.MessageStream) -> None:
+        assert await stream.recv() == b"x"
+        socket.close(raw(stream).detach())
+
+    async def main() -> None:
+        server = await bed.serve_messages(handler, max_connections=1)
+        for _ in range(3):
+            async with await bed.connect_messages() as stream:
+                await stream.send(b"x")
+                with pytest.raises((EOFError, ConnectionError)):
+                    await stream.recv()
+        await server.shutdown()
 
     bed.run(main)
 
