@@ -677,7 +677,10 @@ class _Tcp(_Endpoint):
                 raise
             else:
                 return sock
-        raise errors[-1]
+        try:
+            raise errors[-1]
+        finally:
+            errors.clear()  # whose traces lead back here, and would keep the pump until the next collection
 
     def _resolve(self) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
         # typeshed: the address of AF_INET6 has two members more.
@@ -690,9 +693,7 @@ class _Tcp(_Endpoint):
             _wait_for(sock, selectors.EVENT_WRITE, attempt.aborting, attempt.deadline)
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
-            exc = _os_error(error)
-            exc.add_note(f"connect to {_tcp_text(address)}")
-            raise exc
+            raise _os_error(error, f"connect to {_tcp_text(address)}")
 
 
 class _Unix(_Endpoint):
@@ -841,12 +842,15 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _os_error(code: int) -> OSError:
+def _os_error(code: int, note: str) -> OSError:
     if sys.platform == "win32":
         import ctypes
 
-        return ctypes.WinError(code)
-    return OSError(code, os.strerror(code))
+        error: OSError = ctypes.WinError(code)
+    else:
+        error = OSError(code, os.strerror(code))
+    error.add_note(note)
+    return error
 
 
 def _tcp_text(address: tuple[str, int]) -> str:

@@ -131,13 +131,13 @@ def list_services() -> list[Service]:
         FileNotFoundError: this Windows has no Hyper-V.
         OSError: this is not Windows.
     """
-    services = []
+    services = set()  # a key may be there in two forms, of which Hyper-V looks at one
     with _open_parent(_winreg().KEY_ENUMERATE_SUB_KEYS) as parent:
         for name in _sub_keys(parent):
             with contextlib.suppress(ValueError, PermissionError):  # no service's, or not for this user to read
                 service = _find(_as_service_id(name))
                 if service is not None:  # else it has just been removed
-                    services.append(service)
+                    services.add(service)
     return sorted(services, key=lambda service: str(service.id))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import utils
 from command_line import failure, nowhere, on_terminal, plain, posix, run, service
 
 import hvsock
+from hvsock.cli import bench
 from hvsock.cli.echo import echo
 
 QUICK = ("--duration", "0.02")
@@ -49,6 +51,21 @@ def test_bench_in_a_table(served: str) -> None:
     assert cells[0][0] == "connect"
     assert all(re.fullmatch(r"[\d,]+ MiB/s", row[2]) for row in cells[3:])
     assert len({len(row.rstrip()) for row in [names, *rows]}) == 1
+
+
+def test_throughput_is_not_of_the_connect(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, dial = time.perf_counter, bench.Bench._dial
+    slept = [0]
+
+    def dial_for_long(it: bench.Bench) -> hvsock.HyperVSocket:
+        slept[0] += 1_000_000
+        return dial(it)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + slept[0])
+    monkeypatch.setattr(bench.Bench, "_dial", dial_for_long)
+    with service(served) as address:
+        report = json.loads(run("bench", *QUICK, "--json", "--transport", served, address).stdout)
+    assert all(row["seconds"] < 1_000_000 for row in report["throughput"])
 
 
 def test_nobody_listens(served: str) -> None:

@@ -376,7 +376,7 @@ def test_the_demo_on_a_terminal(local: str) -> None:
 
 @posix
 def test_a_real_ctrl_c(local: str, local_directory: Path) -> None:
-    env = {**os.environ, "TMPDIR": str(local_directory)}
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(local_directory), "TMPDIR": str(local_directory / ("x" * 100))}
     del env["HVSOCK_LOCAL_DIR"]
     arguments = command("demo", "--transport", "local", "--count", "1000000", "--size", "65536")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, text=True) as process:

@@ -115,6 +115,24 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
 
 
 @posix
+def test_export_leaves_links_and_modes(tmp_path: Path) -> None:
+    """The file that a link leads to is written; a new file is as open as any, an old one as it was."""
+    link, file = tmp_path / "link.reg", tmp_path / "my.reg"
+    link.symlink_to(file)
+    new, old = [], []
+    for modes, mask in ((new, 0o022), (old, 0o077)):
+        before = os.umask(mask)
+        try:
+            assert run("service", "export", "-o", str(link), "5000", "x").exit_code == 0
+        finally:
+            os.umask(before)
+        modes.append(file.stat().st_mode & 0o777)
+    assert (new, old) == ([0o644], [0o644])
+    assert link.is_symlink()
+    assert file.read_bytes() == services.reg_file({PORT: "x"})
+
+
+@posix
 def test_export_to_what_is_no_file(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -371,6 +371,24 @@ def test_a_target_that_refuses(
     it.expect(open=0, total=2, failed=2)
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: the descriptors are counted")
+def test_stop_leaves_nothing_to_the_garbage_collector() -> None:
+    """Not even after a target with two addresses that both refuse, whose errors have traces."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        target = f"tcp://localhost:{reserved.getsockname()[1]}"
+        gc.collect()
+        gc.disable()
+        try:
+            before = open_descriptors()
+            with Relay("tcp://:0", target) as relay, dial(relay.address) as client:
+                assert end_of(client) == CUT
+            assert open_descriptors() == before
+        finally:
+            gc.enable()
+    assert relay.counters.failed == 1
+
+
 def test_a_target_that_comes_back(rig: Callable[..., Rig]) -> None:
     it = rig()
     address = it.listener.getsockname()

@@ -198,6 +198,7 @@ def test_list_takes_what_it_finds(key: registry.Scratch) -> None:
     key.make("Security")
     key.make(str(uuid.UUID(int=0)), ElementName="nobody's")
     key.make(str(PORT), elementname="in other case", registeredby="podman")
+    key.make(f"{{{PORT}}}", ElementName="the same in braces")
     key.make(str(GUID), ElementName=7, RegisteredBy=7)
     assert services.list_services() == [
         (PORT, "in other case", False),

@@ -490,6 +490,25 @@ def test_foreign_socket_in_the_directory(local_directory: Path) -> None:
                     assert type(address) is hvsock.HyperVAddress
 
 
+def test_the_lock_is_no_childs(local_directory: Path) -> None:
+    """A child that is forked while the lock is held has a part in it, and keeps it from nobody."""
+    where = str(local_directory)
+    read, write = os.pipe()
+    with local_module._locked(where):
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)  # until the parent is done
+            os._exit(0)
+    os.close(read)
+    try:
+        with listen(HOST, WILDCARD):
+            pass
+    finally:
+        os.close(write)
+        os.waitpid(child, 0)
+
+
 def test_a_lock_that_is_kept(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a directory for all, anybody could."""
     monkeypatch.setattr(local_module, "_PATIENCE", TICK)
@@ -610,13 +629,14 @@ def test_directory_of_somebody_else_seen_from_here(monkeypatch: pytest.MonkeyPat
         listen(HOST, WILDCARD)
 
 
-def test_directory_that_is_a_link(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["", "/", "/."])
+def test_directory_that_is_a_link(local_directory: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """Somebody else could point it anywhere."""
     link = local_directory / "link"
     target = local_directory / "target"
     target.mkdir(mode=0o700)
     link.symlink_to(target)
-    monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(link))
+    monkeypatch.setenv("HVSOCK_LOCAL_DIR", f"{link}{end}")
     with pytest.raises(OSError) as info:
         listen(HOST, WILDCARD)
     assert info.value.errno in (errno.ENOTDIR, errno.ELOOP, errno.EPERM)

@@ -16,7 +16,7 @@ import click
 
 import hvsock
 from hvsock.cli.commands import Seconds, address_argument, as_json, examples, transport_option
-from hvsock.cli.measuring import NO_ECHO, Durations, Times, in_words, round_trip
+from hvsock.cli.measuring import FITS, NO_ECHO, Durations, Times, in_words, round_trip
 from hvsock.cli.output import Failure, console, doing, print_json, print_table
 from hvsock.errors import IncompleteReadError
 
@@ -88,8 +88,8 @@ class Bench:
         message = secrets.token_bytes(size)
         buffer = bytearray(size)
         received = 0
-        start = time.perf_counter()
         with self._dial() as connection, doing(f"exchange with {self._address}"):
+            start = time.perf_counter()
             sender = Sender(connection, message, self._duration)
             try:
                 while _receive(connection, buffer):
@@ -174,7 +174,7 @@ def _receive(connection: hvsock.HyperVSocket, buffer: bytearray) -> bool:
     "--busy-poll",
     type=click.IntRange(0, 1_000_000),
     default=0,
-    help="Microseconds that a receive spins before it sleeps.",
+    help=f"Microseconds that a receive of up to {FITS} bytes spins before it sleeps.",
 )
 @click.option(
     "-t", "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds that one operation may take."

@@ -89,7 +89,7 @@ def local_host(scene: Scene) -> Iterator[None]:
         yield
         return
     before = {name: os.environ.get(name) for name in ("HVSOCK_LOCAL_DIR", "HVSOCK_LOCAL_VM")}
-    own = None if before["HVSOCK_LOCAL_DIR"] else tempfile.mkdtemp(prefix="hvsock-")
+    own = None if before["HVSOCK_LOCAL_DIR"] else tempfile.mkdtemp(prefix="hvsock-", dir=short_directory())
     try:
         os.environ.pop("HVSOCK_LOCAL_VM", None)
         if own:
@@ -103,6 +103,12 @@ def local_host(scene: Scene) -> Iterator[None]:
                 os.environ[name] = value
         if own:
             shutil.rmtree(own, ignore_errors=True)
+
+
+def short_directory() -> str:
+    """Return where the transport has its own directory, since TMPDIR may be too long for the address of a socket."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return runtime if os.access(runtime, os.W_OK) else "/tmp"
 
 
 @contextlib.contextmanager

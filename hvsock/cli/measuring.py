@@ -13,7 +13,7 @@ from typing import Final, TypedDict
 import hvsock
 from hvsock.cli.output import Failure
 
-__all__ = ["NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round_trip"]
+__all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round_trip"]
 
 BITS: Final = 12  # significant bits that are kept of a duration: it is exact to 0.05 %
 #: The bounds of a histogram's buckets: these, times powers of ten, in ns.

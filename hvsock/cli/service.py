@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
+import shutil
 import uuid
 from pathlib import Path
 
@@ -130,14 +131,18 @@ def write_file(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    path = path.resolve()  # a link stays one
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    file = new.open("xb")
     try:
-        with open(descriptor, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
-            os.fsync(descriptor)
-        os.replace(name, path)
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, new)
+        os.replace(new, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            new.unlink()
         raise

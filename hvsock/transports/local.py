@@ -153,7 +153,8 @@ def directory() -> str:
     It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
 
     Raises:
-        PermissionError: it belongs to somebody else, or others may write to it, or may put another one in its place.
+        PermissionError: it belongs to somebody else, others may write to it, or everybody may put another one in its
+            place.
         NotADirectoryError: it is something else.
     """
     path = _chosen_directory()
@@ -181,7 +182,7 @@ def _chosen_directory() -> str:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         # Not TMPDIR's, which could differ between two ends.
         chosen = f"{runtime}/hvsock" if runtime else f"/tmp/hvsock-{os.getuid()}"
-    return chosen if chosen.startswith("/") else os.path.join(os.getcwd(), chosen)
+    return os.path.abspath(chosen)  # without a slash at its end, which would follow a link
 
 
 def _check_directory(path: str) -> None:
@@ -314,6 +315,7 @@ def _locked(path: str) -> Iterator[None]:
             time.sleep(_PAUSE)
         yield
     finally:
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile has it too: close() would leave it there
         os.close(lock)
 
 
