@@ -139,7 +139,7 @@ drive(hv_socket *s, hv_op *op)
         }
         if (hv_gate_leave(&s->gate)) {
             Py_BEGIN_ALLOW_THREADS
-            hv_close(s->handle);
+            hv_close(op->handle); /* __init__ may have given `s` another one */
             Py_END_ALLOW_THREADS
         }
     } while (status == HV_INTERRUPTED && PyErr_CheckSignals() == 0);
@@ -1101,10 +1101,14 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
     hv_socket *s = state_of(self);
     hv_socket_sync(s);
     if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
+        PyObject *handle;
         hv_release_mode(s);
-        hv_gate_leave(&s->gate);
         forget_messages(s);
-    } else if (hv_gate_is_closing(&s->gate)) {
+        handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
+        hv_gate_leave(&s->gate); /* until then, close() keeps off */
+        return handle;
+    }
+    if (hv_gate_is_ending(&s->gate)) {
         return PyLong_FromLong(-1); /* what the base says of a closed socket */
     }
     return PyObject_CallMethod(base_of(self), "detach", "O", self);
@@ -1117,19 +1121,21 @@ static PyObject *
 sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     hv_socket *s = state_of(self);
-    PyObject *handle;
+    PyObject *given_up;
+    hv_handle handle;
     int error = 0;
     hv_socket_sync(s);
     if (!hv_gate_shut(&s->gate, 0)) {
-        return hv_gate_is_closing(&s->gate) ? Py_NewRef(Py_None)
-                                            : PyObject_CallMethod(base_of(self), "_real_close", "O", self);
+        return hv_gate_is_ending(&s->gate) ? Py_NewRef(Py_None)
+                                           : PyObject_CallMethod(base_of(self), "_real_close", "O", self);
     }
-    handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
-    if (handle == NULL) { /* no memory, or too deep a recursion: the base would close it once more */
+    handle = s->handle;
+    given_up = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    if (given_up == NULL) { /* no memory, or too deep a recursion: the base would close it once more */
         hv_gate_reopen(&s->gate);
         return NULL;
     }
-    Py_DECREF(handle);
+    Py_DECREF(given_up);
     forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
@@ -1137,7 +1143,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         hv_cond_wake_all(&s->turned);
     }
     if (hv_gate_leave(&s->gate)) {
-        error = hv_close(s->handle);
+        error = hv_close(handle);
     }
     Py_END_ALLOW_THREADS
     if (error != 0 && !hv_error_is_reset(error)) {

@@ -141,12 +141,12 @@ hv_gate_is_closed(hv_gate *gate)
     return (hv_atomic_load(gate) & (HV_GATE_OPEN | HV_GATE_DETACHED)) == 0;
 }
 
-/* Shut by close(), which is not over, or waits for the calls inside. */
+/* Shut by close() or detach(), which is not over, or there are calls inside. */
 static inline int
-hv_gate_is_closing(hv_gate *gate)
+hv_gate_is_ending(hv_gate *gate)
 {
     long seen = hv_atomic_load(gate);
-    return !(seen & (HV_GATE_OPEN | HV_GATE_DETACHED)) && (seen & HV_GATE_CALLS) != 0;
+    return !(seen & HV_GATE_OPEN) && (seen & HV_GATE_CALLS) != 0;
 }
 
 static inline int

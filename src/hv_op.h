@@ -169,6 +169,9 @@ hv_waiting_remove(hv_socket *s, hv_op *op)
         assert(*link != NULL);
     }
     *link = op->next;
+    if (s->waiting == NULL && !hv_gate_is_open(&s->gate)) {
+        hv_cond_wake_all(&s->turned); /* close() waits for that */
+    }
     hv_lock_release(&s->lock);
 }
 

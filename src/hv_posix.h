@@ -71,7 +71,7 @@ hv_cond_wake_all(hv_cond *cond)
 
 #include "hv_op.h"
 
-/* Held while an import sets what all interpreters share, without calling Python. */
+/* Held while an import sets what all interpreters share, or the first call in a forked child what it inherited. */
 static hv_lock hv_once = PTHREAD_MUTEX_INITIALIZER;
 
 /* Counts forks: calls that other threads had inside a socket do not exist in the child. */
@@ -81,6 +81,7 @@ static void
 hv_count_fork(void)
 {
     hv_generation++;
+    pthread_mutex_init(&hv_once, NULL); /* another thread may have had it */
 }
 
 static int
@@ -166,7 +167,7 @@ hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
 }
 
 static void
-hv_socket_init(hv_socket *s)
+hv_socket_reset(hv_socket *s)
 {
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->mode, NULL);
@@ -174,6 +175,12 @@ hv_socket_init(hv_socket *s)
     s->sending = s->receiving = (hv_turn){0, 0};
     s->waiters = 0;
     s->waiting = NULL;
+}
+
+static void
+hv_socket_init(hv_socket *s)
+{
+    hv_socket_reset(s);
     s->generation = hv_generation;
 }
 
@@ -184,13 +191,13 @@ hv_forget_turns(hv_socket *s)
 {
     long me = (long)pthread_self(), sending = s->sending.owner, receiving = s->receiving.owner;
     if (sending != 0 && sending != me) {
-        s->out.size = s->out.sent == 0 ? 0 : s->out.size;
+        Py_CLEAR(s->out.buffers); /* how much of it is sent, only that thread knows */
     }
     if (receiving != 0 && receiving != me) {
         int is_new = s->in.got == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0);
         s->in.state = is_new ? HV_INBOX_EMPTY : HV_INBOX_LOST;
     }
-    hv_socket_init(s);
+    hv_socket_reset(s);
     s->sending.owner = sending == me ? me : 0;
     s->receiving.owner = receiving == me ? me : 0;
 }
@@ -199,9 +206,14 @@ hv_forget_turns(hv_socket *s)
 static inline void
 hv_socket_sync(hv_socket *s)
 {
-    if (s->generation != hv_generation) {
-        s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
-        hv_forget_turns(s);
+    if (__atomic_load_n(&s->generation, __ATOMIC_ACQUIRE) != hv_generation) {
+        hv_lock_acquire(&hv_once);
+        if (s->generation != hv_generation) {
+            s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
+            hv_forget_turns(s);
+            __atomic_store_n(&s->generation, hv_generation, __ATOMIC_RELEASE);
+        }
+        hv_lock_release(&hv_once);
     }
 }
 
@@ -509,6 +521,11 @@ hv_wake_all(hv_socket *s)
     }
     hv_waiting_wake(s, hv_wake_one);
     hv_lead_nowhere(s->handle);
+    hv_lock_acquire(&s->lock);
+    while (s->waiting != NULL) { /* each has a hold on the socket as long as it polls */
+        hv_cond_wait(&s->turned, &s->lock, 1000000000);
+    }
+    hv_lock_release(&s->lock);
 }
 
 /* Milliseconds for poll, rounded up; -1 for ever. */
@@ -554,8 +571,9 @@ hv_poll(hv_op *op, struct pollfd fds[2])
     if (n > 0) {
         return HV_READY;
     }
-    /* A signal that came between two polls has woken none of them: it is looked at before the next try. */
-    return retry >= 0 ? HV_INTERRUPTED : HV_BLOCKED;
+    /* A signal that came between two polls has woken none of them: it is looked at before the next try. After a
+     * detach() there is no way back to it. */
+    return retry < 0 ? HV_BLOCKED : hv_gate_is_open(&op->socket->gate) ? HV_INTERRUPTED : HV_READY;
 }
 
 /* HV_READY, or why not. HV_BLOCKED: poll's own limit passed before the deadline; call it again. */

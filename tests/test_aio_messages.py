@@ -768,6 +768,46 @@ def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
     bed.run(main)
 
 
+@pytest.mark.parametrize("size", [1, 16 * MIB], ids=["sent", "partly sent"])
+def test_exchange_cancelled_behind_another_receiver(bed: Bed, size: int) -> None:
+    """What the other one receives is not the reply, which is still due."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            request = random_bytes(size)
+            first = asyncio.create_task(one.recv())
+            await asyncio.sleep(0)
+            with pytest.raises(TimeoutError):
+                await patience(one.exchange(request))
+            await other.send(b"for the first")
+            assert await first == b"for the first"
+            with pytest.raises(RuntimeError):
+                await one.exchange(b"another")
+            asking = asyncio.create_task(one.exchange(request))
+            assert await other.recv() == request
+            await other.send(b"reply")
+            assert await asking == b"reply"
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("how", ["aclose", "end"])
+def test_exchanges_at_the_end_of_the_stream(bed: Bed, how: str) -> None:
+    """No reply can come any more, so none is due."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            tasks = [asyncio.create_task(one.exchange(b"request")) for _ in range(3)]
+            assert await other.recv() == b"request"
+            await (one if how == "aclose" else other).aclose()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, (OSError, EOFError)) for result in results), results
+            with pytest.raises((OSError, EOFError)):
+                await one.exchange(b"later")
+
+    bed.run(main)
+
+
 def test_cancelled_exchange_behind_a_cancelled_send(bed: Bed) -> None:
     """What was sent in part after the request is finished; the request is not sent again."""
 
@@ -1101,6 +1141,34 @@ async def just_connected(bed: Bed, turns: int) -> AsyncIterator[aio.MessageServe
         await asyncio.to_thread(client.connect, bed.address)
         await ticks(turns)
         yield server
+
+
+def test_shutdown_beside_serve_forever(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the handlers the time that it was told to, though serve_forever() ends the server, too."""
+    ended: list[str] = []
+
+    async def handler(stream: aio.MessageStream) -> None:
+        await stream.recv()
+        await asyncio.sleep(4 * TICK)
+        ended.append("at its end")
+
+    async def serve(server: aio.MessageServer) -> None:
+        async with server:
+            with contextlib.suppress(asyncio.CancelledError):
+                await server.serve_forever()
+
+    async def main() -> None:
+        server = await bed.serve_messages(handler)
+        serving = asyncio.create_task(serve(server))
+        async with await bed.connect_messages() as stream:
+            await stream.send(b"begin")
+            await asyncio.sleep(TICK)
+            await server.shutdown(LIMIT)
+            await serving
+        assert ended == ["at its end"]
+
+    monkeypatch.setattr(aio.MessageServer.shutdown, "__defaults__", (TICK,))
+    bed.run(main)
 
 
 def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:

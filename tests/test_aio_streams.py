@@ -383,6 +383,28 @@ def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
     bed.run(main)
 
 
+def test_protocol_that_fails_at_its_connection(bed: Bed) -> None:
+    """It is reported, and the connection ends with its client at the latest."""
+    reported: list[dict[str, Any]] = []
+
+    class Failing(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        server = await bed.create_server(Failing)
+        _, writer = await bed.open_connection()
+        await eventually(lambda: bool(reported))
+        writer.transport.abort()
+        server.close()
+        async with asyncio.timeout(LIMIT):
+            await server.wait_closed()
+        assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+
+    bed.run(main)
+
+
 def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
     """The transport says goodbye in TLS before it closes the handle; nobody takes the handle from under it."""
     server_context, client_context = tls_contexts("TLS 1.2, anonymous")

@@ -1378,7 +1378,9 @@ def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("case", ["idle", "receiving", "partly received", "partly received here", "sending"])
+@pytest.mark.parametrize(
+    "case", ["idle", "receiving", "partly received", "partly received here", "sending", "going on"]
+)
 def test_fork(ours: str, case: str) -> None:
     """A forked process has the connection, but neither the threads nor what they were in the middle of."""
     run_child("fork_in_a_message", ours, case)

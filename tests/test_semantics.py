@@ -11,7 +11,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ import utils
 from utils import LIMIT, TICK, WINDOWS, Child, Task, connected, run_child
 
 import hvsock
+from hvsock._hvsock import Socket
 
 posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: Windows has no such call, flag or signal")
 
@@ -349,6 +352,68 @@ def test_close_wakes(ours: str, operation: str, timeout: str) -> None:
 def test_close_races_with_calls(ours: str) -> None:
     """Threads that call all the time meet the close at every point of a call."""
     run_child("close_races", ours, 60)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: names that are no files")
+def test_address_is_free_after_close() -> None:
+    """That of a listener at which a thread waits, before that thread has run again."""
+    name = f"\0hvsock-{os.getpid()}"
+    for _ in range(50):
+        with Socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as next_one:
+            listener.bind(name)
+            listener.listen()
+            task = Task(listener.accept)
+            time.sleep(0.002)
+            listener.close()
+            next_one.bind(name)
+            assert isinstance(task.error(), OSError)
+
+
+@posix_only
+def test_send_goes_on_after_detach(our_pair: tuple[socket.socket, socket.socket]) -> None:
+    """For longer than until it tries again by itself."""
+    a, b = our_pair
+    a.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            a.send(bytes(100_000))
+    a.settimeout(LIMIT)
+    task = Task(a.send, b"12345")
+    assert not task.wait(TICK)
+    with socket.socket(fileno=a.detach()):
+        assert not task.wait(15 * TICK)
+        while task.running:
+            b.recv(100_000)
+        assert task.result() == 5
+
+
+def test_close_during_detach(our_pair: tuple[socket.socket, socket.socket]) -> None:
+    """It leaves the handle to detach(), and so to the calls that are inside."""
+    a, b = our_pair
+    receiving = Task(a.recv, 5)
+    assert not receiving.wait(TICK)
+    inside, closed = threading.Event(), threading.Event()
+
+    def pause(frame: types.FrameType, event: str, _: object) -> None:
+        if frame.f_code is socket.socket.detach.__code__ and event == "call":
+            inside.set()
+            closed.wait(LIMIT)
+
+    def detach() -> int:
+        sys.settrace(pause)
+        try:
+            return a.detach()
+        finally:
+            sys.settrace(None)
+
+    detaching = Task(detach)
+    assert inside.wait(LIMIT)
+    a.close()
+    closed.set()
+    with socket.socket(fileno=detaching.result()):
+        assert receiving.running
+        b.sendall(b"hello")
+        assert receiving.result() == b"hello"
 
 
 @posix_only

@@ -60,7 +60,11 @@ class Presenter(asyncio.Protocol):
         real = cast(asyncio.Transport, transport)
         real.set_protocol(self.protocol)
         self.transport = NamedTransport(real, self._names)
-        self.protocol.connection_made(self.transport)
+        try:
+            self.protocol.connection_made(self.transport)
+        except BaseException:
+            real.abort()  # uvloop would neither read from it nor close it
+            raise
 
 
 class NamedTransport(asyncio.Transport):

@@ -102,6 +102,7 @@ class MessageStream:
     """
 
     __slots__ = (
+        "_ahead",
         "_burst",
         "_closed",
         "_due",
@@ -131,6 +132,7 @@ class MessageStream:
         self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
         self._exchanging = asyncio.Lock()
         self._due: bytes | None = None  # the request of a cancelled exchange() whose reply is still to come
+        self._ahead = 0  # messages that come before that reply
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._sock!r}>"
@@ -189,7 +191,10 @@ class MessageStream:
             message = await self._wait(max_size)
         if self._left is not None:
             self._left -= len(message) + HEADER
-        self._due = None
+        if self._ahead:
+            self._ahead -= 1
+        else:
+            self._due = None
         return message
 
     async def exchange(self, *buffers: Buffer, max_size: int = _MAX_SIZE) -> bytes:
@@ -203,12 +208,14 @@ class MessageStream:
             EOFError, IncompleteReadError, OSError, ValueError: as for send() and recv().
         """
         async with self._exchanging:
+            self._check_open()
             if self._due is None:
                 try:
                     await self.send(*buffers)
                 except asyncio.CancelledError:
                     if self._is_unfinished(*buffers):  # the reply will come once it is sent
                         self._due = b"".join(buffers)
+                        self._ahead = self._waiting_before(len(self._receivers))
                     raise
             elif self._due != b"".join(buffers):
                 if self._is_unfinished(self._due):  # its reply will not come before its rest is sent
@@ -221,10 +228,11 @@ class MessageStream:
                 reply = self._take_now(max_size)
                 if reply is None:
                     reply = await self._wait(max_size, request=True)
-            except BaseException:
-                self._due = b"".join(buffers)
+            except BaseException as exc:
+                self._due = None if _ends_stream(exc) else b"".join(buffers)
                 raise
             self._due = None
+            self._ahead = 0
             return reply
 
     async def send_eof(self) -> None:
@@ -340,9 +348,16 @@ class MessageStream:
                 message = await receiver
             finally:
                 if receiver in self._receivers:
-                    self._receivers.remove(receiver)
+                    index = self._receivers.index(receiver)
+                    del self._receivers[index]
+                    if request:
+                        self._ahead = self._waiting_before(index)
             if message is not None:
                 return message
+
+    def _waiting_before(self, index: int) -> int:
+        """Return how many of the first receivers still wait."""
+        return sum(not receiver.done for receiver in self._receivers[:index])
 
     def _on_arrival(self) -> None:
         """Hand what has arrived to those who wait; called by the loop."""
@@ -379,6 +394,11 @@ class MessageStream:
         """Let recv() return what has arrived already, and then end."""
         self._left = _LAST
         self._wake_all()
+
+
+def _ends_stream(exc: BaseException) -> bool:
+    """Whether no message can come after this error."""
+    return isinstance(exc, EOFError) or (isinstance(exc, OSError) and exc.errno != errno.EMSGSIZE)
 
 
 def _shutting_down() -> EOFError:
@@ -422,6 +442,7 @@ class MessageServer(BaseServer):
         super().__init__(sock, backlog, max_connections)
         self._handler = handler
         self._streams: dict[HyperVSocket, MessageStream] = {}
+        self._shutdowns: set[asyncio.Future[None]] = set()  # that are not over
 
     async def shutdown(self, timeout: float | None = 10.0) -> None:
         """Close the server, let the handlers come to their end, and cancel those that are not there in time.
@@ -432,13 +453,19 @@ class MessageServer(BaseServer):
         Args:
             timeout: seconds; None cancels none.
         """
-        self.close()
-        self.close_clients()
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=timeout)
-            for task in late:
-                task.cancel()
-        await self.wait_closed()
+        over = self._loop.create_future()
+        self._shutdowns.add(over)
+        try:
+            self.close()
+            self.close_clients()
+            if self._tasks:
+                _, late = await asyncio.wait(self._tasks, timeout=timeout)
+                for task in late:
+                    task.cancel()
+            await self.wait_closed()
+        finally:
+            self._shutdowns.remove(over)
+            over.set_result(None)
 
     def close_clients(self) -> None:
         """Let the handlers come to their end, as shutdown() does."""
@@ -450,6 +477,8 @@ class MessageServer(BaseServer):
         self._cancel_tasks()
 
     async def _finish(self) -> None:
+        while self._shutdowns:  # which may give the handlers more time
+            await asyncio.wait(self._shutdowns)
         await self.shutdown()
 
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
