@@ -26,7 +26,7 @@ from hvsock.transports import Transport, default_transport, transport_named, tra
 
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
-_FIRST_PAUSE: Final = 0.01  # seconds between two attempts of create_connection, doubled each time
+_FIRST_PAUSE: Final = 0.01  # seconds between two attempts to connect, doubled each time
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
@@ -328,8 +328,7 @@ def create_connection(
                 sock.settimeout(timeout)
             limit = sock.gettimeout()
             if retry_for > 0.0 and limit != 0.0:
-                attempt = _LONGEST_ATTEMPT if limit is None else limit
-                sock.settimeout(max(min(attempt, deadline - time.monotonic()), 0.001))
+                sock.settimeout(_limit_of_attempt(limit, deadline - time.monotonic()))
             sock.connect(to)
             sock.settimeout(limit)
         except OSError as exc:
@@ -343,6 +342,11 @@ def create_connection(
             return sock
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _limit_of_attempt(timeout: float | None, left: float) -> float:
+    """Return how long one of several attempts to connect may take, of the seconds that are left for all of them."""
+    return max(min(_LONGEST_ATTEMPT if timeout is None else timeout, left), 0.001)
 
 
 def create_server(

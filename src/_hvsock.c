@@ -878,11 +878,11 @@ static void
 close_accepted(PyObject *made, hv_handle handle)
 {
     PyObject *error_type, *error, *traceback, *result;
-    int was_whole = whole_state_of(made)->module != NULL;
     PyErr_Fetch(&error_type, &error, &traceback);
-    result = was_whole ? PyObject_CallMethod(made, "close", NULL)
-                       : PyObject_CallFunctionObjArgs(module_of(made)->detach, made, NULL);
-    if (!was_whole) {
+    if (whole_state_of(made)->module != NULL) {
+        result = PyObject_CallMethod(made, "close", NULL);
+    } else {
+        result = PyObject_CallFunctionObjArgs(module_of(made)->detach, made, NULL);
         hv_close(handle);
     }
     Py_XDECREF(result);

@@ -84,6 +84,13 @@ hv_count_fork(void)
     pthread_mutex_init(&hv_once, NULL); /* another thread may have had it */
 }
 
+static PyObject *
+hv_raise_error(int error)
+{
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
 static int
 hv_platform_init(void)
 {
@@ -96,18 +103,10 @@ hv_platform_init(void)
     }
     hv_lock_release(&hv_once);
     if (error != 0) {
-        errno = error;
-        PyErr_SetFromErrno(PyExc_OSError);
+        hv_raise_error(error);
         return -1;
     }
     return 0;
-}
-
-static PyObject *
-hv_raise_error(int error)
-{
-    errno = error;
-    return PyErr_SetFromErrno(PyExc_OSError);
 }
 
 /* True for the codes that say "not yet" on a non-blocking socket: part of normal work. */
@@ -500,10 +499,10 @@ static void
 hv_lead_nowhere(hv_handle handle)
 {
     int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (nowhere >= 0 && dup2(nowhere, handle) >= 0) {
-        fcntl(handle, F_SETFD, FD_CLOEXEC);
-    }
     if (nowhere >= 0) {
+        if (dup2(nowhere, handle) >= 0) {
+            fcntl(handle, F_SETFD, FD_CLOEXEC);
+        }
         close(nowhere);
     }
 }

@@ -121,6 +121,12 @@ hv_find_sigint_event(void)
     }
 }
 
+static PyObject *
+hv_raise_error(int error)
+{
+    return PyErr_SetExcFromWindowsErr(PyExc_OSError, error);
+}
+
 static int
 hv_platform_init(void)
 {
@@ -144,7 +150,7 @@ hv_platform_init(void)
     }
     hv_lock_release(&hv_once);
     if (error != 0) {
-        PyErr_SetExcFromWindowsErr(PyExc_OSError, (int)error);
+        hv_raise_error((int)error);
         return -1;
     }
     return 0;
@@ -155,12 +161,6 @@ static inline int
 hv_watches_sigint(void)
 {
     return hv_sigint_event != NULL && GetCurrentThreadId() == hv_main_thread;
-}
-
-static PyObject *
-hv_raise_error(int error)
-{
-    return PyErr_SetExcFromWindowsErr(PyExc_OSError, error);
 }
 
 static inline int
@@ -238,14 +238,12 @@ static int
 hv_close(hv_handle handle)
 {
     const struct linger none = {0, 0};
-    if (closesocket(handle) == 0) {
-        return 0;
-    }
-    if (hv_last_error() == WSAEWOULDBLOCK) { /* it lingers, and a non-blocking handle does not wait: it is still open */
+    int error = closesocket(handle) == 0 ? 0 : hv_last_error();
+    if (error == WSAEWOULDBLOCK) { /* it lingers, and a non-blocking handle does not wait: it is still open */
         setsockopt(handle, SOL_SOCKET, SO_LINGER, (const char *)&none, sizeof none);
-        return closesocket(handle) == 0 ? 0 : hv_last_error();
+        error = closesocket(handle) == 0 ? 0 : hv_last_error();
     }
-    return hv_last_error();
+    return error;
 }
 
 /* ---- attempts ---- */

@@ -750,6 +750,14 @@ def test_cancelled_exchange(bed: Bed) -> None:
     bed.run(main)
 
 
+async def check_exchange_goes_on(one: aio.MessageStream, other: aio.MessageStream, request: bytes) -> None:
+    """Exchange once more: the request arrives, once, and its reply comes back."""
+    asking = asyncio.create_task(one.exchange(request))
+    assert await other.recv() == request
+    await other.send(b"reply")
+    assert await asking == b"reply"
+
+
 def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
     """There is no reply to receive yet: only its rest can be next."""
 
@@ -760,10 +768,7 @@ def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
                 await patience(one.exchange(request))
             with pytest.raises(RuntimeError, match=r"partly sent: exchange\(\) with the same message goes on"):
                 await one.exchange(b"another")
-            asking = asyncio.create_task(one.exchange(request))
-            assert await other.recv() == request
-            await other.send(b"reply")
-            assert await asking == b"reply"
+            await check_exchange_goes_on(one, other, request)
 
     bed.run(main)
 
@@ -783,10 +788,7 @@ def test_exchange_cancelled_behind_another_receiver(bed: Bed, size: int) -> None
             assert await first == b"for the first"
             with pytest.raises(RuntimeError):
                 await one.exchange(b"another")
-            asking = asyncio.create_task(one.exchange(request))
-            assert await other.recv() == request
-            await other.send(b"reply")
-            assert await asking == b"reply"
+            await check_exchange_goes_on(one, other, request)
 
     bed.run(main)
 

@@ -385,22 +385,21 @@ def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
 
 def test_protocol_that_fails_at_its_connection(bed: Bed) -> None:
     """It is reported, and the connection ends with its client at the latest."""
-    reported: list[dict[str, Any]] = []
 
     class Failing(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             raise ZeroDivisionError
 
     async def main() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
         server = await bed.create_server(Failing)
         _, writer = await bed.open_connection()
-        await eventually(lambda: bool(reported))
+        await eventually(lambda: bed.reported)
         writer.transport.abort()
         server.close()
         async with asyncio.timeout(LIMIT):
             await server.wait_closed()
-        assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+        assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError]
+        bed.reported.clear()
 
     bed.run(main)
 

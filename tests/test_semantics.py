@@ -373,10 +373,7 @@ def test_address_is_free_after_close() -> None:
 def test_send_goes_on_after_detach(our_pair: tuple[socket.socket, socket.socket]) -> None:
     """For longer than until it tries again by itself."""
     a, b = our_pair
-    a.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            a.send(bytes(100_000))
+    utils.fill(a)
     a.settimeout(LIMIT)
     task = Task(a.send, b"12345")
     assert not task.wait(TICK)

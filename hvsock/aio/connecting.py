@@ -15,13 +15,11 @@ from typing import Final
 
 from hvsock import errors
 from hvsock.addresses import Address, HyperVAddress, as_address
-from hvsock.sockets import _LONGEST_ATTEMPT, HyperVSocket
+from hvsock.sockets import _FIRST_PAUSE, _LONGEST_PAUSE, HyperVSocket, _limit_of_attempt
 from hvsock.transports import Transport, default_transport, transport_named
 
 __all__ = ["connect", "settle", "watches_sockets"]
 
-_FIRST_PAUSE: Final = 0.01  # seconds between two attempts, doubled each time
-_LONGEST_PAUSE: Final = 0.5
 _FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
 _LONGEST_POLL: Final = 0.016
 
@@ -69,7 +67,7 @@ async def connect(
     while True:
         limit = timeout
         if retry_for > 0.0:
-            limit = max(min(_LONGEST_ATTEMPT if timeout is None else timeout, deadline - now()), 0.001)
+            limit = _limit_of_attempt(timeout, deadline - now())
         try:
             return await _attempt(to, carrier, limit)
         except OSError as exc:
