@@ -200,6 +200,16 @@ def _run_once(contender: str, mode: str, transport: str, command: str, count: in
                 raise RuntimeError(f"exit status {process.returncode}: {line}")
 
 
+@contextlib.contextmanager
+def _busy_cores() -> Iterator[None]:
+    """Keep each core busy with a process until the end of the block."""
+    with contextlib.ExitStack() as stack:
+        for core in os.sched_getaffinity(0):
+            process = stack.enter_context(_child([sys.executable, "-c", "while True: pass"]))
+            os.sched_setaffinity(process.pid, [core])
+        yield
+
+
 class _Link:
     """Two processes of one contender, with an end of a connection each."""
 
@@ -344,7 +354,7 @@ def _trip_rows(case: str, by_name: dict[str, list[list[int]]], bars: dict[str, t
 
 
 def _beside_rows(case: str, by_name: dict[str, list[list[int]]], bars: dict[str, tuple[Bar, ...]]) -> list[Row]:
-    """Return a row for the median and one for the mean of a case's rounds beside a busy thread."""
+    """Return a row for the median and one for the mean of a case's rounds beside something busy."""
     return [
         Row(
             f"{case}, {statistic}",
@@ -356,6 +366,7 @@ def _beside_rows(case: str, by_name: dict[str, list[list[int]]], bars: dict[str,
 
 
 BESIDE: Final = {"64 B beside a busy thread": "answer", "the same, reply after 0.2 ms": "answer_late"}
+CROWDED: Final = "64 B, a core each, with a busy process on it"
 
 
 def _trips(
@@ -366,7 +377,7 @@ def _trips(
     names_beside: Sequence[str],
     bars: dict[str, tuple[Bar, ...]],
 ) -> Table:
-    """Fill the table with round trips of all sizes in all modes, then beside a busy thread."""
+    """Fill the table with round trips of all sizes in all modes, then beside a busy thread and busy processes."""
     names = _buildable(names)
     settings = {"blocking": ("blocking", False), "timeout": ("timeout", False)}
     if len(os.sched_getaffinity(0)) > 1:
@@ -384,8 +395,15 @@ def _trips(
             links["blocking", name].place(False)
             return links["blocking", name].run("ask_beside", BESIDE[case], 64, effort.trips_beside)
 
+        def crowded(_case: str, name: str) -> list[int]:
+            links["blocking", name].place(True)
+            return links["blocking", name].run("ask", "answer", 64, effort.trips)
+
         results = _take_turns(effort.rounds, cases, names, alone)
         busy = _take_turns((effort.rounds + 1) // 2, BESIDE, names_beside, beside)
+        if len(os.sched_getaffinity(0)) > 1:
+            with _busy_cores():
+                busy |= _take_turns((effort.rounds + 1) // 2, [CROWDED], names, crowded)
     for case, by_name in results.items():
         table.rows += _trip_rows(case, by_name, bars)
         table.samples[case] = {name: sorted(itertools.chain(*turns)) for name, turns in by_name.items()}

@@ -98,7 +98,7 @@ transfer_briefly(hv_op *op)
 static hv_status
 transfer(hv_socket *s, hv_op *op, hv_status status)
 {
-    int64_t busy_poll = hv_cell_get(&s->busy_poll); /* once: on Windows what is pending must not be started again */
+    int64_t busy_poll = hv_busy_poll(s); /* once: on Windows what is pending must not be started again */
     int moved = 0;
     do {
         int64_t spin = hv_op_may_spin(op) ? busy_poll : 0;

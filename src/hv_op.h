@@ -74,8 +74,9 @@ struct hv_socket {
     hv_gate gate;
     hv_handle handle; /* readable while the gate is open or a call is inside */
     int family;
-    hv_cell timeout;   /* ns, as in hv_op */
-    hv_cell busy_poll; /* ns */
+    hv_cell timeout;        /* ns, as in hv_op */
+    hv_cell busy_poll;      /* ns */
+    hv_cell no_spin_before; /* hv_now() */
     unsigned generation;
     hv_lock lock;   /* guards waiting, and the waits for a turn */
     hv_op *waiting; /* operations that close() must wake by name */
@@ -125,6 +126,33 @@ static inline int
 hv_op_may_spin(const hv_op *op)
 {
     return !op->writes && !op->spun && !(op->flags & MSG_WAITALL);
+}
+
+/* Spinning is worse than sleeping where others want the core: a thread that gives it away, or loses it, gets it back
+ * after their time slices, a sleeper as soon as it is woken. A gap of so many ns between two tries shows that, and for
+ * so many times the gap there is no spin: what it loses stays a fiftieth. */
+#define HV_CORE_LOST 200000
+#define HV_GAPS_WITHOUT_SPIN 50
+
+/* busy_poll, as far as the last spin found the core free. */
+static inline int64_t
+hv_busy_poll(hv_socket *s)
+{
+    int64_t busy_poll = hv_cell_get(&s->busy_poll);
+    return busy_poll > 0 && hv_now() >= hv_cell_get(&s->no_spin_before) ? busy_poll : 0;
+}
+
+/* Another try or look of a spin is due; `last` is when the one before was. */
+static inline int
+hv_spin_goes_on(hv_op *op, int64_t *last, int64_t until)
+{
+    int64_t now = hv_now(), gap = now - *last;
+    *last = now;
+    if (gap >= HV_CORE_LOST) {
+        hv_cell_set(&op->socket->no_spin_before, now + HV_GAPS_WITHOUT_SPIN * gap);
+        return 0;
+    }
+    return now < until;
 }
 
 /* Nanoseconds until the deadline, which counts from the first call of this; 0: it has passed, < 0: there is none. */

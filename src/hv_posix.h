@@ -445,17 +445,20 @@ hv_go_on(hv_op *op)
 static hv_status
 hv_spin(hv_op *op, int64_t ns)
 {
-    int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
+    int64_t left = hv_time_left(op), last = hv_now(), until = last + (left >= 0 && left < ns ? left : ns);
     hv_status status;
     unsigned tries = 0;
     op->spun = 1;
     for (;;) {
         status = hv_go_on(op);
-        if (status != HV_INTERRUPTED || hv_now() >= until) {
+        if (status != HV_INTERRUPTED || !hv_spin_goes_on(op, &last, until)) {
             return status;
         }
         if (++tries % HV_TRIES_BETWEEN_YIELDS == 0) {
             sched_yield();
+            if (!hv_spin_goes_on(op, &last, until)) {
+                return HV_INTERRUPTED;
+            }
         }
     }
 }

@@ -561,14 +561,17 @@ hv_go_on(hv_op *op)
 static hv_status
 hv_spin(hv_op *op, int64_t ns)
 {
-    int64_t left = hv_time_left(op), until = hv_now() + (left >= 0 && left < ns ? left : ns);
+    int64_t left = hv_time_left(op), last = hv_now(), until = last + (left >= 0 && left < ns ? left : ns);
     hv_status status = op->start(op);
     unsigned looks = 0;
     op->spun = 1;
     while (status == HV_BLOCKED && op->waits && !HasOverlappedIoCompleted(&op->pending.overlapped) &&
-           hv_now() < until) {
+           hv_spin_goes_on(op, &last, until)) {
         if (++looks % HV_LOOKS_BETWEEN_YIELDS == 0) {
             SwitchToThread(); /* the peer may be waiting for this very core */
+            if (!hv_spin_goes_on(op, &last, until)) {
+                break;
+            }
         } else {
             YieldProcessor();
         }

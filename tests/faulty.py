@@ -342,6 +342,46 @@ def try_signal(transport: str, name: str) -> int:
 SIGNAL = {"connect": try_signal}
 
 
+# Spins
+
+
+def try_spin(transport: str, name: str) -> int:
+    """Have a spin lose its core: it ends, there is none for fifty times as long, and then there is again."""
+    late = TICK / 10
+
+    def tries(*words: str) -> int:
+        nonlocal began
+        began = time.monotonic()
+        with faults.plan(sock, *words), contextlib.suppress(TimeoutError):
+            call()
+        return faults.calls[group]
+
+    began = 0.0
+    with contextlib.ExitStack() as stack:
+        if name == "accept":
+            sock, group = stack.enter_context(utils.listen(transport)), "accepting"
+            call = sock.accept
+        else:
+            (sock, _), group = stack.enter_context(connected(transport)), "receiving"
+            call = functools.partial(sock.recv, 1)
+        sock.settimeout(TICK)
+        faults = Faults()
+        sleeping = tries()
+        sock.busy_poll = 100
+        # Whoever else wants the core has the same effect: then it is tried again.
+        utils.wait_for(lambda: tries() > 2 * sleeping)
+        utils.wait_for(lambda: tries(f"{group}=late:{late * 1000:.0f}@2") and faults.injected)
+        assert faults.calls[group] <= 3 + sleeping
+        injected, end = faults.injected, began + 50 * late
+        while (count := tries()) and time.monotonic() < end:
+            assert count == sleeping
+        utils.wait_for(lambda: tries() > 2 * sleeping)
+    return injected
+
+
+SPIN = dict.fromkeys(("recv", "accept"), try_spin)
+
+
 # Memory
 
 

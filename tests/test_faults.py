@@ -57,6 +57,11 @@ def test_signal_between_two_tries(run: Run) -> None:
     assert run("SIGNAL", "local") == dict.fromkeys(faulty.SIGNAL, 1)
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: tries that can be counted and delayed")
+def test_spin(run: Run) -> None:
+    assert run("SPIN", "local") == dict.fromkeys(faulty.SPIN, 1)
+
+
 @pytest.mark.skipif(WINDOWS, reason="POSIX only: the descriptors are counted and named")
 @pytest.mark.usefixtures("failing_allocations")
 def test_no_memory() -> None:
