@@ -1140,7 +1140,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_BEGIN_ALLOW_THREADS
     if (hv_gate_has_others(&s->gate)) {
         hv_wake_all(s);
-        hv_cond_wake_all(&s->turned);
+        hv_turn_wake_all(s);
     }
     if (hv_gate_leave(&s->gate)) {
         error = hv_close(handle);

@@ -15,6 +15,16 @@
 
 /* ---- turns ---- */
 
+/* A wait for a turn. */
+struct hv_turn_op {
+    hv_op op;
+    hv_turn *turn;
+    long me;
+    int64_t began; /* hv_now() */
+    hv_cond woken;
+    hv_turn_op *behind; /* who came later */
+};
+
 /* True if it is the thread's turn now, whoever it is kept for; hv_turn_end() is due then. */
 static inline int
 hv_turn_seize(hv_turn *turn, long me)
@@ -23,22 +33,19 @@ hv_turn_seize(hv_turn *turn, long me)
     return hv_atomic_swap_if(&turn->owner, &nobody, me);
 }
 
-/* The same, but not of a turn that is kept for another thread. */
+/* The same, but not of a turn that is kept. */
 static inline int
 hv_turn_take(hv_turn *turn, long me)
 {
-    long next = hv_atomic_load(&turn->next);
-    return (next == 0 || next == me) && hv_turn_seize(turn, me);
+    return hv_atomic_load(&turn->kept) == 0 && hv_turn_seize(turn, me);
 }
 
-/* Has the threads look that wait for a turn. */
+/* Has the first thread look that waits for it: all of them would be too many. The socket is locked. */
 static inline void
-hv_turn_wake(hv_socket *s)
+hv_turn_wake(hv_turn *turn)
 {
-    if (hv_atomic_load(&s->waiters) != 0) {
-        hv_lock_acquire(&s->lock);
-        hv_cond_wake_all(&s->turned);
-        hv_lock_release(&s->lock);
+    if (turn->first != NULL) {
+        hv_cond_wake_all(&turn->first->woken);
     }
 }
 
@@ -46,24 +53,27 @@ static inline void
 hv_turn_end(hv_socket *s, hv_turn *turn, long me)
 {
     hv_atomic_swap_if(&turn->owner, &me, 0);
-    hv_turn_wake(s);
-}
-
-/* The next turn is this thread's, unless it is another's who waits. */
-static inline void
-hv_turn_keep(hv_turn *turn, long me)
-{
-    long nobody = 0;
-    hv_atomic_swap_if(&turn->next, &nobody, me);
-}
-
-/* It is kept for this thread no longer. */
-static inline void
-hv_turn_release(hv_socket *s, hv_turn *turn, long me)
-{
-    if (hv_atomic_swap_if(&turn->next, &me, 0)) {
-        hv_turn_wake(s);
+    if (hv_atomic_load(&turn->waiting) != 0) {
+        hv_lock_acquire(&s->lock);
+        hv_turn_wake(turn);
+        hv_lock_release(&s->lock);
     }
+}
+
+/* Has all threads look whether the gate is open. */
+static inline void
+hv_turn_wake_all(hv_socket *s)
+{
+    hv_turn *const turns[] = {&s->sending, &s->receiving};
+    hv_turn_op *wait;
+    size_t i;
+    hv_lock_acquire(&s->lock);
+    for (i = 0; i < 2; i++) {
+        for (wait = turns[i]->first; wait != NULL; wait = wait->behind) {
+            hv_cond_wake_all(&wait->woken);
+        }
+    }
+    hv_lock_release(&s->lock);
 }
 
 static inline int
@@ -72,22 +82,51 @@ hv_message_is_on(hv_socket *s)
     return hv_atomic_load(&s->sending.owner) != 0 || hv_atomic_load(&s->receiving.owner) != 0;
 }
 
-typedef struct {
-    hv_op op;
-    hv_turn *turn;
-    long me;
-    int64_t began; /* hv_now() */
-} hv_turn_op;
+/* Has a place in the queue from here on. */
+static inline void
+hv_turn_enqueue(hv_turn_op *wait)
+{
+    hv_turn_op **link = &wait->turn->first;
+    while (*link != NULL && (*link)->began <= wait->began) {
+        link = &(*link)->behind;
+    }
+    wait->behind = *link;
+    *link = wait;
+    hv_cond_init(&wait->woken);
+    hv_atomic_add(&wait->turn->waiting, 1);
+}
 
-/* Waits for a turn. Whoever is there takes it, which costs the least; but after a while it is kept for a thread
+static inline void
+hv_turn_dequeue(hv_turn_op *wait)
+{
+    hv_turn *turn = wait->turn;
+    hv_turn_op **link = &turn->first;
+    long kept = 1;
+    while (*link != wait) {
+        link = &(*link)->behind;
+    }
+    *link = wait->behind;
+    hv_atomic_add(&turn->waiting, -1);
+    hv_cond_destroy(&wait->woken);
+    if (link == &turn->first) {
+        hv_atomic_swap_if(&turn->kept, &kept, 0);
+        if (!wait->op.result) {
+            hv_turn_wake(turn); /* the turn may be over whose end woke this one */
+        }
+    }
+}
+
+/* Waits for a turn. Whoever is there takes it, which costs the least; but after a while it is kept for the first
  * that waits, or others that pause for nobody could keep it waiting for ever. HV_INTERRUPTED: it is time to look
  * at the signals. */
 static hv_status
 hv_turn_start(hv_op *op)
 {
     hv_turn_op *wait = (hv_turn_op *)op;
+    hv_turn *turn = wait->turn;
     hv_socket *s = op->socket;
     int64_t left = hv_time_left(op), now = hv_now(), until;
+    long free = 0;
     if (op->timeout == 0) {
         op->error = HV_ERROR_WOULD_BLOCK;
         return HV_FAILED;
@@ -97,15 +136,20 @@ hv_turn_start(hv_op *op)
     }
     until = now + (left > 0 && left < HV_TURN_SLICE ? left : HV_TURN_SLICE);
     hv_lock_acquire(&s->lock);
-    hv_atomic_add(&s->waiters, 1);
-    while (!(op->result = (size_t)hv_turn_take(wait->turn, wait->me)) && hv_gate_is_open(&s->gate) && now < until) {
-        if (now - wait->began > HV_TURN_KEPT) {
-            hv_turn_keep(wait->turn, wait->me);
+    hv_turn_enqueue(wait);
+    for (;;) {
+        int first = turn->first == wait;
+        op->result = (size_t)(first ? hv_turn_seize(turn, wait->me) : hv_turn_take(turn, wait->me));
+        if (op->result || !hv_gate_is_open(&s->gate) || now >= until) {
+            break;
         }
-        hv_cond_wait(&s->turned, &s->lock, until - now);
+        if (first && now - wait->began > HV_TURN_KEPT) {
+            hv_atomic_swap_if(&turn->kept, &free, 1);
+        }
+        hv_cond_wait(&wait->woken, &s->lock, until - now);
         now = hv_now();
     }
-    hv_atomic_add(&s->waiters, -1);
+    hv_turn_dequeue(wait);
     hv_lock_release(&s->lock);
     return op->result ? HV_DONE : HV_INTERRUPTED;
 }

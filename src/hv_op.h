@@ -18,10 +18,14 @@ typedef enum {
 typedef struct hv_op hv_op;
 typedef struct hv_socket hv_socket;
 
-/* Threads that take turns. The words are atomic like a gate's: a thread's identity, or 0. */
+typedef struct hv_turn_op hv_turn_op;
+
+/* Threads that take turns. The words are atomic like a gate's. */
 typedef struct {
-    hv_gate owner; /* whose turn it is */
-    hv_gate next;  /* for whom it is kept */
+    hv_gate owner;     /* the identity of the thread whose turn it is, or 0 */
+    hv_gate waiting;   /* how many threads wait for it */
+    hv_gate kept;      /* the next turn is the first one's of them */
+    hv_turn_op *first; /* they, in the order in which they came; guarded by the socket's lock */
 } hv_turn;
 
 static int64_t hv_now(void); /* ns, of a clock that never goes back */
@@ -78,11 +82,10 @@ struct hv_socket {
     hv_cell busy_poll;      /* ns */
     hv_cell no_spin_before; /* hv_now() */
     unsigned generation;
-    hv_lock lock;   /* guards waiting, and the waits for a turn */
-    hv_op *waiting; /* operations that close() must wake by name */
+    hv_lock lock;    /* guards waiting, and the waits for a turn */
+    hv_op *waiting;  /* operations that close() must wake by name */
+    hv_cond emptied; /* there are none any more: close() waits for that */
     hv_turn sending, receiving;
-    hv_gate waiters; /* how many threads wait for a turn */
-    hv_cond turned;
     hv_outbox out; /* belongs to the thread whose turn it is to send */
     hv_inbox in;   /* belongs to the thread whose turn it is to receive */
     /* Held while the timeout and the handle's blocking mode change, or must not. Never waited for with the GIL,
@@ -198,7 +201,7 @@ hv_waiting_remove(hv_socket *s, hv_op *op)
     }
     *link = op->next;
     if (s->waiting == NULL && !hv_gate_is_open(&s->gate)) {
-        hv_cond_wake_all(&s->turned); /* close() waits for that */
+        hv_cond_wake_all(&s->emptied);
     }
     hv_lock_release(&s->lock);
 }

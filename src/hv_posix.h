@@ -69,6 +69,12 @@ hv_cond_wake_all(hv_cond *cond)
     pthread_cond_broadcast(cond);
 }
 
+static inline void
+hv_cond_destroy(hv_cond *cond)
+{
+    pthread_cond_destroy(cond);
+}
+
 #include "hv_op.h"
 
 /* Held while an import sets what all interpreters share, or the first call in a forked child what it inherited. */
@@ -170,9 +176,8 @@ hv_socket_reset(hv_socket *s)
 {
     pthread_mutex_init(&s->lock, NULL);
     pthread_mutex_init(&s->mode, NULL);
-    hv_cond_init(&s->turned);
-    s->sending = s->receiving = (hv_turn){0, 0};
-    s->waiters = 0;
+    hv_cond_init(&s->emptied);
+    s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
     s->waiting = NULL;
 }
 
@@ -525,7 +530,7 @@ hv_wake_all(hv_socket *s)
     hv_lead_nowhere(s->handle);
     hv_lock_acquire(&s->lock);
     while (s->waiting != NULL) { /* each has a hold on the socket as long as it polls */
-        hv_cond_wait(&s->turned, &s->lock, 1000000000);
+        hv_cond_wait(&s->emptied, &s->lock, 1000000000);
     }
     hv_lock_release(&s->lock);
 }

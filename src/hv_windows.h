@@ -61,6 +61,18 @@ hv_lock_release(hv_lock *lock)
 }
 
 static inline void
+hv_cond_init(hv_cond *cond)
+{
+    InitializeConditionVariable(cond);
+}
+
+static inline void
+hv_cond_destroy(hv_cond *cond)
+{
+    (void)cond;
+}
+
+static inline void
 hv_cond_wake_all(hv_cond *cond)
 {
     WakeAllConditionVariable(cond);
@@ -216,9 +228,8 @@ hv_socket_init(hv_socket *s)
 {
     InitializeSRWLock(&s->lock);
     InitializeSRWLock(&s->mode);
-    InitializeConditionVariable(&s->turned);
-    s->sending = s->receiving = (hv_turn){0, 0};
-    s->waiters = 0;
+    hv_cond_init(&s->emptied);
+    s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
     s->waiting = NULL;
 }
 

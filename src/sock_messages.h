@@ -54,7 +54,6 @@ take_turn(hv_message *m, hv_turn *turn)
     wait.me = m->me;
     wait.began = hv_now();
     status = drive(m->s, &wait.op);
-    hv_turn_release(m->s, turn, m->me);
     m->op.deadline = wait.op.deadline;
     m->op.error = wait.op.error;
     return status;

@@ -16,6 +16,7 @@ import selectors
 import socket
 import struct
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -1325,6 +1326,34 @@ def test_turn_comes_to_whoever_waits(our_pair: Pair) -> None:
         assert waiting.result() in (b"reply", b"notice")
     b.send_message(b"end")
     greedy.result()
+
+
+@posix_only
+def test_end_of_a_turn_wakes_one_thread(our_pair: Pair) -> None:
+    """Of the many that wait for it: all of them would use the processor for nothing."""
+    import resource
+
+    a, b = our_pair
+    threads, messages = 32, 400
+    received = threading.Semaphore(0)
+
+    def receive() -> None:
+        with contextlib.suppress(EOFError):
+            while True:
+                a.recv_message()
+                received.release()
+
+    tasks = [Task(receive) for _ in range(threads)]
+    time.sleep(TICK)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    for _ in range(messages):
+        b.send_message(b"message")
+        assert received.acquire(timeout=LIMIT)
+    slept = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
+    b.shutdown(socket.SHUT_WR)
+    for task in tasks:
+        task.result()
+    assert slept < messages * threads / 2, slept
 
 
 def test_exchange_has_one_deadline_for_both_turns(our_pair: Pair) -> None:
