@@ -198,10 +198,12 @@ typedef struct {
     int sends;            /* it is this thread's turn to send */
     const hv_span *spans; /* header first */
     size_t span_count;
-    hv_iovec *iov; /* room for all spans; one for a receive */
-    int receives;  /* after that */
-    size_t limit;  /* of the payload received */
-    char *room;    /* where it goes while in.store is NULL */
+    size_t spans_sent;   /* of which so many are behind us */
+    uint64_t bytes_sent; /* with so many bytes */
+    hv_iovec *iov;       /* room for all spans; one for a receive */
+    int receives;        /* after that */
+    size_t limit;        /* of the payload received */
+    char *room;          /* where it goes while in.store is NULL */
     size_t room_size;
     size_t heap_max; /* up to this size room is made on the heap */
     char *heap;      /* the caller frees it */
@@ -222,11 +224,15 @@ hv_message_send(hv_message *m)
 {
     hv_op *op = &m->op;
     int64_t left = m->s->out.size - m->s->out.sent;
+    size_t room = m->span_count < HV_IOV_MAX ? m->span_count : HV_IOV_MAX;
+    while ((uint64_t)m->s->out.sent - m->bytes_sent >= m->spans[m->spans_sent].length) {
+        m->bytes_sent += m->spans[m->spans_sent++].length;
+    }
     op->start = hv_sendmsg_start;
     op->writes = 1;
     op->buffers = m->iov;
-    op->count = hv_spans_from(m->spans, m->span_count, (uint64_t)m->s->out.sent, m->iov,
-                              m->span_count < HV_IOV_MAX ? m->span_count : HV_IOV_MAX);
+    op->count = hv_spans_from(m->spans + m->spans_sent, m->span_count - m->spans_sent,
+                              (uint64_t)m->s->out.sent - m->bytes_sent, m->iov, room);
     op->brief = hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
     return HV_READY;
 }
@@ -327,6 +333,7 @@ hv_message_advance(hv_op *op)
     } else {
         in->got += n;
     }
+    op->spun = 0; /* busy_poll is for each wait */
     return hv_message_next(m);
 }
 

@@ -16,6 +16,8 @@ message_init(hv_message *m, hv_socket *s)
     m->sends = 0;
     m->spans = NULL;
     m->span_count = 0;
+    m->spans_sent = 0;
+    m->bytes_sent = 0;
     m->iov = NULL;
     m->receives = 0;
     m->limit = SIZE_MAX;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,6 +220,31 @@ def test_it_spins(ours: str) -> None:
             assert time.monotonic() < deadline
             with pytest.raises(TimeoutError):
                 a.recv(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only: sleeps of a single thread are counted")
+def test_message_spins_for_each_part(ours: str) -> None:
+    """It is busy_poll for each wait, not for the message."""
+    import resource
+
+    with connected(ours, LIMIT) as (a, b):
+        a.busy_poll = LONGEST
+
+        def receive() -> int:
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+            assert a.recv_message() == b"hello"
+            return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+
+        def sleeps() -> int:
+            receiving = Task(receive)
+            time.sleep(TICK / 10)
+            b.sendall(HELLO[:6])
+            time.sleep(TICK / 10)
+            b.sendall(HELLO[6:])
+            return receiving.result()
+
+        # Whoever else wants the core sends it to sleep: then it is tried again.
+        utils.wait_for(lambda: sleeps() == 0)
 
 
 @posix_only
