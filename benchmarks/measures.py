@@ -450,6 +450,26 @@ def throughput(effort: Effort, transport: str) -> Table:
     return table
 
 
+def threads(effort: Effort, transport: str) -> Table:
+    """Requests a second that several threads make on one connection."""
+    table = Table(
+        "64 B and a reply in several threads on one connection, the idiom's under a threading.Lock", "requests a second"
+    )
+    numbers = {"1 thread": 1, "4 threads": 4, "16 threads": 16, "64 threads": 64}
+    names = ("stdlib idiom", "exchange")
+    with _links(names, ("blocking",), transport) as links:
+
+        def run(case: str, name: str) -> float:
+            number = numbers[case]
+            count = 4 * effort.trips // number * number
+            (elapsed,) = links["blocking", name].run("ask_at_once", "answer", number, count)
+            return count / (elapsed / 1e9)
+
+        results = _take_turns((effort.rounds + 1) // 2, numbers, names, run)
+    table.rows = [Row(case, by_name) for case, by_name in results.items()]
+    return table
+
+
 def connections(effort: Effort, transport: str) -> Table:
     """Connections a second, made and closed in one process."""
     table = Table(
@@ -504,6 +524,7 @@ MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
     "system-calls": system_calls,
     "round-trip": round_trip,
     "messages": messages,
+    "threads": threads,
     "throughput": throughput,
     "connections": connections,
     "scaling": scaling,

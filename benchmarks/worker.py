@@ -8,6 +8,7 @@ program `raw.c` takes the commands of the two ends of a connection too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -100,6 +101,7 @@ class Contender(NamedTuple):
     type: type[socket.socket]
     round_trip: Callable[[Any, int], tuple[Call, Call]] = stream
     busy_poll: int = 0  # microseconds
+    takes_turns: bool = False  # several threads may do round trips at once
 
 
 #: Another contender is one more function like `stream`, a line here, and its name in a measure of measures.py.
@@ -109,8 +111,8 @@ CONTENDERS: Final = {
     "hvsock, busy_poll": Contender(hvsock.HyperVSocket, busy_poll=50),
     "C type": Contender(Socket),
     "stdlib idiom": Contender(socket.socket, stdlib_idiom),
-    "exchange": Contender(hvsock.HyperVSocket, exchange),
-    "exchange, busy_poll": Contender(hvsock.HyperVSocket, exchange, busy_poll=50),
+    "exchange": Contender(hvsock.HyperVSocket, exchange, takes_turns=True),
+    "exchange, busy_poll": Contender(hvsock.HyperVSocket, exchange, busy_poll=50, takes_turns=True),
 }
 
 
@@ -202,6 +204,22 @@ class Worker:
         finally:
             stop.append(True)
             thread.join()
+
+    def ask_at_once(self, threads: int, count: int) -> list[int]:
+        """Do `count` round trips of 64 bytes in some threads on the one socket; return the time for all of them."""
+        ask, _ = self._contender.round_trip(self._socks[0], 64)
+        turn = contextlib.nullcontext() if self._contender.takes_turns else threading.Lock()
+
+        def ask_in_turn(times: int) -> None:
+            for _ in range(times):
+                with turn:
+                    ask()
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(time.sleep, [0.001] * threads))  # its threads are there before the clock starts
+            start = time.perf_counter_ns()
+            list(pool.map(ask_in_turn, [count // threads] * threads))
+            return [time.perf_counter_ns() - start]
 
     def answer(self, size: int, count: int) -> list[int]:
         """Do the server's part of ask()."""
