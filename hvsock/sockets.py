@@ -29,6 +29,7 @@ __all__ = ["HyperVSocket", "create_connection", "create_server"]
 _FIRST_PAUSE: Final = 0.01  # seconds between two attempts to connect, doubled each time
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
+_BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -175,9 +176,36 @@ class HyperVSocket(Socket):
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a file, opened in binary mode, from an offset, up to `count` bytes; return how many were sent.
 
-        By send(), on every platform: the system's own sendfile would go on with a handle that has been closed.
+        By send(), on every platform: the system's own sendfile would go on with a handle that has been closed. The
+        timeout is for each send(), and the file's position is behind what was sent, after an error too.
+
+        Raises:
+            ValueError: the file is in text mode, `count` is not above 0, or the socket is non-blocking or no stream.
         """
-        return cast(int, self._sendfile_use_send(file, offset, count))  # type: ignore[attr-defined]
+        if "b" not in getattr(file, "mode", "b"):
+            raise ValueError("file should be opened in binary mode")
+        if self.type != socket.SOCK_STREAM:
+            raise ValueError("only SOCK_STREAM type sockets are supported")
+        if count is not None and not isinstance(count, int):
+            raise TypeError(f"count must be a positive integer (got {count!r})")
+        if count is not None and count <= 0:
+            raise ValueError(f"count must be a positive integer (got {count!r})")
+        if self.gettimeout() == 0.0:
+            raise ValueError("non-blocking sockets are not supported")
+        if offset:
+            file.seek(offset)
+        read = _reader(file)
+        sent = 0
+        try:
+            while (size := _BLOCK if count is None else min(_BLOCK, count - sent)) and (data := read(size)):
+                while data:
+                    step = self.send(data)
+                    sent += step
+                    data = data[step:]
+            return sent
+        finally:
+            if sent and hasattr(file, "seek"):
+                file.seek(offset + sent)
 
     def getsockname(self) -> Any:
         """Return this socket's address.
@@ -270,6 +298,14 @@ class HyperVSocket(Socket):
         if self._transport is not None:
             local, peer = _address_or_none(self.getsockname), _address_or_none(self.getpeername)
             errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
+
+
+def _reader(file: Any) -> Callable[[int], memoryview]:
+    """Return what reads up to so many bytes of a file, into one buffer if the file can."""
+    if not hasattr(file, "readinto"):
+        return lambda size: memoryview(file.read(size))
+    buffer = memoryview(bytearray(_BLOCK))
+    return lambda size: buffer[: int(file.readinto(buffer[:size]))]  # None, nothing yet, is an error and no end
 
 
 def _choose(family: int, fileno: int | None, name: str | None) -> Transport | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -455,6 +457,123 @@ def test_option_values_are_cached_and_inherited(local: str, monkeypatch: pytest.
         (hvsock.HV_PROTOCOL_RAW, hvsock.HVSOCKET_HIGH_VTL, 0),
     ]
     assert [args for args in asked if args in values] == values
+
+
+# Files
+
+
+class Reads(io.BytesIO):
+    """A file that notes how much is asked of it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.sizes: list[int] = []
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.sizes.append(-1 if size is None else size)
+        return super().read(size)
+
+    def readinto(self, buffer: Any, /) -> int:
+        self.sizes.append(len(buffer))
+        return super().readinto(buffer)
+
+
+class Plain:
+    """A file that can only read()."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self.read = file.read
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["readinto", "read"])
+@pytest.mark.parametrize(("offset", "count"), [(0, None), (7, None), (0, 300_000), (7, 9), (7, 1 << 30), (1 << 30, 1)])
+def test_sendfile_reads_large_blocks(ours: str, offset: int, count: int | None, plain: bool) -> None:
+    payload = utils.random_bytes((1 << 20) + 1)
+    expected = payload[offset:] if count is None else payload[offset : offset + count]
+    file = Reads(payload)
+    if plain:
+        file.seek(offset)
+    with connected(ours) as (a, b):
+        receiving = Task(utils.receive_all, b)
+        readable: Any = Plain(file) if plain else file
+        sent = a.sendfile(readable, 0 if plain else offset, count)
+        a.shutdown(socket.SHUT_WR)
+        assert receiving.result() == expected
+    assert sent == len(expected)
+    assert file.tell() == offset + sent
+    assert len(file.sizes) <= 10
+    assert sum(file.sizes) <= sent + (256 << 10)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["readinto", "read"])
+def test_sendfile_after_an_error(ours: str, plain: bool) -> None:
+    """The file's position says how much was sent, the partial send that came last included."""
+    payload = utils.random_bytes(64 << 20)
+    file = io.BytesIO(payload)
+    readable: Any = file
+    if plain:
+        readable = Plain(file)
+        readable.seek = file.seek
+    with connected(ours) as (a, b):
+        a.settimeout(2 * TICK)
+        with pytest.raises(TimeoutError):
+            a.sendfile(readable, 3)
+        a.close()
+        assert utils.receive_all(b) == payload[3 : file.tell()]
+        assert file.tell() > 3
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "1", b""])
+def test_sendfile_of_no_count(ours: str, count: Any) -> None:
+    with connected(ours) as (a, b), connected("stdlib") as (oracle, _):
+        errors = []
+        for sock in (a, oracle):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                sock.sendfile(io.BytesIO(b"x"), 0, count)
+            errors.append((caught.type, str(caught.value)))
+        assert errors[0] == errors[1]
+        assert a.sendfile(io.BytesIO(b"x"), 0, True) == 1
+        assert b.recv(2) == b"x"
+
+
+def test_sendfile_that_is_refused(ours: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    with connected(ours) as (a, b):
+        with path.open() as text, pytest.raises(ValueError, match="binary mode"):
+            a.sendfile(text)  # type: ignore[arg-type]
+        a.setblocking(False)
+        with path.open("rb") as file, pytest.raises(ValueError, match="non-blocking"):
+            a.sendfile(file)
+        a.settimeout(LIMIT)
+        assert a.sendfile(io.BytesIO(b"")) == 0
+        a.close()
+        assert b.recv(1) == b""
+    with hvsock.HyperVSocket(socket.AF_INET, socket.SOCK_DGRAM) as sock, pytest.raises(ValueError, match="SOCK_STREAM"):
+        sock.sendfile(io.BytesIO(b"x"))
+
+
+class NotYet(io.RawIOBase):
+    """A non-blocking file with some bytes, and later perhaps more."""
+
+    def __init__(self) -> None:
+        self._left = b"some"
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        size, self._left = len(self._left), b""
+        buffer[:size] = b"some"[:size]
+        return size or None
+
+
+def test_sendfile_of_what_is_not_there_yet(ours: str) -> None:
+    """It is no end of the file."""
+    with connected(ours) as (a, b), NotYet() as file:
+        with pytest.raises((TypeError, io.UnsupportedOperation)):
+            a.sendfile(file)  # type: ignore[arg-type]
+        assert b.recv(10) == b"some"
 
 
 # create_server
