@@ -177,6 +177,23 @@ def test_there_is_room_for_so_many(served: str, monkeypatch: pytest.MonkeyPatch)
     assert no_thread_is_left()
 
 
+def test_idle_it_sleeps(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hvsock.HyperVSocket.accept
+    calls: list[object] = []
+
+    def accept(self: hvsock.HyperVSocket) -> Any:
+        calls.append(self)
+        return real(self)
+
+    monkeypatch.setattr(hvsock.HyperVSocket, "accept", accept)
+    with utils.listen(served) as listener:
+        serving = Task(Echoes(listener).run)
+        time.sleep(0.6)
+        listener.close()
+        assert isinstance(serving.error(), OSError)
+    assert len(calls) <= 2
+
+
 @posix
 def test_nobody_reads_what_it_prints(local: str) -> None:
     """Neither while a connection comes nor while one ends does the service go on unheard."""

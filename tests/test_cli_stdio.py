@@ -250,6 +250,42 @@ def test_ctrl_c(local: str) -> None:
 
 
 @posix
+def test_stdin_alone_is_waited_for_asleep(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the end of the peer's stream; nothing has to be looked at then."""
+    real = stdio.Sender.join
+    calls: list[object] = []
+
+    def join(self: stdio.Sender, timeout: float | None = None) -> None:
+        calls.append(timeout)
+        real(self, timeout)
+
+    monkeypatch.setattr(stdio.Sender, "join", join)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    reader, writer = os.pipe()
+    with open(reader) as stdin, utils.connected(local) as (a, b):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        b.shutdown(socket.SHUT_WR)
+        pumping = Task(stdio.pump, a, "the peer")
+        time.sleep(0.6)
+        os.close(writer)
+        pumping.result()
+    assert len(calls) <= 2
+
+
+@posix
+def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
+    with utils.listen(local) as listener:
+        process = start("connect", "--transport", local, str(listener.getsockname()))
+        with ended(process), listener.accept()[0] as sock:
+            sock.shutdown(socket.SHUT_WR)
+            assert process.stdout
+            assert process.stdout.read() == b""
+            time.sleep(utils.TICK)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(utils.LIMIT) == 130
+
+
+@posix
 def test_connect_on_a_terminal(local: str) -> None:
     def serve(connection: hvsock.HyperVSocket) -> None:
         line = connection.recv(100)

@@ -21,7 +21,7 @@ __all__ = ["command", "echo"]
 CHUNK: Final = 256 << 10
 # Seconds between two looks for room, or for a signal: Ctrl-C does not end the wait for a lock on Windows, and a signal
 # that comes just before accept() starts to wait does not end that anywhere.
-TICK: Final = 0.1
+TICK: Final = 1.0
 MOST_CLIENTS: Final = 100  # at the same time; the next one waits in the backlog
 
 EXAMPLES = """

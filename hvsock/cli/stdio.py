@@ -21,7 +21,9 @@ from hvsock.cli.output import Failure, doing, drop_output, encodable, escaped, p
 __all__ = ["connect", "listen", "pump"]
 
 CHUNK: Final = 64 << 10
-TICK: Final = 0.05  # seconds between two looks at the sender: Ctrl-C does not interrupt a long wait on Windows
+# Seconds between two looks at the sender: Ctrl-C does not interrupt a long wait on Windows, and elsewhere a signal that
+# comes just before a wait does not.
+TICK: Final = 0.05 if sys.platform == "win32" else 1.0
 
 CONNECT_EXAMPLES = """
   hvsock connect parent/5000                       type, and end with Ctrl-D (Windows: Ctrl-Z)
