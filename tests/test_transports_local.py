@@ -249,6 +249,33 @@ def test_partition_in_any_form(text: str) -> None:
         assert address.vm_id == GUEST
 
 
+def test_a_name_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked for; the names that are remembered are not ever more."""
+    local_module._parse.cache_clear()
+    read = local_module._read_guid
+    texts: list[str] = []
+
+    def noting(text: str) -> uuid.UUID:
+        texts.append(text)
+        return read(text)
+
+    monkeypatch.setattr(local_module, "_read_guid", noting)
+    with listen(GUEST, "parent", uuid.UUID(int=1)) as listener:
+        own = listener.getsockname()
+        with dial(HOST, GUEST, uuid.UUID(int=1)) as client, listener.accept()[0] as sock:
+            for _ in range(3):
+                assert sock.getsockname() == own == (PARENT, uuid.UUID(int=1))
+                assert sock.getpeername().vm_id == LOOPBACK
+            with partition(GUEST):  # who asks is no part of the name
+                assert sock.getpeername().vm_id == PARENT
+                assert client.getpeername() == (LOOPBACK, uuid.UUID(int=1))
+            assert client.getpeername() == (GUEST, uuid.UUID(int=1))
+    assert len(texts) == len(set(texts)) == 3  # the guest, its service, the client's service
+    for number in range(1000):
+        local_module._parse(f"host.wildcard.{number}")
+    assert local_module._parse.cache_info().currsize <= 128
+
+
 def test_accepting_process_may_be_another(local: str) -> None:
     """Addresses come with the connection: a listener that was passed on tells the same ones."""
     with listen(GUEST, WILDCARD) as listener:

@@ -259,6 +259,7 @@ def _path(where: str, owner: UUID | None, address: HyperVAddress) -> str:
     return path
 
 
+@functools.lru_cache(maxsize=128)  # an accepted socket is asked for its peer and its own name more than once
 def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
     """Read a path: its owner and address; None if it is no name of ours."""
     parts = os.path.basename(os.fsdecode(native)).split(".")
