@@ -22,6 +22,7 @@ from utils import LIMIT, TICK, WINDOWS, Child, random_bytes
 
 import hvsock
 from hvsock import aio
+from hvsock.aio import messages
 
 MIB = 1 << 20
 SIZES = (0, 1, 3, 4, 5, 4095, 4096, 16379, 16380, 16381, 65536, 65537, MIB + 1)
@@ -439,6 +440,100 @@ def test_order_of_sends(bed: Bed) -> None:
             await asyncio.gather(*tasks)
 
     bed.run(main)
+
+
+def test_tasks_that_send_again_and_again(bed: Bed) -> None:
+    """They come to wait for each other, which does not cost a turn of the loop for each message."""
+
+    async def main() -> None:
+        number = 1000
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        async def send(stream: aio.MessageStream) -> None:
+            for _ in range(number):
+                await stream.send(b"x")
+
+        async with bed.message_pair() as (one, other):
+            counting = asyncio.create_task(count())
+            sending = [asyncio.create_task(send(one)) for _ in range(3)]
+            for _ in range(3 * number):
+                assert await other.recv() == b"x"
+            await asyncio.gather(*sending)
+            counting.cancel()
+            assert turns < number
+
+    bed.run(main)
+
+
+def test_turn_to_send(bed: Bed) -> None:
+    """It goes to those who wait, in their order, whoever is cancelled, and others run in between."""
+
+    async def main() -> None:
+        turn = messages._Turn(asyncio.get_running_loop())
+        had: list[int] = []
+        number = 1000
+
+        async def take(name: int) -> None:
+            async with turn:
+                had.append(name)
+                if name == 200:
+                    await ticks(3)
+
+        async with turn:
+            tasks = [asyncio.create_task(take(name)) for name in range(number)]
+            await ticks(2)
+            for task in tasks[1::2]:
+                task.cancel()
+            assert not turn.is_free
+        most = 0
+        while not turn.is_free:
+            before = len(had)
+            await asyncio.sleep(0)
+            most = max(most, len(had) - before)
+            if had and had[-1] == 200:
+                tasks[200].cancel()  # has it
+                tasks[202].cancel()  # is next
+        await asyncio.wait(tasks)
+        assert had == [name for name in range(0, number, 2) if name != 202]
+        assert 8 < most < number // 4
+        async with turn:
+            assert not turn.is_free
+        assert turn.is_free
+
+    bed.run(main)
+
+
+def test_turn_to_send_after_an_interruption() -> None:
+    """Ctrl-C in a task that has the turn leaves it to the others."""
+    loop = asyncio.new_event_loop()
+
+    async def take(turn: messages._Turn, error: type[BaseException] | None = None) -> None:
+        async with turn:
+            if error:
+                raise error
+
+    async def main() -> None:
+        turn = messages._Turn(loop)
+        async with turn:
+            tasks.append(loop.create_task(take(turn, KeyboardInterrupt)))
+            tasks.append(loop.create_task(take(turn)))
+            await asyncio.sleep(0)
+        await asyncio.wait(tasks)
+
+    tasks: list[asyncio.Task[None]] = []
+    with contextlib.closing(loop):
+        waiting = loop.create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(waiting)
+        loop.run_until_complete(asyncio.wait_for(waiting, LIMIT))
+        assert isinstance(tasks[0].exception(), KeyboardInterrupt)
+        assert tasks[1].exception() is None
 
 
 def test_concurrent_receivers(bed: Bed) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import collections
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Self
 
@@ -23,27 +23,29 @@ _LAST: Final = 2**20  # bytes: what has arrived when a server shuts down is less
 _BURST: Final = 64  # messages sent or received without waiting, before other tasks get a turn
 
 
-class _Receiver:
-    """What a task awaits that receives: a "Future-like object", as `asyncio.isfuture` has it.
+class _Waiter:
+    """What a task awaits that sends or receives: a "Future-like object", as `asyncio.isfuture` has it.
 
     A future's task goes on in the loop's next turn, which costs as much as the rest of a short message. This one's goes
     on within wake().
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_loop", "_outcome", "done", "max_size")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_loop", "_outcome", "done")
 
-    _callback: Callable[[_Receiver], object]
+    _callback: Callable[[_Waiter], object]
     _context: Context
     _outcome: bytes | BaseException | None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_size: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = False
         self._loop = loop
-        self.max_size = max_size  # of the message that it takes
         self.done = False
 
-    def wake(self, outcome: bytes | Exception) -> None:
-        """Have the task go on at once, with a message or an error. Only for the loop: no task may be running."""
+    def wake(self, outcome: bytes | Exception | None = None) -> None:
+        """Have the task go on at once, with a message, its turn or an error.
+
+        Only for the loop: no task may be running.
+        """
         self.done = True
         self._outcome = outcome
         self._context.run(self._callback, self)
@@ -66,22 +68,82 @@ class _Receiver:
         """Return the loop."""
         return self._loop
 
-    def add_done_callback(self, callback: Callable[[_Receiver], object], *, context: Context) -> None:
+    def add_done_callback(self, callback: Callable[[_Waiter], object], *, context: Context) -> None:
         """Take the task's; there is no other."""
         self._callback, self._context = callback, context
 
     def result(self) -> bytes | None:
-        """Return the message, or None if the task has to look for it, or raise the error."""
+        """Return the message, or None if the task has to look by itself, or raise the error."""
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         return self._outcome
 
     def cancel(self, msg: object = None) -> bool:
-        """Have the task go on with CancelledError; no message is handed to it any more."""
+        """Have the task go on with CancelledError; nothing is handed to it any more."""
         if self.done:
             return False
         self.wake_soon(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
         return True
+
+
+class _Receiver(_Waiter):
+    """Waits for a message."""
+
+    __slots__ = ("max_size",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_size: int) -> None:
+        super().__init__(loop)
+        self.max_size = max_size  # of the message that it takes
+
+
+class _Turn:
+    """The turn to send: a lock that tasks take in the order in which they come.
+
+    Tasks that send again and again all come to wait for it, and each time for all others. So one after another goes on
+    within the same turn of the loop, where `asyncio.Lock` takes one for each.
+    """
+
+    __slots__ = ("_giving", "_loop", "_taken", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._taken = False
+        self._waiting = collections.deque[_Waiter]()
+        self._giving = False  # _give() will run, or does
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has it, nor waits for it."""
+        return not (self._taken or self._waiting)
+
+    async def __aenter__(self) -> None:
+        if not self.is_free:
+            waiter = _Waiter(self._loop)
+            self._waiting.append(waiter)
+            await waiter
+        self._taken = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._taken = False
+        self._give_soon()
+
+    def _give_soon(self) -> None:
+        if self._waiting and not self._taken and not self._giving:
+            self._giving = True
+            self._loop.call_soon(self._give)
+
+    def _give(self) -> None:
+        """Give it to those who wait, as long as each of them gives it back at once; called by the loop."""
+        try:
+            for _ in range(_BURST):
+                if self._taken or not self._waiting:
+                    break
+                waiter = self._waiting.popleft()
+                if not waiter.done:  # it was not cancelled
+                    waiter.wake()
+        finally:
+            self._giving = False
+            self._give_soon()
 
 
 class MessageStream:
@@ -111,9 +173,8 @@ class MessageStream:
         "_link",
         "_loop",
         "_receivers",
-        "_senders",
-        "_sending",
         "_sock",
+        "_turn",
         "_unfinished",
     )
 
@@ -127,8 +188,7 @@ class MessageStream:
         self._left: int | None = None  # bytes of messages that recv() returns without waiting, and then ends
         self._burst = 0
         self._receivers: list[_Receiver] = []
-        self._senders = 0  # that had to wait
-        self._sending = asyncio.Lock()  # taken by them one after another
+        self._turn = _Turn(self._loop)  # of those who send, unless it is free and the message goes at once
         self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
         self._exchanging = asyncio.Lock()
         self._due: bytes | None = None  # the request of a cancelled exchange() whose reply is still to come
@@ -160,12 +220,12 @@ class MessageStream:
         """
         self._check_open()
         self._burst += 1
-        if not self._senders and self._unfinished is None and self._burst < _BURST:
+        if self._turn.is_free and self._unfinished is None and self._burst < _BURST:
             try:
                 return self._link.send(*buffers)
             except BlockingIOError:
                 pass
-        async with self._turn_to_send():
+        async with self._turn:
             if self._burst >= _BURST:
                 await self._let_others_run()
             await self._finish_and_send(buffers)
@@ -222,7 +282,7 @@ class MessageStream:
                     raise RuntimeError("a message is partly sent: exchange() with the same message goes on")
                 raise RuntimeError("the reply to another request is due: recv() takes it")
             elif self._unfinished is not None:  # the request, or what was sent after it
-                async with self._turn_to_send():
+                async with self._turn:
                     await self._finish()
             try:
                 reply = self._take_now(max_size)
@@ -237,7 +297,7 @@ class MessageStream:
 
     async def send_eof(self) -> None:
         """End the stream in this direction, after all that was sent: the peer receives EOFError."""
-        async with self._turn_to_send():
+        async with self._turn:
             await self._finish()
             self._check_open()
             self._link.send_eof()
@@ -277,16 +337,6 @@ class MessageStream:
         self._check_open()
 
     # Sending
-
-    @contextlib.asynccontextmanager
-    async def _turn_to_send(self) -> AsyncIterator[None]:
-        """Wait for those who have to send before; send() does not go past whoever waits or has the turn."""
-        self._senders += 1
-        try:
-            async with self._sending:
-                yield
-        finally:
-            self._senders -= 1
 
     async def _finish_and_send(self, buffers: tuple[Buffer, ...]) -> None:
         """Send, as the one whose turn it is."""
