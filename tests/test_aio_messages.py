@@ -275,6 +275,58 @@ def test_slow_reader(bed: Bed) -> None:
     bed.run(main)
 
 
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        [bytearray(4 * MIB)],
+        [memoryview(bytearray(4 * MIB)), b"x"],
+        [memoryview(array.array("I", bytes(4 * MIB)))],
+        [b"x" * 1000] * 4000,
+        [bytearray(100)] * 40_000,
+    ],
+    ids=["bytearray", "memoryview", "array", "many", "many bytearrays"],
+)
+def test_a_message_that_is_sent_in_many_parts(bed: Bed, buffers: list[Any]) -> None:
+    """The socket is given the same few objects each time: it need not look at all that is in them."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            given = spy_on_send(one)
+            sending = asyncio.create_task(one.send(*buffers))
+            assert await other.recv() == b"".join(buffers)
+            await sending
+            assert len(given) > 1
+            assert all(type(buffer) is bytes for buffer in given[0])
+            assert {tuple(map(id, parts)) for parts in given} == {(id(given[0][0]),)}
+
+    bed.run(main)
+
+
+def test_what_is_sent_at_once_is_not_copied(bed: Bed) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+            given = spy_on_send(one)
+            buffers = bytearray(10_000), memoryview(b"ef"), b"gh"
+            await one.send(*buffers)
+            assert await other.recv() == b"".join(buffers)
+            assert [[*map(id, parts)] for parts in given] == [[*map(id, buffers)]]
+
+    bed.run(main)
+
+
+def spy_on_send(stream: aio.MessageStream) -> list[tuple[Any, ...]]:
+    """Return what the stream's socket is given from now on: the buffers of each call."""
+    given: list[tuple[Any, ...]] = []
+    send = stream._link.send
+
+    def note(*buffers: Any) -> None:
+        given.append(buffers)
+        send(*buffers)
+
+    stream._link.send = note
+    return given
+
+
 def test_slow_sender(bed: Bed) -> None:
     """A message that arrives byte by byte."""
 

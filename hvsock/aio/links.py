@@ -14,13 +14,14 @@ from hvsock.aio.connecting import settle
 from hvsock.errors import IncompleteReadError
 from hvsock.sockets import HyperVSocket
 
-__all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long"]
+__all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long", "to_be_repeated"]
 
 Buffer = bytes | bytearray | memoryview
 
 HEADER: Final = 4  # bytes, the length that goes before a message
 _LONGEST: Final = 2**32 - 1
 _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
+_LARGE: Final = 2**18  # bytes; what a system takes of a message at once is less as a rule
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
 _FIRST_ROOM: Final = 2**16  # bytes for the content of one of these: a peer gets no memory for what it only announces
 _GROWTH: Final = 4
@@ -30,6 +31,19 @@ _SEND_RETRY: Final = 1.0  # seconds; an AF_VSOCK does not always say that its pe
 def message_too_long(size: int, limit: int) -> OSError:
     """Return the error of a message that is longer than the receiver allows."""
     return OSError(errno.EMSGSIZE, f"a message of {size} bytes is announced, and the limit is {limit}")
+
+
+def to_be_repeated(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+    """Return the buffers of a message as `Link.send` may be given them again and again.
+
+    It looks each time whether they are the same: at few objects, or at all that is not bytes.
+    """
+    if len(buffers) > _MOST_BUFFERS:
+        return (b"".join(buffers),)
+    for buffer in buffers:
+        if type(buffer) is not bytes and memoryview(buffer).nbytes > _LARGE:
+            return (b"".join(buffers),)
+    return buffers
 
 
 class Link(abc.ABC):
@@ -42,9 +56,9 @@ class Link(abc.ABC):
     __slots__ = ("_arrived", "_at", "_content", "_data", "_drained", "_got", "_loop", "_size", "_sock", "send")
 
     send: Callable[..., None]
-    """Send a message, the concatenation of the buffers that are the arguments.
+    """Send a message, the concatenation of the buffers that are the arguments: those of `to_be_repeated`.
 
-    BlockingIOError: call it again with the same buffers when the link is writable(); no other message until then.
+    BlockingIOError: call it again with the same ones when the link is writable(); no other message until then.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: HyperVSocket, arrived: Callable[[], None]) -> None:
@@ -278,8 +292,6 @@ class OverlappedLink(Link):
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
         if size > _LONGEST:
             raise ValueError(f"a message has {_LONGEST} bytes at most")
-        if len(buffers) > _MOST_BUFFERS:
-            buffers = (b"".join(buffers),)
         parts = size.to_bytes(HEADER), *buffers
         try:
             sent = self._sock.sendmsg(parts)

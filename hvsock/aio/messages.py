@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from hvsock.addresses import Address
 from hvsock.aio.connecting import connect, watches_sockets
-from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink
+from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio.serving import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
@@ -219,6 +219,7 @@ class MessageStream:
             ValueError: the message is longer than 4,294,967,295 bytes.
         """
         self._check_open()
+        buffers = to_be_repeated(buffers)
         self._burst += 1
         if self._turn.is_free and self._unfinished is None and self._burst < _BURST:
             try:
