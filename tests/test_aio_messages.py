@@ -13,6 +13,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -1085,6 +1086,87 @@ def test_unclosed_stream_is_warned_of(local: str) -> None:
                 gc.collect()
 
     bed_.run(main)
+
+
+async def left_for_the_collector(operation: Callable[[], Awaitable[None]]) -> list[object]:
+    """Return the objects of hvsock, frames among them, that only the garbage collector finds after the operation."""
+    await operation()
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for _ in range(3):
+            await operation()
+        gc.collect()
+        return [found for found in gc.garbage if module_of(found).startswith("hvsock")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def module_of(found: object) -> str:
+    return str(found.f_globals["__name__"] if isinstance(found, FrameType) else type(found).__module__)
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled", "too long", "end"])
+def test_no_cycle_of_a_call_that_ends_early(bed: Bed, how: str) -> None:
+    async def main() -> None:
+        async with bed.message_pair() as (one, other):
+
+            async def receive() -> None:
+                with pytest.raises((OSError, EOFError)):  # TimeoutError is one of the first
+                    await patience(other.recv(3), 0.01 if how == "timeout" else LIMIT / TICK)
+
+            async def operation() -> None:
+                task = asyncio.create_task(receive())
+                await ticks(3)
+                if how == "cancelled":
+                    task.cancel()
+                elif how == "too long":
+                    await one.send(b"long")
+                elif how == "end":
+                    raw(one).shutdown(socket.SHUT_WR)
+                await asyncio.wait([task])
+                assert task.cancelled() or not task.exception()
+                if how == "too long":
+                    assert await other.recv() == b"long"
+
+            assert await left_for_the_collector(operation) == []
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("how", ["send", "exchange", "several"])
+def test_no_cycle_of_a_connection(bed: Bed, how: str) -> None:
+    """At neither end, and with calls that are cancelled or end with an error."""
+
+    async def main() -> None:
+        async with await bed.serve_messages(echo) as server:
+
+            async def operation() -> None:
+                async with await bed.connect_messages() as stream:
+                    assert await stream.exchange(b"x") == b"x"
+                    if how == "several":
+                        tasks = [asyncio.create_task(stream.send(bytes(16 * MIB))) for _ in range(4)]
+                        tasks += [asyncio.create_task(stream.recv()) for _ in range(4)]
+                        await ticks(5)
+                        tasks[2].cancel()
+                        tasks[5].cancel()
+                    elif how == "send":
+                        tasks = [asyncio.create_task(stream.send(bytes(16 * MIB)))]
+                        await ticks(5)
+                        tasks[0].cancel()
+                    else:
+                        tasks = []
+                if tasks:
+                    await asyncio.wait(tasks)
+                    assert all(task.cancelled() or isinstance(task.exception(), OSError) for task in tasks)
+                await eventually(lambda: not server._streams)
+
+            assert await left_for_the_collector(operation) == []
+
+    bed.run(main)
 
 
 @pytest.mark.parametrize("sent", [b"\0\0", b"\0\0\0\5ab", b""])

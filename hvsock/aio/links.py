@@ -179,6 +179,11 @@ class Link(abc.ABC):
     async def close(self) -> None:
         """End what is pending and close the socket."""
 
+    def _close_socket(self) -> None:
+        """Close the socket, and leave no cycle: who is told of arrivals has the link."""
+        self._sock.close()
+        del self._arrived, self.send
+
 
 class WatchedLink(Link):
     """For loops that say when a socket is ready."""
@@ -232,7 +237,7 @@ class WatchedLink(Link):
         if self._writable is not None:
             self._loop.remove_writer(self._handle)
             settle(self._writable)
-        self._sock.close()
+        self._close_socket()
 
 
 class OverlappedLink(Link):
@@ -319,7 +324,7 @@ class OverlappedLink(Link):
             if pending:
                 await asyncio.wait(pending)
         finally:
-            self._sock.close()
+            self._close_socket()
             for task in pending:
                 with contextlib.suppress(asyncio.InvalidStateError, asyncio.CancelledError):
                     task.exception()  # it does not matter any more

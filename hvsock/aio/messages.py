@@ -28,6 +28,9 @@ class _Waiter:
 
     A future's task goes on in the loop's next turn, which costs as much as the rest of a short message. This one's goes
     on within wake().
+
+    An error leads to the frames it has come through, and they to this and the task, which may keep the error: so that
+    no cycle is left, the frames drop the error, and this its task.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_loop", "_outcome", "done")
@@ -48,13 +51,16 @@ class _Waiter:
         """
         self.done = True
         self._outcome = outcome
+        del outcome
         self._context.run(self._callback, self)
+        del self._callback
 
     def wake_soon(self, outcome: BaseException | None = None) -> None:
         """Have the task go on in the loop's next turn, to look again or with an error."""
         self.done = True
         self._outcome = outcome
         self._loop.call_soon(self._callback, self, context=self._context)
+        del self._callback
 
     # What a task asks of a future
 
@@ -75,7 +81,10 @@ class _Waiter:
     def result(self) -> bytes | None:
         """Return the message, or None if the task has to look by itself, or raise the error."""
         if isinstance(self._outcome, BaseException):
-            raise self._outcome
+            try:
+                raise self._outcome
+            finally:
+                self._outcome = None
         return self._outcome
 
     def cancel(self, msg: object = None) -> bool:
@@ -430,6 +439,7 @@ class MessageStream:
             except Exception as exc:
                 outcome = exc
             receiver.wake(outcome)
+            del outcome
         if self._receivers:
             self._link.watch()
             if self._link.may_have_message:
