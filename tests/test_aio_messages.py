@@ -749,6 +749,35 @@ def test_a_receiver_goes_on_in_its_own_context(bed: Bed) -> None:
     bed.run(main)
 
 
+def test_many_receivers_are_not_searched(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever gets a message, or is cancelled, is not looked for among all that wait."""
+    compared = 0
+
+    def equal(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    monkeypatch.setattr(messages._Receiver, "__eq__", equal)
+
+    async def main() -> None:
+        number = 200
+        async with bed.message_pair() as (one, other):
+            tasks = [asyncio.create_task(other.recv()) for _ in range(number)]
+            await ticks(2)
+            for index in range(number // 2):
+                await one.send(b"%d" % index)
+            assert await asyncio.gather(*tasks[: number // 2]) == [b"%d" % index for index in range(number // 2)]
+            for task in reversed(tasks):
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert compared < number
+            await one.send(b"x")
+            assert await other.recv() == b"x"
+
+    bed.run(main)
+
+
 def test_cancelled_receiver_passes_the_message_on(bed: Bed) -> None:
     """One that was woken and cancelled in the same turn leaves the message to the next in line."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import errno
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Self
@@ -196,7 +197,7 @@ class MessageStream:
         self._closed = False
         self._left: int | None = None  # bytes of messages that recv() returns without waiting, and then ends
         self._burst = 0
-        self._receivers: list[_Receiver] = []
+        self._receivers = collections.OrderedDict[_Receiver, None]()  # in order; any may be cancelled
         self._turn = _Turn(self._loop)  # of those who send, unless it is free and the message goes at once
         self._unfinished: tuple[bytes, ...] | None = None  # of a cancelled send() that had begun
         self._exchanging = asyncio.Lock()
@@ -285,7 +286,7 @@ class MessageStream:
                 except asyncio.CancelledError:
                     if self._is_unfinished(*buffers):  # the reply will come once it is sent
                         self._due = b"".join(buffers)
-                        self._ahead = self._waiting_before(len(self._receivers))
+                        self._ahead = self._waiting_before(None)
                     raise
             elif self._due != b"".join(buffers):
                 if self._is_unfinished(self._due):  # its reply will not come before its rest is sent
@@ -402,22 +403,23 @@ class MessageStream:
                     raise _shutting_down() from None
             self._burst = 0
             receiver = _Receiver(self._loop, max_size)
-            self._receivers.append(receiver)
+            self._receivers[receiver] = None
             self._link.watch()
             try:
                 message = await receiver
-            finally:
+            except BaseException:
                 if receiver in self._receivers:
-                    index = self._receivers.index(receiver)
-                    del self._receivers[index]
                     if request:
-                        self._ahead = self._waiting_before(index)
+                        self._ahead = self._waiting_before(receiver)
+                    del self._receivers[receiver]
+                raise
             if message is not None:
                 return message
 
-    def _waiting_before(self, index: int) -> int:
-        """Return how many of the first receivers still wait."""
-        return sum(not receiver.done for receiver in self._receivers[:index])
+    def _waiting_before(self, receiver: _Receiver | None) -> int:
+        """Return how many receivers still wait before this one, or at all."""
+        before = itertools.takewhile(lambda other: other is not receiver, self._receivers)
+        return sum(not other.done for other in before)
 
     def _on_arrival(self) -> None:
         """Hand what has arrived to those who wait; called by the loop."""
@@ -426,14 +428,15 @@ class MessageStream:
         for handed in range(len(self._receivers)):
             if handed and not (self._receivers and self._link.may_have_message):
                 break
-            receiver = self._receivers.pop(0)
+            receiver, _ = self._receivers.popitem(last=False)
             if receiver.done:
                 continue
             outcome: bytes | Exception
             try:
                 outcome = self._link.take(receiver.max_size)
             except BlockingIOError:
-                self._receivers.insert(0, receiver)
+                self._receivers[receiver] = None
+                self._receivers.move_to_end(receiver, last=False)
                 self._link.watch()
                 return
             except Exception as exc:
@@ -447,7 +450,7 @@ class MessageStream:
 
     def _wake_all(self) -> None:
         while self._receivers:
-            receiver = self._receivers.pop(0)
+            receiver, _ = self._receivers.popitem(last=False)
             if not receiver.done:
                 receiver.wake_soon()
 
