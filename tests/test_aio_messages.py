@@ -23,7 +23,7 @@ from utils import LIMIT, TICK, WINDOWS, Child, random_bytes
 
 import hvsock
 from hvsock import aio
-from hvsock.aio import messages
+from hvsock.aio import links, messages
 
 MIB = 1 << 20
 SIZES = (0, 1, 3, 4, 5, 4095, 4096, 16379, 16380, 16381, 65536, 65537, MIB + 1)
@@ -300,6 +300,30 @@ def test_a_message_that_is_sent_in_many_parts(bed: Bed, buffers: list[Any]) -> N
             assert all(type(buffer) is bytes for buffer in given[0])
             assert {tuple(map(id, parts)) for parts in given} == {(id(given[0][0]),)}
 
+    bed.run(main)
+
+
+@pytest.mark.parametrize("vsock", [False, True])
+def test_a_send_that_waits_sleeps(bed: Bed, vsock: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only on AF_VSOCK, whose poll does not tell everything, it looks again and again."""
+
+    async def main() -> None:
+        async with bed.message_pair() as (one, _):
+            if vsock:
+                monkeypatch.setattr(links, "_AF_VSOCK", raw(one).family)
+            given = spy_on_send(one)
+            sending = asyncio.create_task(one.send(b"x" * (1 << 24)))
+            await asyncio.sleep(TICK)
+            given.clear()
+            if vsock and isinstance(one._link, links.WatchedLink):
+                await eventually(lambda: len(given) > 5)
+            else:
+                await asyncio.sleep(TICK)
+                assert len(given) <= 1
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    monkeypatch.setattr(links, "_SEND_RETRY", TICK / 10)
     bed.run(main)
 
 

@@ -25,7 +25,8 @@ _LARGE: Final = 2**18  # bytes; what a system takes of a message at once is less
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
 _FIRST_ROOM: Final = 2**16  # bytes for the content of one of these: a peer gets no memory for what it only announces
 _GROWTH: Final = 4
-_SEND_RETRY: Final = 1.0  # seconds; an AF_VSOCK does not always say that its peer is gone, only a send does
+_AF_VSOCK: Final = getattr(socket, "AF_VSOCK", None)  # does not always say that its peer is gone, only a send does
+_SEND_RETRY: Final = 1.0  # seconds
 
 
 def message_too_long(size: int, limit: int) -> OSError:
@@ -214,11 +215,14 @@ class WatchedLink(Link):
     async def writable(self) -> None:
         self._writable = self._loop.create_future()
         self._loop.add_writer(self._handle, settle, self._writable)
-        retry = self._loop.call_later(_SEND_RETRY, settle, self._writable)
+        retry = None
+        if self._sock.family == _AF_VSOCK:
+            retry = self._loop.call_later(_SEND_RETRY, settle, self._writable)
         try:
             await self._writable
         finally:
-            retry.cancel()
+            if retry is not None:
+                retry.cancel()
             self._writable = None
             if self._sock.fileno() >= 0:
                 self._loop.remove_writer(self._handle)
