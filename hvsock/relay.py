@@ -21,6 +21,7 @@ import abc
 import contextlib
 import enum
 import errno
+import functools
 import logging
 import math
 import os
@@ -144,6 +145,7 @@ class Relay:
         self._connect_timeout = connect_timeout
         self._idle_timeout = idle_timeout
         self._max_connections = max_connections
+        self._accounting = threading.Lock()  # held while descriptors change hands
         self._changed = threading.Condition()  # guards what follows
         self._state = _State.NEW
         self._parts: _Parts | None = None  # once started
@@ -302,30 +304,49 @@ class Relay:
         try:
             with listener:
                 while self._is_running():
+                    running = self._running
                     try:
-                        client, name = listener.accept()
+                        client, name, place = self._next_client(listener)
                     except ConnectionError:
                         pass  # of this peer alone, which has gone already: the next one may be waiting
                     except OSError as exc:
                         if self._is_running():
                             hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
                             logger.warning("%s: cannot accept: %s%s", self.address, _text(exc), hint)
-                        self._wait(lambda: self._state is not _State.RUNNING, pause)
+                        self._wait(functools.partial(self._has_news, running), pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
                     else:
-                        self._admit(pump, client, name)
+                        self._admit(pump, client, name, place)
                         pause = _FIRST_PAUSE
         finally:
             self._leave()
 
-    def _admit(self, pump: Pump, client: socket.socket, name: str) -> None:
+    def _has_news(self, running: int) -> bool:
+        """Whether stop() was called, or a connection has ended, which gives back what the system may lack."""
+        return self._state is not _State.RUNNING or self._running < running
+
+    def _next_client(self, listener: _Listener) -> tuple[socket.socket, str, socket.socket]:
+        """Accept with a second descriptor in hand, for the target's socket: who cannot have both stays in the backlog.
+
+        What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
+        """
+        with contextlib.ExitStack() as undo:
+            with self._accounting:
+                place = undo.enter_context(socket.socket())
+                with place.dup(), place.dup():
+                    pass  # there is one for the client, and one to look a name up with
+            client, name = listener.accept()
+            undo.pop_all()
+        return client, name, place
+
+    def _admit(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
         self._join()  # of threads that are about to end
         with self._changed:
             self._total += 1
             refusal = None if self._open < self._max_connections else f"{self._open} connections are open"
             if refusal is None:
                 thread = threading.Thread(
-                    target=self._serve, args=(pump, client, name), name="relay-connection", daemon=True
+                    target=self._serve, args=(pump, client, name, place), name="relay-connection", daemon=True
                 )
                 try:
                     thread.start()
@@ -339,18 +360,19 @@ class Relay:
         if refusal is not None:
             logger.warning("%s: refused: %s", name, refusal)
             _abort(client)
+            place.close()
 
-    def _serve(self, pump: Pump, client: socket.socket, name: str) -> None:
+    def _serve(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
         try:
-            self._connect_and_pump(pump, client, name)
+            self._connect_and_pump(pump, client, name, place)
         finally:
             self._leave()
 
-    def _connect_and_pump(self, pump: Pump, client: socket.socket, name: str) -> None:
+    def _connect_and_pump(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
         target: socket.socket | None = None
         ended = False
         try:
-            target = self._reach()
+            target = self._reach(place)
             logger.debug("%s: connected to %s", name, self.target)
             ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout)
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
@@ -368,10 +390,20 @@ class Relay:
                 if sock is not None:
                     _close(sock) if ended else _abort(sock)
 
-    def _reach(self) -> socket.socket:
+    def _reach(self, place: socket.socket) -> socket.socket:
         assert self._parts is not None
-        deadline = _deadline(self._connect_timeout)
-        return self._target.connect(_Attempt(deadline, self._parts.aborting, self._abortable))
+        room = functools.partial(self._room, place)
+        with place:
+            return self._target.connect(
+                _Attempt(_deadline(self._connect_timeout), self._parts.aborting, self._abortable, room)
+            )
+
+    @contextlib.contextmanager
+    def _room(self, place: socket.socket) -> Iterator[None]:
+        """Give a descriptor to the socket that the block opens, while nobody makes sure of theirs."""
+        with self._accounting:
+            place.close()
+            yield
 
     @contextlib.contextmanager
     def _abortable(self, sock: Socket) -> Iterator[None]:
@@ -447,11 +479,12 @@ class _Wake:
 
 
 class _Attempt(NamedTuple):
-    """How long an attempt to reach a target may take, and what ends it before."""
+    """How long an attempt to reach a target may take, what ends it before, and where its socket has a descriptor."""
 
     deadline: float | None
     aborting: _Wake
     abortable: Callable[[Socket], AbstractContextManager[None]]
+    room: Callable[[], AbstractContextManager[None]]
 
     def first_of(self, count: int) -> Self:
         """Return the first of so many attempts, which share the time that is left."""
@@ -597,7 +630,8 @@ class _HyperV(_Endpoint):
         return _OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
 
     def connect(self, attempt: _Attempt) -> socket.socket:
-        sock = HyperVSocket(transport=self._transport)
+        with attempt.room():
+            sock = HyperVSocket(transport=self._transport)
         with attempt.abortable(sock):
             attempt.limit(sock)
             sock.connect(self._address)
@@ -663,7 +697,8 @@ class _Tcp(_Endpoint):
         errors: list[OSError] = []
         addresses = self._resolve()
         for number, (family, kind, proto, _, address) in enumerate(addresses):
-            sock = socket.socket(family, kind, proto)
+            with attempt.room():
+                sock = socket.socket(family, kind, proto)
             try:
                 _tune(sock)
                 self._connect(sock, address, attempt.first_of(len(addresses) - number))
@@ -724,7 +759,8 @@ class _Unix(_Endpoint):
         return _OwnListener(self.text, sock, remove)
 
     def connect(self, attempt: _Attempt) -> socket.socket:
-        sock = Socket(_AF_UNIX, socket.SOCK_STREAM)
+        with attempt.room():
+            sock = Socket(_AF_UNIX, socket.SOCK_STREAM)
         with attempt.abortable(sock):
             attempt.limit(sock)
             sock.connect(str(self._path))

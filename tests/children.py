@@ -1667,6 +1667,28 @@ def relay_with_few_descriptors() -> None:
         sys.stdin.readline()
 
 
+def relay_that_only_an_end_wakes(target: str, room: str) -> None:
+    """Serve with few descriptors and endless pauses; print how many were accepted, each time that they are too few."""
+    import logging
+    import resource
+
+    from hvsock import relay
+
+    class Totals(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot accept" in record.getMessage():
+                say(it.counters.total)
+
+    logging.getLogger("hvsock.relay").addHandler(Totals())
+    relay._FIRST_PAUSE = relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
+    with relay.Relay("tcp://:0", target) as it:
+        say(it.address)
+        sys.stdin.readline()
+        say("refused", it.counters.refused, "failed", it.counters.failed)
+
+
 # The soak
 
 

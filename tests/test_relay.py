@@ -8,6 +8,7 @@ import gc
 import itertools
 import logging
 import re
+import select
 import socket
 import struct
 import sys
@@ -490,6 +491,32 @@ def test_no_descriptors_left() -> None:
             assert time.monotonic() < deadline
         child.tell("stop")
         child.finish()
+
+
+@posix_only
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vsock"])
+@pytest.mark.parametrize("room", [20, 21])
+def test_clients_wait_for_descriptors(kind: str, room: int, local_directory: Path) -> None:
+    """Who cannot have two stays in the backlog, and is served when another one has gone: nobody is turned away."""
+    uri, listener = serve(kind, local_directory)
+    with listener, contextlib.ExitStack() as stack, Child("relay_that_only_an_end_wakes", uri, room) as child:
+        address = child.line()
+        clients = [stack.enter_context(dial(address)) for _ in range(20)]
+        fit = int(child.line())
+        assert 4 <= fit <= 10
+        for total in range(fit + 1, 20 + fit + 1):
+            with listener.accept()[0] as server:
+                server.sendall(b"x")
+                (client,), _, _ = select.select(clients, [], [], LIMIT)  # not always the first: each has a thread
+                clients.remove(client)
+                assert client.recv(1) == b"x"
+                client.close()
+                assert server.recv(1) == b""
+            if total <= 20:
+                assert int(child.line()) == total
+        child.tell("stop")
+        *_, last = child.finish()
+        assert last == "refused 0 failed 0"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ work with a service that echoes messages as well as with one that echoes bytes.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Final
 
@@ -21,7 +22,7 @@ __all__ = ["command", "echo"]
 CHUNK: Final = 256 << 10
 # Seconds between two looks for room, or for a signal: Ctrl-C does not end the wait for a lock on Windows, and a signal
 # that comes just before accept() starts to wait does not end that anywhere.
-TICK: Final = 1.0
+TICK: Final = 0.1 if sys.platform == "win32" else 1.0
 MOST_CLIENTS: Final = 100  # at the same time; the next one waits in the backlog
 
 EXAMPLES = """
