@@ -40,6 +40,14 @@ hv_turn_take(hv_turn *turn, long me)
     return hv_atomic_load(&turn->kept) == 0 && hv_turn_seize(turn, me);
 }
 
+/* The next turn is the first thread's that waits. */
+static inline void
+hv_turn_keep(hv_turn *turn)
+{
+    long not_kept = 0;
+    hv_atomic_swap_if(&turn->kept, &not_kept, 1);
+}
+
 /* Has the first thread look that waits for it: all of them would be too many. The socket is locked. */
 static inline void
 hv_turn_wake(hv_turn *turn)
@@ -126,7 +134,6 @@ hv_turn_start(hv_op *op)
     hv_turn *turn = wait->turn;
     hv_socket *s = op->socket;
     int64_t left = hv_time_left(op), now = hv_now(), until;
-    long free = 0;
     if (op->timeout == 0) {
         op->error = HV_ERROR_WOULD_BLOCK;
         return HV_FAILED;
@@ -144,7 +151,7 @@ hv_turn_start(hv_op *op)
             break;
         }
         if (first && now - wait->began > HV_TURN_KEPT) {
-            hv_atomic_swap_if(&turn->kept, &free, 1);
+            hv_turn_keep(turn);
         }
         hv_cond_wait(&wait->woken, &s->lock, until - now);
         now = hv_now();
