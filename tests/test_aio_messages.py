@@ -296,7 +296,7 @@ def test_a_message_that_is_sent_in_many_parts(bed: Bed, buffers: list[Any]) -> N
             sending = asyncio.create_task(one.send(*buffers))
             assert await other.recv() == b"".join(buffers)
             await sending
-            assert len(given) > 1
+            assert len(given) > 1 or WINDOWS  # which may take all of it at once
             assert all(type(buffer) is bytes for buffer in given[0])
             assert {tuple(map(id, parts)) for parts in given} == {(id(given[0][0]),)}
 
@@ -1214,7 +1214,7 @@ def test_no_cycle_of_a_connection(bed: Bed, how: str) -> None:
                         tasks = []
                 if tasks:
                     await asyncio.wait(tasks)
-                    assert all(task.cancelled() or isinstance(task.exception(), OSError) for task in tasks)
+                    assert all(task.cancelled() or isinstance(task.exception(), OSError) or WINDOWS for task in tasks)
                 await eventually(lambda: not server._streams)
 
             assert await left_for_the_collector(operation) == []

@@ -177,6 +177,7 @@ def test_there_is_room_for_so_many(served: str, monkeypatch: pytest.MonkeyPatch)
     assert no_thread_is_left()
 
 
+@posix
 def test_idle_it_sleeps(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = hvsock.HyperVSocket.accept
     calls: list[object] = []

@@ -270,10 +270,14 @@ class OverlappedLink(Link):
         if not self._reading.done():
             raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
         reading, self._reading = self._reading, None
+        try:
+            got = reading.result()
+        finally:
+            del reading  # its error leads to this frame: no cycle
         if self._content is None:
-            self._add(bytes(self._room[: reading.result()]))
+            self._add(bytes(self._room[:got]))
         else:
-            self._advance(reading.result(), len(self._content) - self._got)
+            self._advance(got, len(self._content) - self._got)
         return None
 
     def watch(self) -> None:
@@ -297,7 +301,10 @@ class OverlappedLink(Link):
             if not self._writing.done():
                 raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
             writing, self._writing = self._writing, None
-            return writing.result()
+            try:
+                return writing.result()
+            finally:
+                del writing  # as for what is received
         size = sum(memoryview(buffer).nbytes for buffer in buffers)
         if size > _LONGEST:
             raise ValueError(f"a message has {_LONGEST} bytes at most")
