@@ -380,7 +380,8 @@ def _trips(
     """Fill the table with round trips of all sizes in all modes, then beside a busy thread and busy processes."""
     names = _buildable(names)
     settings = {"blocking": ("blocking", False), "timeout": ("timeout", False)}
-    if len(os.sched_getaffinity(0)) > 1:
+    has_cores = len(os.sched_getaffinity(0)) > 1
+    if has_cores:
         settings["blocking, a core each"] = ("blocking", True)
     cases = {f"{size}, {setting}": (settings[setting], SIZES[size]) for setting in settings for size in SIZES}
     with _links(names, ("blocking", "timeout"), transport) as links:
@@ -401,7 +402,7 @@ def _trips(
 
         results = _take_turns(effort.rounds, cases, names, alone)
         busy = _take_turns((effort.rounds + 1) // 2, BESIDE, names_beside, beside)
-        if len(os.sched_getaffinity(0)) > 1:
+        if has_cores:
             with _busy_cores():
                 busy |= _take_turns((effort.rounds + 1) // 2, [CROWDED], names, crowded)
     for case, by_name in results.items():

@@ -9,6 +9,7 @@ program `raw.c` takes the commands of the two ends of a connection too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import socket
@@ -148,15 +149,20 @@ def new_interpreter() -> Callable[[str], object]:
     return run
 
 
+def run_at_once(jobs: Sequence[Callable[[], object]]) -> int:
+    """Run each in a thread of its own, all at once, and return the time until the last is ready."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(time.sleep, [0.001] * len(jobs)))  # its threads are there before the clock starts
+        start = time.perf_counter_ns()
+        list(pool.map(lambda job: job(), jobs))
+        return time.perf_counter_ns() - start
+
+
 def scale(runners: Sequence[Callable[[str], object]], count: int) -> int:
     """Let each runner use a connection `count` times, all at once, and return the time until the last is ready."""
     for run in runners:
         run(OPEN_PAIR.format(filenos=[sock.detach() for sock in socket.socketpair()]))
-    with ThreadPoolExecutor(len(runners)) as pool:
-        list(pool.map(time.sleep, [0.001] * len(runners)))  # its threads are there before the clock starts
-        start = time.perf_counter_ns()
-        list(pool.map(lambda run: run(USE_PAIR.format(count=count)), runners))
-        elapsed = time.perf_counter_ns() - start
+    elapsed = run_at_once([functools.partial(run, USE_PAIR.format(count=count)) for run in runners])
     for run in runners:
         run("one.close(); other.close()")
     return elapsed
@@ -210,16 +216,12 @@ class Worker:
         ask, _ = self._contender.round_trip(self._socks[0], 64)
         turn = contextlib.nullcontext() if self._contender.takes_turns else threading.Lock()
 
-        def ask_in_turn(times: int) -> None:
-            for _ in range(times):
+        def ask_in_turn() -> None:
+            for _ in range(count // threads):
                 with turn:
                     ask()
 
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(time.sleep, [0.001] * threads))  # its threads are there before the clock starts
-            start = time.perf_counter_ns()
-            list(pool.map(ask_in_turn, [count // threads] * threads))
-            return [time.perf_counter_ns() - start]
+        return [run_at_once([ask_in_turn] * threads)]
 
     def answer(self, size: int, count: int) -> list[int]:
         """Do the server's part of ask()."""

@@ -17,7 +17,6 @@ typedef enum {
 
 typedef struct hv_op hv_op;
 typedef struct hv_socket hv_socket;
-
 typedef struct hv_turn_op hv_turn_op;
 
 /* Threads that take turns. The words are atomic like a gate's. */

@@ -392,35 +392,42 @@ def test_others_run(bed: Bed) -> None:
     """Tasks that never have to wait for the peer do not keep the loop for themselves."""
 
     async def main() -> None:
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.create_task(count())
-        async with bed.message_pair() as (one, other):
+        async with counted_turns() as turns, bed.message_pair() as (one, other):
             for _ in range(10):
                 for _ in range(50):
                     await one.send(b"x")
                 for _ in range(50):
                     await other.recv()
-            before = turns
+            before = turns()
             for _ in range(200):
                 await one.send(b"x")
-            assert turns > before
+            assert turns() > before
             await asyncio.sleep(TICK)
-            before = turns
+            before = turns()
             for _ in range(200):
                 await other.recv()
-            assert turns > before
-        counting.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await counting
+            assert turns() > before
 
     bed.run(main)
+
+
+@contextlib.asynccontextmanager
+async def counted_turns() -> AsyncIterator[Callable[[], int]]:
+    """Lend what tells how many turns the loop has had since the beginning of the block."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    try:
+        yield lambda: turns
+    finally:
+        counting.cancel()
+        await asyncio.wait([counting])
 
 
 @pytest.fixture
@@ -524,26 +531,17 @@ def test_tasks_that_send_again_and_again(bed: Bed) -> None:
 
     async def main() -> None:
         number = 1000
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
 
         async def send(stream: aio.MessageStream) -> None:
             for _ in range(number):
                 await stream.send(b"x")
 
-        async with bed.message_pair() as (one, other):
-            counting = asyncio.create_task(count())
+        async with bed.message_pair() as (one, other), counted_turns() as turns:
             sending = [asyncio.create_task(send(one)) for _ in range(3)]
             for _ in range(3 * number):
                 assert await other.recv() == b"x"
             await asyncio.gather(*sending)
-            counting.cancel()
-            assert turns < number
+            assert turns() < number
 
     bed.run(main)
 

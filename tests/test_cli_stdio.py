@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,16 @@ EVERY_BYTE = bytes(range(256)) + b"\r\n\n\r\x1a\x04\x00" * 3
 
 def dial(transport: str, address: Any) -> hvsock.HyperVSocket:
     return hvsock.create_connection(address, utils.LIMIT, transport=transport, retry_for=utils.LIMIT)
+
+
+@contextlib.contextmanager
+def connected_process(transport: str) -> Iterator[tuple[subprocess.Popen[bytes], hvsock.HyperVSocket]]:
+    """Lend a `hvsock connect` that is ended at the end of the block, and the other end of its connection."""
+    with utils.listen(transport) as listener:
+        process = start("connect", "--transport", transport, str(listener.getsockname()))
+        with ended(process), listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            yield process, sock
 
 
 def new_address() -> hvsock.HyperVAddress:
@@ -217,36 +229,30 @@ def test_as_processes(served: str) -> None:
 
 def test_half_closed_either_way(served: str) -> None:
     """The one whose stdin is still open goes on sending after the other's end of stream."""
-    with utils.listen(served) as listener:
-        text = str(listener.getsockname())
-        with ended(start("connect", "--transport", served, text)) as process, listener.accept()[0] as sock:
-            sock.settimeout(utils.LIMIT)
-            assert process.stdin
-            assert process.stdout
-            sock.sendall(b"all of it")
-            sock.shutdown(socket.SHUT_WR)
-            # Stdout ends with the stream, although the process goes on.
-            assert Task(process.stdout.read).result() == b"all of it"
-            for _ in range(3):
-                process.stdin.write(b"more")
-                process.stdin.flush()
-                assert utils.receive_exactly(sock, 4) == b"more"
-            assert process.poll() is None
-            process.stdin.close()
-            assert sock.recv(1) == b""
-            assert process.wait(utils.LIMIT) == 0
+    with connected_process(served) as (process, sock):
+        assert process.stdin
+        assert process.stdout
+        sock.sendall(b"all of it")
+        sock.shutdown(socket.SHUT_WR)
+        # Stdout ends with the stream, although the process goes on.
+        assert Task(process.stdout.read).result() == b"all of it"
+        for _ in range(3):
+            process.stdin.write(b"more")
+            process.stdin.flush()
+            assert utils.receive_exactly(sock, 4) == b"more"
+        assert process.poll() is None
+        process.stdin.close()
+        assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
 
 
 @posix
 def test_ctrl_c(local: str) -> None:
-    with utils.listen(local) as listener:
-        process = start("connect", "--transport", local, str(listener.getsockname()))
-        with ended(process), listener.accept()[0] as sock:
-            sock.settimeout(utils.LIMIT)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(utils.LIMIT) == 130
-            assert sock.recv(1) == b""
-            assert process.communicate() == (b"", b"")
+    with connected_process(local) as (process, sock):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(utils.LIMIT) == 130
+        assert sock.recv(1) == b""
+        assert process.communicate() == (b"", b"")
 
 
 @posix
@@ -274,15 +280,13 @@ def test_stdin_alone_is_waited_for_asleep(local: str, monkeypatch: pytest.Monkey
 
 @posix
 def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
-    with utils.listen(local) as listener:
-        process = start("connect", "--transport", local, str(listener.getsockname()))
-        with ended(process), listener.accept()[0] as sock:
-            sock.shutdown(socket.SHUT_WR)
-            assert process.stdout
-            assert process.stdout.read() == b""
-            time.sleep(utils.TICK)
-            process.send_signal(signal.SIGINT)
-            assert process.wait(utils.LIMIT) == 130
+    with connected_process(local) as (process, sock):
+        sock.shutdown(socket.SHUT_WR)
+        assert process.stdout
+        assert process.stdout.read() == b""
+        time.sleep(utils.TICK)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(utils.LIMIT) == 130
 
 
 @posix
