@@ -22,4 +22,13 @@
 #define Py_MOD_GIL_NOT_USED ((void *)1)
 #endif
 
+/* For what a fast path leaves: in the same function it would make the compiler save registers on every call. */
+#if defined(__GNUC__)
+#define HV_COLD __attribute__((noinline, cold))
+#elif defined(_MSC_VER)
+#define HV_COLD __declspec(noinline)
+#else
+#define HV_COLD
+#endif
+
 #endif
