@@ -193,11 +193,11 @@ def _connection(transport: str) -> Iterator[tuple[hvsock.HyperVSocket, hvsock.Hy
             yield client, accepted
 
 
-def _run_under(tool: Sequence[str], contender: str, mode: str, transport: str, commands: Iterable[str]) -> None:
-    """Run a worker that has both ends of a connection, for some commands, under a tool."""
+def _run_once(worker: Sequence[str], transport: str, commands: Iterable[str]) -> None:
+    """Run a worker, which may be under a tool, for some commands; it has both ends of a connection."""
     with _connection(transport) as pair:
         descriptors = [sock.fileno() for sock in pair]
-        line = [*tool, *_worker(contender, mode, transport), *map(str, descriptors)]
+        line = [*worker, *map(str, descriptors)]
         with _child(line, descriptors) as process:
             for command in commands:
                 _tell(process, command)
@@ -285,11 +285,12 @@ CONNECT: Final = "connect + accept + close"
 def _count_instructions(contender: str, transport: str, jobs: Sequence[tuple[str, str, int]]) -> list[int]:
     """Return what callgrind counted of each (mode, command, count), which one process does in turn."""
     parts = Path(os.environ["HVSOCK_LOCAL_DIR"], f"callgrind-{contender}")
-    tool = ("valgrind", "-q", "--tool=callgrind", "--dump-before=getloadavg", f"--callgrind-out-file={parts}")
+    tool = ["valgrind", "-q", "--tool=callgrind", "--dump-before=getloadavg", f"--callgrind-out-file={parts}"]
     commands = []
     for mode, command, count in jobs:
         commands += [f"set_mode {list(MODES).index(mode)}", "mark", f"{command} {count}", "mark"]
-    _run_under(tool, contender, "blocking", transport, commands)
+    # AF_UNIX: on vsock, data may arrive after the send has returned, and a non-blocking receive would find none.
+    _run_once([*tool, *_worker(contender, "blocking", transport)], "local", commands)
 
     def total(part: int) -> int:
         match = re.search(r"^totals: (\d+)", Path(f"{parts}.{part}").read_text(encoding="utf-8"), re.MULTILINE)
@@ -346,7 +347,8 @@ def system_calls(effort: Effort, transport: str) -> Table:
     loops = (5, 50)  # AF_UNIX: after some seventy sends of one byte poll() says that there is no room
 
     def calls(contender: str, mode: str, command: str, count: int) -> dict[str, int]:
-        _run_under(("strace", "-f", "-c", "-o", str(log)), contender, mode, transport, [f"{command} {count}"])
+        tool = ["strace", "-f", "-c", "-o", str(log)]
+        _run_once([*tool, *_worker(contender, mode, transport)], transport, [f"{command} {count}"])
         # % time, seconds, usecs/call, calls, perhaps errors, syscall
         lines = (line.split() for line in log.read_text(encoding="utf-8").splitlines())
         return {words[-1]: int(words[3]) for words in lines if len(words) >= 5 and words[3].isdigit()}
