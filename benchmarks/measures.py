@@ -343,34 +343,41 @@ def system_calls(effort: Effort, transport: str) -> Table:
     if shutil.which("strace") is None:
         table.reason = "strace is not installed"
         return table
-    log = Path(os.environ["HVSOCK_LOCAL_DIR"], "strace")
     loops = (5, 50)  # AF_UNIX: after some seventy sends of one byte poll() says that there is no room
 
     def calls(contender: str, mode: str, command: str, count: int) -> dict[str, int]:
+        log = Path(os.environ["HVSOCK_LOCAL_DIR"], f"strace-{contender}-{mode}-{command}-{count}")
         tool = ["strace", "-f", "-c", "-o", str(log)]
         _run_once([*tool, *_worker(contender, mode, transport)], transport, [f"{command} {count}"])
         # % time, seconds, usecs/call, calls, perhaps errors, syscall
         lines = (line.split() for line in log.read_text(encoding="utf-8").splitlines())
         return {words[-1]: int(words[3]) for words in lines if len(words) >= 5 and words[3].isdigit()}
 
-    for command, mode in itertools.product(("send", "recv_into", "connect"), MODES):
-        if command == "connect" and mode == "non-blocking":
-            continue
-        totals, notes = {}, []
-        for name in _connecting(transport) if command == "connect" else PEERS:
-            short, long = (calls(name, mode, command, n) for n in loops)
-            each = {call: (long[call] - short.get(call, 0)) / (loops[1] - loops[0]) for call in long}
-            # The clock is a system call only where the kernel cannot let user space read it, as in an emulator.
-            used = {call: n for call, n in each.items() if n >= 0.1 and call not in ("total", "clock_gettime")}
-            totals[name] = [sum(used.values())]
-            notes.append(f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in sorted(used.items())))
+    def used(program: tuple[str, str, str]) -> dict[str, float]:
+        short, long = (calls(*program, n) for n in loops)
+        each = {call: (long[call] - short.get(call, 0)) / (loops[1] - loops[0]) for call in sorted(long)}
+        # The clock is a system call only where the kernel cannot let user space read it, as in an emulator.
+        return {call: n for call, n in each.items() if n >= 0.1 and call not in ("total", "clock_gettime")}
+
+    cases = [(command, mode) for command in ("send", "recv_into") for mode in MODES]
+    cases += [("connect", mode) for mode in ("blocking", "timeout")]
+    names = {"send": PEERS, "recv_into": PEERS, "connect": _connecting(transport)}
+    programs = [(name, mode, command) for command, mode in cases for name in names[command]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(programs, pool.map(used, programs), strict=True))
+    for command, mode in cases:
+        each = {name: found[name, mode, command] for name in names[command]}
         bars: tuple[Bar, ...] = ()
         if command == "connect":
             bars = (Bar("hvsock / CPython", 1.0, 1.0),)
         elif (command, mode) == ("recv_into", "timeout"):
             bars = (Bar("hvsock", 1.0, 1.0),)
         what = CONNECT if command == "connect" else command
-        table.rows.append(Row(f"{what}, {mode}", totals, bars, "; ".join(notes)))
+        note = "; ".join(
+            f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in by.items()) for name, by in each.items()
+        )
+        totals = {name: [sum(by.values())] for name, by in each.items()}
+        table.rows.append(Row(f"{what}, {mode}", totals, bars, note))
     return table
 
 
