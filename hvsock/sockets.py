@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import EllipsisType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, SupportsIndex, cast
 
 from hvsock import errors
 from hvsock._hvsock import Socket, own_data_path
@@ -51,6 +51,9 @@ class HyperVSocket(Socket):
     close() wakes every call that another thread is blocked in with an `OSError`, and no other file gets the number of
     the handle until they have left it. If calls were blocked, the connection is shut down for other owners of the
     handle too. It does not wake `recvfrom`, `recvmsg` and `sendto` in all their forms, which stay `socket.socket`'s.
+
+    A process of `multiprocessing` can be given a socket of exactly this class as it can be given a `socket.socket`: the
+    options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
 
     Raises:
         ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use, which
@@ -285,6 +288,17 @@ class HyperVSocket(Socket):
         self._before_close = None
         return super().detach()
 
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
+        """Reduce for the picklers of `multiprocessing`, which send the handle along; refuse all others.
+
+        `multiprocessing` knows socket.socket by a register, which has no place for ours before it is imported. Its
+        picklers are known by their caller instead: they are all called in the module that has the register.
+        """
+        reduction = sys.modules.get("multiprocessing.reduction")
+        if reduction is None or type(self) is not HyperVSocket or sys._getframe(1).f_globals is not vars(reduction):
+            return super().__reduce_ex__(protocol)
+        return _rebuilt, (reduction._reduce_socket(self), self._options, self.busy_poll)
+
     def _real_close(self) -> None:
         before, self._before_close = self._before_close, None
         try:
@@ -377,6 +391,19 @@ def _position(file: Any) -> int | None:
         return cast(int, file.tell())
     except (AttributeError, OSError):
         return None
+
+
+def _rebuilt(
+    reduced: tuple[Callable[..., socket.socket], tuple[Any, ...]], options: int, busy_poll: int
+) -> HyperVSocket:
+    """Make the socket again, in the process that it was sent to, from what `multiprocessing` makes of socket.socket."""
+    make, arguments = reduced
+    with make(*arguments) as plain:
+        sock = HyperVSocket(plain.family, plain.type, plain.proto, fileno=plain.fileno())
+        plain.detach()
+    sock._options = options
+    sock.busy_poll = busy_poll
+    return sock
 
 
 def _name(number: int) -> str:
