@@ -195,8 +195,8 @@ class HyperVSocket(Socket):
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a file, opened in binary mode, up to `count` bytes of it; return how many were sent.
 
-        It is sent from `offset`, wherever its position is; but if `offset` is 0, what is not a file of the system with
-        a size is sent from its position, and on Windows every file is, as by `socket.socket`.
+        A regular file is sent from `offset`, wherever its position is. Anything else (a file in memory, a pipe, every
+        file on Windows) is sent from its position if `offset` is 0. Both are as `socket.socket` does it.
 
         By send(), on every platform: the system's own sendfile would go on with a handle that has been closed. The
         timeout is for each send(), and the file's position is behind what was sent, after an error too.

@@ -1413,8 +1413,8 @@ def dial_default(port: str) -> None:
 
 def appearance(sock: Any) -> tuple[Any, ...]:
     """Return what must be the same in another process."""
-    own = (sock.busy_poll, sock.connected_suspend) if hasattr(sock, "busy_poll") else ()
-    return type(sock).__name__, sock.family, sock.type, sock.proto, sock.getsockname(), *own
+    own = (sock.proto, sock.busy_poll, sock.connected_suspend) if hasattr(sock, "busy_poll") else ()
+    return type(sock).__name__, sock.family, sock.type, sock.getsockname(), *own
 
 
 def show(sock: Any) -> None:
