@@ -92,7 +92,11 @@ class HyperVSocket(Socket):
                     exc.add_note(f"transport {chosen.name} is not available: {reason}")
                 exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
-        self._transport = transport_of_family(self.family) if chosen is None else chosen
+        if chosen is None:
+            carrier = transport_of_family(self.family)
+            # Where the platform does not have it, its number is another family's.
+            chosen = carrier if carrier is not None and carrier.unsupported is None else None
+        self._transport = chosen
 
     @property
     def proto(self) -> int:
