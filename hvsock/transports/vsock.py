@@ -36,8 +36,8 @@ class VsockTransport(Transport):
 
     name = "vsock"
     family = _AF_VSOCK
-    # Not by socket.AF_VSOCK, which some builds of Python lack on Linux. 40 is another family on FreeBSD, and macOS' has
-    # other addresses.
+    # Not by socket.AF_VSOCK, which some builds of Python lack on Linux. On FreeBSD 40 is another family, and macOS has
+    # another struct sockaddr_vm.
     unsupported = None if sys.platform == "linux" else "AF_VSOCK exists on Linux only."
 
     def _refused(self, exc: OSError) -> str:
