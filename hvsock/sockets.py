@@ -101,7 +101,11 @@ class HyperVSocket(Socket):
             raise
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
-        self._transport = transport_of_family(self.family) if chosen is None else chosen
+        if chosen is None:
+            carrier = transport_of_family(self.family)
+            # Where the platform does not have it, its number is another family's.
+            chosen = carrier if carrier is not None and carrier.unsupported is None else None
+        self._transport = chosen
 
     def _check_handle(self, chosen: Transport) -> None:
         """Give a handle back, open, that is not a stream of the family of the transport that it was taken over for."""

@@ -356,19 +356,21 @@ raise_ended(const hv_inbox *in, const char *room)
     int headless = in->header_got < sizeof in->header;
     size_t got = headless ? in->header_got : in->got;
     const char *partial = headless ? (const char *)in->header : in->store != NULL ? in->memory : room;
-    PyObject *errors, *error;
+    PyObject *errors, *bytes, *error;
     if (got == 0 && (headless || in->state == HV_INBOX_EXACTLY)) {
         PyErr_SetString(PyExc_EOFError, "the peer has ended the stream");
         return;
     }
     errors = PyImport_ImportModule("hvsock.errors");
-    error = errors == NULL ? NULL
-                           : PyObject_CallMethod(errors, "IncompleteReadError", "y#n", partial, (Py_ssize_t)got,
-                                                 (Py_ssize_t)(headless ? sizeof in->header : in->size));
+    bytes = errors == NULL ? NULL : PyBytes_FromStringAndSize(partial, (Py_ssize_t)got);
+    error = bytes == NULL ? NULL
+                          : PyObject_CallMethod(errors, "IncompleteReadError", "On", bytes,
+                                                (Py_ssize_t)(headless ? sizeof in->header : in->size));
     if (error != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     }
     Py_XDECREF(errors);
+    Py_XDECREF(bytes);
     Py_XDECREF(error);
 }
 

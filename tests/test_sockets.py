@@ -21,7 +21,8 @@ import utils
 from utils import LIMIT, TICK, WINDOWS, Task, connected
 
 import hvsock
-from hvsock._hvsock import own_data_path
+from hvsock._hvsock import Socket, own_data_path
+from hvsock.transports import transport_named
 
 SLACK = 100 * TICK
 OPTIONS = ["connected_suspend", "high_vtl", "container_passthru"]
@@ -214,6 +215,17 @@ def test_explicit_family_is_believed(local: str) -> None:
         with pytest.raises(ValueError, match="family"):
             hvsock.HyperVSocket(socket.AF_INET, fileno=plain.fileno(), transport=local)
         assert plain.getsockname() == ("0.0.0.0", 0)
+
+
+def test_adopts_a_familys_number_where_it_means_another(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """34 and 40 are other families on other platforms: what has that number has its own addresses."""
+    with connected(transport) as (a, b):
+        name = Socket.getsockname(a)
+        monkeypatch.setattr(type(transport_named(transport)), "unsupported", "exists elsewhere only")
+        with hvsock.HyperVSocket(fileno=a.detach()) as again:
+            assert again.getsockname() == name
+            again.sendall(b"x")
+            assert b.recv(1) == b"x"
 
 
 @pytest.mark.parametrize("fileno", [-1, 1 << 20, "1", 1.0, b"1"], ids=repr)
