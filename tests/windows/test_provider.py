@@ -58,7 +58,15 @@ LIMIT = 30.0
 EACCES, EFAULT, EINVAL, EWOULDBLOCK = 10013, 10014, 10022, 10035
 EPROTOTYPE, EPROTONOSUPPORT, ESOCKTNOSUPPORT = 10041, 10043, 10044
 EADDRINUSE, EADDRNOTAVAIL, ENETDOWN, ENETUNREACH = 10048, 10049, 10050, 10051
-ECONNRESET, EISCONN, ENOTCONN, ESHUTDOWN, ETIMEDOUT, ECONNREFUSED = 10054, 10056, 10057, 10058, 10060, 10061
+ECONNRESET, ENOBUFS, EISCONN, ENOTCONN, ESHUTDOWN, ETIMEDOUT, ECONNREFUSED = (
+    10054,
+    10055,
+    10056,
+    10057,
+    10058,
+    10060,
+    10061,
+)
 OPERATION_ABORTED = 995
 
 
@@ -589,6 +597,47 @@ def test_extensions(service: str) -> None:
         assert accepted.recv(10) == b"data"
 
 
+@contextlib.contextmanager
+def extended(service: str) -> Iterator[tuple[socket.socket, winsock.Accept]]:
+    """A client by ConnectEx and the AcceptEx that took it, both without their contexts."""
+    with listening(HV_GUID_WILDCARD, service) as server, new() as client, new() as accepted:
+        client.bind((HV_GUID_WILDCARD, HV_GUID_WILDCARD))
+        accept = winsock.Accept(server, accepted)
+        connect = winsock.connect_ex(client, HV_GUID_LOOPBACK, service)
+        assert connect.wait(LIMIT)
+        assert accept.wait(LIMIT)
+        connect.result()
+        accept.result()
+        yield client, accept
+
+
+@pytest.mark.parametrize("error", [ECONNRESET, ENOTCONN])
+def test_context_fault(error: int, service: str) -> None:
+    with extended(service) as (client, accept), hvsim.faults(f"accept-context={error}", f"connect-context={error}"):
+        for sock in (client, accept.accepted):
+            sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECTED_SUSPEND, 1)  # any other option goes well
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        with refused(error):
+            accept.update_context()
+        with refused(error):
+            client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        for sock in (client, accept.accepted):
+            with refused(ENOTCONN):
+                sock.getpeername()
+        accept.update_context()
+        client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        for sock in (client, accept.accepted):
+            sock.getpeername()
+
+
+def test_context_faults_are_two(service: str) -> None:
+    with extended(service) as (client, accept), hvsim.faults(f"accept-context={ENOTCONN}@1"):
+        client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        accept.update_context()
+        with refused(ENOTCONN):
+            accept.update_context()
+
+
 @pytest.mark.parametrize("hide_from_port", [False, True])
 def test_connect_ex_refused(service: str, hide_from_port: bool) -> None:
     with new() as client:
@@ -737,6 +786,38 @@ def test_short_transfers(pair: tuple[socket.socket, socket.socket]) -> None:
         assert hvsim.counts()["send"] == 6
 
 
+def test_short_wsasend(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, accepted = pair
+    parts = (b"ab", b"", b"cdef", b"gh")
+    with hvsim.faults("sending=short:5*0"):
+        for _ in range(3):
+            assert winsock.send(client, *parts) == 5
+            assert accepted.recv(100) == b"abcde"
+            pending = winsock.Send(client, *parts)
+            assert pending.wait(LIMIT)
+            assert pending.result() == pending.overlapped.internal_high == 5
+            assert accepted.recv(100) == b"abcde"
+    assert winsock.send(client, *parts) == 8
+
+
+def test_send_limit(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, accepted = pair
+    with hvsim.faults("sending=limit:8*0"):
+        for _ in range(2):
+            for send in (client.send, lambda data: winsock.send(client, data[:5], data[5:])):
+                with refused(ENOBUFS):
+                    send(b"123456789")
+                assert send(b"12345678") == 8
+            with refused(ENOBUFS):
+                winsock.Send(client, b"12345", b"6789")
+            taken = winsock.Send(client, b"12345", b"678")
+            assert taken.wait(LIMIT)
+            assert taken.result() == 8
+        accepted.setblocking(False)
+        assert accepted.recv(100) == b"12345678" * 6
+    assert client.send(b"123456789") == 9
+
+
 def test_fault_at_connect(service: str) -> None:
     with hvsim.faults(f"connecting={ENETDOWN}"), refused(ENETDOWN), connected(HV_GUID_LOOPBACK, service):
         pass
@@ -753,7 +834,21 @@ except OSError as error:
         assert other.communicate(timeout=LIMIT)[0] == f"{ENETDOWN}\n"
 
 
-@pytest.mark.parametrize("plan", ["send", "send=", "send=x", "nosuch=1", "send=short:0", "send=1@x", "send=1 x"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "send",
+        "send=",
+        "send=x",
+        "nosuch=1",
+        "send=short:0",
+        "send=1@x",
+        "send=1 x",
+        "send=short:1x",
+        "send=limit:",
+        "send-x=1",
+    ],
+)
 def test_malformed_faults(plan: str) -> None:
     with pytest.raises(ValueError), hvsim.faults(plan):
         pass

@@ -1,4 +1,4 @@
-"""Winsock's own functions by ctypes, for what the socket module cannot say: ConnectEx and AcceptEx."""
+"""Winsock's own functions by ctypes, for what the socket module cannot say: ConnectEx, AcceptEx, WSASend."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ class Overlapped(ctypes.Structure):
         ("offset", ctypes.c_uint64),
         ("event", wintypes.HANDLE),
     )
+
+
+class Buffer(ctypes.Structure):
+    """A WSABUF."""
+
+    _fields_ = (("length", wintypes.ULONG), ("data", ctypes.c_char_p))
 
 
 class Operation:
@@ -102,6 +108,34 @@ def connect_ex(sock: socket.socket, vm: str, service: str, *, hide_from_port: bo
     operation = Operation(sock, hide_from_port=hide_from_port)
     operation.start(function, Socket(sock.fileno()), pack(vm, service), ADDRESS_SIZE, None, 0, None)
     return operation
+
+
+def _send(sock: socket.socket, buffers: ctypes.Array[Buffer], overlapped: object) -> int:
+    sent = wintypes.DWORD()
+    failed = _winsock.WSASend(
+        Socket(sock.fileno()), buffers, len(buffers), ctypes.byref(sent), 0, overlapped, None
+    )  # fmt: skip
+    if failed and ctypes.get_last_error() != ERROR_IO_PENDING:
+        raise ctypes.WinError(ctypes.get_last_error())
+    return sent.value
+
+
+def _gather(parts: tuple[bytes, ...]) -> ctypes.Array[Buffer]:
+    return (Buffer * len(parts))(*(Buffer(len(part), part) for part in parts))
+
+
+def send(sock: socket.socket, *parts: bytes) -> int:
+    """WSASend of these parts, not overlapped; returns the number of bytes."""
+    return _send(sock, _gather(parts), None)
+
+
+class Send(Operation):
+    """WSASend of these parts, overlapped."""
+
+    def __init__(self, sock: socket.socket, *parts: bytes) -> None:
+        super().__init__(sock)
+        self.buffers = _gather(parts)
+        _send(sock, self.buffers, ctypes.byref(self.overlapped))
 
 
 class Accept(Operation):

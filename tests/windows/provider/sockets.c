@@ -337,6 +337,19 @@ context_updated(SOCKET s, int option)
     }
 }
 
+static struct fault
+context_fault(int option)
+{
+    switch (option) {
+    case SO_UPDATE_ACCEPT_CONTEXT:
+        return step_fault(STEP_ACCEPT_CONTEXT);
+    case SO_UPDATE_CONNECT_CONTEXT:
+        return step_fault(STEP_CONNECT_CONTEXT);
+    default:
+        return (struct fault){FAULT_NONE, 0};
+    }
+}
+
 int WSAAPI
 hook_setsockopt(SOCKET s, int level, int option, const char *value, int size)
 {
@@ -355,6 +368,10 @@ hook_setsockopt(SOCKET s, int level, int option, const char *value, int size)
     }
     if (level != SOL_SOCKET) {
         return fail(WSAENOPROTOOPT);
+    }
+    fault = context_fault(option);
+    if (fault.kind == FAULT_ERROR) {
+        return fail(fault.value);
     }
     result = real_setsockopt(s, level, option, value, size);
     if (result == 0 && (option == SO_UPDATE_CONNECT_CONTEXT || option == SO_UPDATE_ACCEPT_CONTEXT)) {
