@@ -597,6 +597,14 @@ def test_extensions(service: str) -> None:
         assert accepted.recv(10) == b"data"
 
 
+def test_odd_accept(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_ODD_ACCEPT", "1")
+    with extended(service) as (_, accept):
+        accept.update_context()
+        _, remote = accept.addresses(winsock.ADDRESS_SIZE + 16)
+        assert remote == uuids(accept.accepted.getpeername())
+
+
 @contextlib.contextmanager
 def extended(service: str) -> Iterator[tuple[socket.socket, winsock.Accept]]:
     """A client by ConnectEx and the AcceptEx that took it, both without their contexts."""
@@ -868,6 +876,88 @@ def test_counts(pair: tuple[socket.socket, socket.socket]) -> None:
     hvsim.reset_counts()
     client.send(b"1")
     assert hvsim.counts() == {"send": 1, "select": 1}
+
+
+# A send that is cancelled, and a small ring
+
+
+def received(sock: socket.socket) -> int:
+    """Bytes until the peer's end."""
+    return sum(iter(lambda: len(sock.recv(1 << 16)), 0))
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_cancelled_send(
+    lossy: bool, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lossy:
+        monkeypatch.setenv("HVSIM_LOSSY_CANCEL", "1")
+    client, accepted = pair
+    whole = winsock.Send(client, b"abc")
+    assert whole.wait(LIMIT)
+    assert whole.result() == 3  # a send that ends well tells its count always
+    send = winsock.Send(client, bytes(64 << 20))
+    assert not send.wait(0.2)
+    assert send.cancel()
+    assert send.wait(LIMIT)
+    with refused(OPERATION_ABORTED):
+        send.result()
+    client.shutdown(socket.SHUT_WR)
+    went = received(accepted) - 3
+    assert went > 0
+    assert (send.told, send.overlapped.internal_high) == ((0, 0) if lossy else (went, went))
+
+
+RING = 24 << 10
+
+
+def fill(sock: socket.socket, data: bytes) -> int:
+    """How many bytes the system takes in sends of this, until it takes none for a while."""
+    sock.setblocking(False)
+    size, quiet = 0, 0
+    while quiet < 20:  # TCP acknowledges the last of it after 40 ms
+        try:
+            size += sock.send(data)
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            time.sleep(0.01)
+    sock.settimeout(LIMIT)
+    return size
+
+
+def drain(sock: socket.socket, size: int) -> None:
+    while size > 0:
+        size -= len(sock.recv(size))
+
+
+@pytest.mark.parametrize("size", [64, 4096, 65536])
+def test_ring(size: int, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_RING", str(RING))
+    with listening(HV_GUID_LOOPBACK, service) as server, connected(HV_GUID_LOOPBACK, service) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            for sender, receiver in ((client, accepted), (accepted, client)):
+                taken = fill(sender, bytes(size))
+                assert 0.7 * RING < taken < 1.3 * RING
+                pending = winsock.Send(sender, bytes(RING // 2))
+                assert not pending.wait(0.1)
+                drain(receiver, taken)
+                assert pending.wait(LIMIT)
+                assert pending.result() == RING // 2
+                drain(receiver, RING // 2)
+                assert fill(sender, bytes(size)) > 0.7 * RING  # and again
+
+
+def test_ring_of_extended(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_RING", str(RING))
+    with extended(service) as (client, accept):
+        for sock in (client, accept.accepted):
+            assert 0.7 * RING < fill(sock, bytes(4096)) < 1.3 * RING
+
+
+def test_without_a_ring(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert fill(pair[0], bytes(4096)) > 4 * RING
 
 
 # CPython's own tests

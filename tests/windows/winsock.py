@@ -61,17 +61,19 @@ class Operation:
         return bool(_kernel.CancelIoEx(wintypes.HANDLE(self.owner.fileno()), ctypes.byref(self.overlapped)))
 
     def result(self) -> int:
-        """The number of bytes; raises what Winsock says the operation failed with."""
+        """The number of bytes; raises what Winsock says the operation failed with. ``told`` has it in both cases."""
         size, flags = wintypes.DWORD(), wintypes.DWORD()
-        if not _winsock.WSAGetOverlappedResult(
+        done = _winsock.WSAGetOverlappedResult(
             Socket(self.owner.fileno()),
             ctypes.byref(self.overlapped),
             ctypes.byref(size),
             False,
             ctypes.byref(flags),
-        ):
+        )
+        self.told = size.value
+        if not done:
             raise ctypes.WinError(ctypes.get_last_error())
-        return size.value
+        return self.told
 
 
 def _extension(owner: socket.socket, name: str, *types: object, restype: object = wintypes.BOOL) -> object:
@@ -112,9 +114,7 @@ def connect_ex(sock: socket.socket, vm: str, service: str, *, hide_from_port: bo
 
 def _send(sock: socket.socket, buffers: ctypes.Array[Buffer], overlapped: object) -> int:
     sent = wintypes.DWORD()
-    failed = _winsock.WSASend(
-        Socket(sock.fileno()), buffers, len(buffers), ctypes.byref(sent), 0, overlapped, None
-    )  # fmt: skip
+    failed = _winsock.WSASend(Socket(sock.fileno()), buffers, len(buffers), ctypes.byref(sent), 0, overlapped, None)
     if failed and ctypes.get_last_error() != ERROR_IO_PENDING:
         raise ctypes.WinError(ctypes.get_last_error())
     return sent.value
@@ -160,8 +160,8 @@ class Accept(Operation):
     def update_context(self) -> None:
         self.accepted.setsockopt(socket.SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, struct.pack("@P", self.owner.fileno()))
 
-    def addresses(self) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
-        """The local and the remote address, out of the buffer."""
+    def addresses(self, size: int = ADDRESS_SIZE) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
+        """The local and the remote address, out of the buffer, each said to be of this many bytes."""
         function = _extension(
             self.owner, "b5367df2-cbac-11cf-95ca-00805f48a192",
             ctypes.c_void_p, wintypes.DWORD, wintypes.DWORD, wintypes.DWORD,
@@ -175,7 +175,7 @@ class Accept(Operation):
             ctypes.byref(pointers[0]), ctypes.byref(lengths[0]),
             ctypes.byref(pointers[1]), ctypes.byref(lengths[1]),
         )  # fmt: skip
-        assert [length.value for length in lengths] == [ADDRESS_SIZE, ADDRESS_SIZE]
+        assert [length.value for length in lengths] == [size, size]
         local, remote = (unpack(ctypes.string_at(pointer.value, ADDRESS_SIZE)) for pointer in pointers)
         return local, remote
 

@@ -283,6 +283,16 @@ forget_hold(SOCKET s, LPOVERLAPPED overlapped)
     return timed_out;
 }
 
+/* A Windows that does not say how much of a cancelled send has gone. (A receive with data is not cancelled.) */
+static void
+lose_count(LPWSAOVERLAPPED overlapped, LPDWORD transferred)
+{
+    if (setting("HVSIM_LOSSY_CANCEL")) {
+        overlapped->InternalHigh = 0;
+        *transferred = 0;
+    }
+}
+
 BOOL WSAAPI
 hook_WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED overlapped, LPDWORD transferred, BOOL wait, LPDWORD flags)
 {
@@ -298,6 +308,9 @@ hook_WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED overlapped, LPDWORD transf
         return FALSE; /* a planned fault waits for the end of the operation */
     }
     if (hyperv_call(s, CALL_WSAGetOverlappedResult, &h, &fault)) {
+        if (error == WSA_OPERATION_ABORTED) {
+            lose_count(overlapped, transferred);
+        }
         if (fault.kind == FAULT_ERROR) {
             SetLastError(fault.value);
             return FALSE;

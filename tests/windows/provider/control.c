@@ -219,6 +219,15 @@ step_fault(enum step step)
     return take_fault(step);
 }
 
+DWORD
+setting(const char *variable)
+{
+    char text[16];
+    DWORD length = GetEnvironmentVariableA(variable, text, sizeof text), number;
+
+    return length > 0 && length < sizeof text && parse_number(text, &number) ? number : 0;
+}
+
 int
 fail(DWORD error)
 {

@@ -34,6 +34,8 @@ void count_call(enum call call);
  * the call was counted, and `fault` is what is to go wrong with it. */
 BOOL hyperv_call(SOCKET s, enum call call, struct handle *h, struct fault *fault);
 struct fault step_fault(enum step step);
+/* The number that an environment variable holds now; 0: unset. */
+DWORD setting(const char *variable);
 /* SOCKET_ERROR, with this last error. */
 int fail(DWORD error);
 
