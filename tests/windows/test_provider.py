@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import select
 import socket
@@ -29,6 +30,8 @@ if sys.version_info < (3, 12):
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
+import _overlapped
+import _winapi
 import winreg
 from socket import (
     AF_HYPERV,
@@ -739,6 +742,82 @@ def test_pending_connect_ex_cancelled(service: str) -> None:
             connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
             assert connect.wait(LIMIT)
             connect.result()
+
+
+def stubborn_connect(sock: socket.socket, service: str) -> winsock.Operation:
+    """One that is pending, and was cancelled just now."""
+    sock.bind((HV_GUID_WILDCARD, HV_GUID_WILDCARD))
+    connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+    assert not connect.wait(0.05)
+    assert connect.cancel()
+    return connect
+
+
+def test_stubborn_connect_ex(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:1000"):
+        start = time.monotonic()
+        connect = stubborn_connect(sock, service)
+        assert not connect.wait(0.7)
+        assert connect.cancel()  # this does not begin the time anew
+        assert connect.wait(LIMIT)
+        assert 1.0 <= elapsed(start) < 1.7
+        with refused(OPERATION_ABORTED):
+            connect.result()
+        # Nothing is left pending, and other operations are cancelled at once.
+        with listening(HV_GUID_LOOPBACK, service) as server:
+            connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+            assert connect.wait(LIMIT)
+            connect.result()
+            server.accept()[0].close()
+            with new() as accepted:
+                accept = winsock.Accept(server, accepted)
+                assert accept.cancel()
+                assert accept.wait(0.7)
+            with new() as third, hvsim.faults("connecting=pending"):
+                assert stubborn_connect(third, service).wait(0.7)
+
+
+def test_stubborn_connect_ex_outlasts_its_time(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:600*2"):
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, 200)
+        connect = stubborn_connect(sock, service)
+        assert not connect.wait(0.4)
+        assert connect.wait(LIMIT)
+        with refused(OPERATION_ABORTED):
+            connect.result()
+        # One that is not cancelled ends by its time.
+        connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+        assert connect.wait(LIMIT)
+        with refused(ETIMEDOUT):
+            connect.result()
+
+
+def test_stubborn_connect_ex_and_a_completion_port(service: str) -> None:
+    port = _overlapped.CreateIoCompletionPort(_overlapped.INVALID_HANDLE_VALUE, 0, 0, 1)
+    with new() as sock, hvsim.faults("connecting=stubborn:300"):
+        _overlapped.CreateIoCompletionPort(sock.fileno(), port, 7, 0)
+        connect = stubborn_connect(sock, service)
+        assert _overlapped.GetQueuedCompletionStatus(port, 100) is None
+        address = ctypes.addressof(connect.overlapped)
+        milliseconds = int(LIMIT * 1000)
+        assert _overlapped.GetQueuedCompletionStatus(port, milliseconds) == (OPERATION_ABORTED, 0, 7, address)
+    _winapi.CloseHandle(port)
+
+
+def test_stubborn_connect_ex_ends_with_close(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:60000"):
+        connect = stubborn_connect(sock, service)
+        sock.close()
+        assert connect.wait(LIMIT)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_stubborn_is_pending_for_other_connects(blocking: bool, service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:60000"):
+        sock.settimeout(None if blocking else LIMIT)
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, 200)
+        with refused(ETIMEDOUT):
+            sock.connect((HV_GUID_LOOPBACK, service))
 
 
 def test_pending_connect_ends_with_close(service: str) -> None:

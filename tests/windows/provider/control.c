@@ -34,6 +34,7 @@ static const struct {
 } numbered[] = {
     {"short:", FAULT_SHORT},
     {"limit:", FAULT_LIMIT},
+    {"stubborn:", FAULT_STUBBORN},
 };
 
 struct planned_fault {

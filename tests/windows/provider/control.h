@@ -18,11 +18,12 @@ int hvsim_set_faults(const char *text);
 
 /* For the hooks. */
 
-enum fault_kind { FAULT_NONE, FAULT_ERROR, FAULT_SHORT, FAULT_LIMIT, FAULT_PENDING };
+enum fault_kind { FAULT_NONE, FAULT_ERROR, FAULT_SHORT, FAULT_LIMIT, FAULT_PENDING, FAULT_STUBBORN };
 
 struct fault {
     enum fault_kind kind;
-    DWORD value; /* FAULT_ERROR: the last error; FAULT_SHORT, FAULT_LIMIT: the most bytes */
+    /* FAULT_ERROR: the last error; FAULT_SHORT, FAULT_LIMIT: the most bytes; FAULT_STUBBORN: milliseconds */
+    DWORD value;
 };
 
 /* What only some calls of a function do, and fails by a fault of its own. Not counted by themselves. */
