@@ -998,7 +998,7 @@ def fill(sock: socket.socket, data: bytes) -> int:
     """How many bytes the system takes in sends of this, until it takes none for a while."""
     sock.setblocking(False)
     size, quiet = 0, 0
-    while quiet < 20:  # TCP acknowledges the last of it after 40 ms
+    while quiet < 50:  # TCP may acknowledge after 0.2 s only, and make room then
         try:
             size += sock.send(data)
             quiet = 0
