@@ -247,6 +247,7 @@ module_exec(PyObject *module)
     if (!process_init() || !find_base(state)) {
         return -1;
     }
+    find_bytearray_buffer();
     type = make_type(module, state->base);
     if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
         PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0) {

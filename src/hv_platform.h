@@ -23,7 +23,7 @@ static inline void hv_cond_destroy(hv_cond *cond);
 static inline void hv_cond_wake_all(hv_cond *cond);
 static void hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns); /* for so long at most, or for less */
 static long hv_thread_id(void);                                     /* as PyThread_get_thread_ident() */
-static int64_t hv_now(void); /* ns, of a clock that never goes back */
+static int64_t hv_now(void);                                        /* ns, of a clock that never goes back */
 
 #include "hv_socket.h"
 
@@ -58,11 +58,11 @@ static hv_status hv_sendmsg_start(hv_op *op); /* of all */
 static hv_status hv_accept_start(hv_op *op);
 static hv_status hv_connect_start(hv_op *op);
 
-/* The same for the most frequent calls, without an operation: HV_DONE with the number of bytes, HV_FAILED with the
- * error, or HV_READY where an attempt takes more than one call of the system: nothing was tried. */
-static inline hv_status hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout, size_t *n, int *error);
-static inline hv_status hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout, size_t *n,
-                                     int *error);
+/* The same for the most frequent calls, without an operation: the number of bytes, or minus the error for hv_failed(), or
+ * HV_UNTRIED where an attempt takes more than one call of the system. */
+#define HV_UNTRIED INT64_MIN
+static inline int64_t hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout);
+static inline int64_t hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout);
 static hv_status hv_failed(hv_op *op, int error); /* what that error means for the operation */
 
 static inline int hv_is_brief(size_t length); /* a transfer that does not wait is over sooner than the GIL is back */

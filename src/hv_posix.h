@@ -334,27 +334,18 @@ hv_flags(const hv_op *op)
     return op->timeout < 0 ? op->flags : op->flags | MSG_DONTWAIT;
 }
 
-static inline hv_status
-hv_once_done(ssize_t got, size_t *n, int *error)
+static inline int64_t
+hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout)
 {
-    if (got < 0) {
-        *error = errno;
-        return HV_FAILED;
-    }
-    *n = (size_t)got;
-    return HV_DONE;
+    ssize_t n = recv(handle, to, size, timeout < 0 ? 0 : MSG_DONTWAIT);
+    return n < 0 ? -(int64_t)errno : n;
 }
 
-static inline hv_status
-hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout, size_t *n, int *error)
+static inline int64_t
+hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout)
 {
-    return hv_once_done(recv(handle, to, size, timeout < 0 ? 0 : MSG_DONTWAIT), n, error);
-}
-
-static inline hv_status
-hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout, size_t *n, int *error)
-{
-    return hv_once_done(send(handle, data, size, timeout < 0 ? MSG_NOSIGNAL : MSG_NOSIGNAL | MSG_DONTWAIT), n, error);
+    ssize_t n = send(handle, data, size, timeout < 0 ? MSG_NOSIGNAL : MSG_NOSIGNAL | MSG_DONTWAIT);
+    return n < 0 ? -(int64_t)errno : n;
 }
 
 static hv_status

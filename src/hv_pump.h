@@ -219,7 +219,8 @@ static PyObject *
 pump_get_transferred(PyObject *self, void *Py_UNUSED(closure))
 {
     hv_counter *counts = ((pump_object *)self)->counts;
-    return Py_BuildValue("KK", (unsigned long long)hv_counter_get(&counts[0]), (unsigned long long)hv_counter_get(&counts[1]));
+    return Py_BuildValue("KK", (unsigned long long)hv_counter_get(&counts[0]),
+                         (unsigned long long)hv_counter_get(&counts[1]));
 }
 
 PyDoc_STRVAR(pump_doc, "Pump()\n--\n\n"

@@ -85,12 +85,12 @@ struct hv_socket {
     hv_cell switches_seen;  /* and hv_now() of that look */
     hv_cell nonblocking;    /* Windows: settimeout() has made the handle so, and keeps it so whatever the timeout */
     unsigned generation;    /* POSIX: forks so far */
-    hv_lock lock;   /* guards waiting, and the waits for a turn */
-    hv_op *waiting; /* operations that close() must wake by name */
-    hv_cond left;   /* a call has left the shut gate */
+    hv_lock lock;           /* guards waiting, and the waits for a turn */
+    hv_op *waiting;         /* operations that close() must wake by name */
+    hv_cond left;           /* a call has left the shut gate */
     hv_turn sending, receiving;
-    hv_outbox out; /* belongs to the thread whose turn it is to send */
-    hv_inbox in;   /* belongs to the thread whose turn it is to receive */
+    hv_outbox out;     /* belongs to the thread whose turn it is to send */
+    hv_inbox in;       /* belongs to the thread whose turn it is to receive */
     hv_cell send_lost; /* how much of the stream was sent is unknown: nothing may follow */
 };
 
@@ -219,8 +219,9 @@ hv_leave_shut(hv_socket *s, hv_handle handle, long left)
 }
 
 static inline void
-hv_leave(hv_socket *s, hv_handle handle)
+hv_leave(hv_socket *s)
 {
+    hv_handle handle = s->handle; /* later, __init__ may give the socket another one */
     long left = hv_gate_leave(&s->gate);
     if (!(left & HV_GATE_OPEN)) {
         hv_leave_shut(s, handle, left);

@@ -5,8 +5,8 @@
 #include "hv_platform.h"
 
 typedef struct {
-    hv_op op;      /* the transfer at hand; at the end its result is what was moved altogether */
-    hv_iovec iov;  /* what is left */
+    hv_op op;     /* the transfer at hand; at the end its result is what was moved altogether */
+    hv_iovec iov; /* what is left */
     char *base;
     size_t size;
     size_t moved;

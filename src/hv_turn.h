@@ -156,7 +156,7 @@ hv_turn_start(hv_op *op)
 
 /* ---- the end ---- */
 
-#define HV_END_SLICE 5000000   /* ns after which calls that are still inside are woken again */
+#define HV_END_SLICE 5000000    /* ns after which calls that are still inside are woken again */
 #define HV_END_LIMIT 1000000000 /* ns that close() waits for them at most */
 
 /* The gate is shut, and the caller inside: wakes the other calls and waits until they have left, so that the socket

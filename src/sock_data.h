@@ -13,9 +13,10 @@
 static int
 refuse_send(hv_socket *s)
 {
-    PyErr_SetString(PyExc_RuntimeError, hv_cell_get(&s->send_lost) != 0
-                                            ? "how much was sent is not known after a cancelled send: close the socket"
-                                            : "a message is partly sent; call send_message() again with the same buffers");
+    PyErr_SetString(PyExc_RuntimeError,
+                    hv_cell_get(&s->send_lost) != 0
+                        ? "how much was sent is not known after a cancelled send: close the socket"
+                        : "a message is partly sent; call send_message() again with the same buffers");
     return 0;
 }
 
@@ -59,58 +60,54 @@ may_receive(hv_socket *s)
 
 /* ---- one call of the system, as most transfers are ---- */
 
-/* HV_READY: nothing was tried, and drive() has the reason. */
-static inline hv_status
-send_once(hv_socket *s, const void *data, size_t size, size_t *n, int *error)
+/* Bytes, minus an error, or HV_UNTRIED: drive() has the reason. */
+static inline int64_t
+send_once(hv_socket *s, const void *data, size_t size)
 {
-    int64_t timeout = hv_cell_get(&s->timeout);
-    hv_handle handle;
-    hv_status status;
+    int64_t timeout, n;
     hv_socket_sync(s);
     if (!hv_gate_enter(&s->gate)) {
-        return HV_READY;
+        return HV_UNTRIED;
     }
-    handle = s->handle;
+    timeout = hv_cell_get(&s->timeout);
     if (timeout == 0 && hv_is_brief(size)) {
-        status = hv_send_once(handle, data, size, timeout, n, error);
-        hv_leave(s, handle);
-        return status;
+        n = hv_send_once(s->handle, data, size, timeout);
+        hv_leave(s);
+        return n;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = hv_send_once(handle, data, size, timeout, n, error);
-    hv_leave(s, handle);
+    n = hv_send_once(s->handle, data, size, timeout);
+    hv_leave(s);
     Py_END_ALLOW_THREADS
-    return status;
+    return n;
 }
 
-static inline hv_status
-recv_once(hv_socket *s, void *to, size_t size, size_t *n, int *error)
+static inline int64_t
+recv_once(hv_socket *s, void *to, size_t size)
 {
-    int64_t timeout = hv_cell_get(&s->timeout);
-    hv_handle handle;
-    hv_status status;
+    int64_t timeout, n;
     hv_socket_sync(s);
     if (hv_cell_get(&s->busy_poll) != 0 || !hv_gate_enter(&s->gate)) {
-        return HV_READY;
+        return HV_UNTRIED;
     }
-    handle = s->handle;
+    timeout = hv_cell_get(&s->timeout);
     if (timeout == 0 && hv_is_brief(size)) {
-        status = hv_recv_once(handle, to, size, timeout, n, error);
-        hv_leave(s, handle);
-        return status;
+        n = hv_recv_once(s->handle, to, size, timeout);
+        hv_leave(s);
+        return n;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = hv_recv_once(handle, to, size, timeout, n, error);
-    hv_leave(s, handle);
+    n = hv_recv_once(s->handle, to, size, timeout);
+    hv_leave(s);
     Py_END_ALLOW_THREADS
-    return status;
+    return n;
 }
 
 /* What one call that has moved nothing has come to, for drive(). */
 static hv_status
-as_status(hv_op *op, hv_status status, int error)
+as_status(hv_op *op, int64_t n)
 {
-    return status == HV_FAILED ? hv_failed(op, error) : status;
+    return n == 0 ? HV_DONE : n == HV_UNTRIED ? HV_READY : hv_failed(op, (int)-n);
 }
 
 /* ---- sending ---- */
@@ -156,12 +153,13 @@ send_arguments(const char *name, PyObject *const *args, Py_ssize_t nargs, source
     return check_count(name, nargs, 1, 2) && (nargs == 1 || as_int(args[1], flags)) && source_init(from, args[0]);
 }
 
-/* send() with the driver; `status` and `error` are of a first call. */
+/* send() with the driver; a first call may have come to `n`. */
 static PyObject *
-send_driven(PyObject *self, const source *from, int flags, hv_status status, int error)
+send_driven(PyObject *self, const source *from, int flags, int64_t n)
 {
     hv_op op;
     hv_iovec iov;
+    hv_status status;
     hv_op_init(&op, state_of(self), hv_send_start);
     op.writes = 1;
     op.buffers = &iov;
@@ -169,7 +167,7 @@ send_driven(PyObject *self, const source *from, int flags, hv_status status, int
     op.flags = flags;
     op.brief = op.timeout == 0 && hv_is_brief(from->size);
     hv_iovec_set(&iov, (void *)from->base, from->size);
-    status = drive(op.socket, &op, as_status(&op, status, error));
+    status = drive(op.socket, &op, as_status(&op, n));
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "send");
     }
@@ -177,11 +175,11 @@ send_driven(PyObject *self, const source *from, int flags, hv_status status, int
 }
 
 HV_COLD static PyObject *
-send_bytes(PyObject *self, PyObject *bytes, hv_status status, int error)
+send_bytes(PyObject *self, PyObject *bytes, int64_t n)
 {
     source from;
     source_init(&from, bytes);
-    return send_driven(self, &from, 0, status, error);
+    return send_driven(self, &from, 0, n);
 }
 
 HV_COLD static PyObject *
@@ -193,7 +191,7 @@ send_anything(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (!send_arguments("send", args, nargs, &from, &flags)) {
         return NULL;
     }
-    sent = may_send(state_of(self)) ? send_driven(self, &from, flags, HV_READY, 0) : NULL;
+    sent = may_send(state_of(self)) ? send_driven(self, &from, flags, HV_UNTRIED) : NULL;
     source_release(&from);
     return sent;
 }
@@ -202,14 +200,12 @@ static PyObject *
 sock_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     hv_socket *s = state_of(self);
-    hv_status status;
-    size_t n = 0;
-    int error = 0;
+    int64_t n;
     if (nargs != 1 || !PyBytes_CheckExact(args[0]) || !is_free_to_send(s)) {
         return send_anything(self, args, nargs);
     }
-    status = send_once(s, PyBytes_AsString(args[0]), (size_t)Py_SIZE(args[0]), &n, &error);
-    return n > 0 ? PyLong_FromSsize_t((Py_ssize_t)n) : send_bytes(self, args[0], status, error);
+    n = send_once(s, PyBytes_AsString(args[0]), (size_t)Py_SIZE(args[0]));
+    return n > 0 ? PyLong_FromSize_t((size_t)n) : send_bytes(self, args[0], n);
 }
 
 static PyObject *
@@ -250,9 +246,9 @@ lose_received(hv_socket *s, int flags)
     return NULL;
 }
 
-/* A receive with the driver; `status` and `error` are of a first call. */
+/* A receive with the driver; a first call may have come to `n`. */
 static hv_status
-recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, hv_status status, int error)
+recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n)
 {
     hv_iovec iov;
     hv_op_init(op, s, hv_recv_start);
@@ -261,7 +257,7 @@ recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, hv_status
     op->count = 1;
     op->flags = flags;
     op->brief = op->timeout == 0 && flags == 0 && hv_is_brief(size);
-    return drive(s, op, as_status(op, status, error));
+    return drive(s, op, as_status(op, n));
 }
 
 /* MSG_WAITALL, where the system takes it for something else: AF_VSOCK asks for more room than it has, and what a
@@ -290,14 +286,13 @@ is_to_be_repeated(const hv_socket *s, int flags)
 
 /* Receives into memory of the caller. A length of zero asks nothing of the system, as in CPython. */
 static hv_status
-receive(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
+receive(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n)
 {
     if (size == 0) {
         op->result = 0;
         return HV_DONE;
     }
-    return is_to_be_repeated(s, flags) ? recv_all(s, op, to, size, flags)
-                                       : recv_driven(s, op, to, size, flags, HV_READY, 0);
+    return is_to_be_repeated(s, flags) ? recv_all(s, op, to, size, flags) : recv_driven(s, op, to, size, flags, n);
 }
 
 /* A new bytes object of what is in `room`. */
@@ -325,7 +320,7 @@ recv_long(PyObject *self, Py_ssize_t length, int flags)
     if (bytes == NULL) {
         return NULL;
     }
-    status = receive(state_of(self), &op, PyBytes_AsString(bytes), (size_t)length, flags);
+    status = receive(state_of(self), &op, PyBytes_AsString(bytes), (size_t)length, flags, HV_UNTRIED);
     if (status != HV_DONE) {
         Py_DECREF(bytes);
         return fail_explained(self, &op, status, "recv");
@@ -345,17 +340,12 @@ recv_short(PyObject *self, Py_ssize_t length, int flags)
     hv_socket *s = state_of(self);
     char room[RECV_ON_STACK];
     hv_op op;
-    hv_status status = HV_READY;
-    size_t n = 0;
-    int error = 0;
-    if (flags == 0 && length > 0) {
-        status = recv_once(s, room, (size_t)length, &n, &error);
-    }
+    hv_status status;
+    int64_t n = flags == 0 && length > 0 ? recv_once(s, room, (size_t)length) : HV_UNTRIED;
     if (n > 0) {
-        return received_bytes(s, room, n, 0);
+        return received_bytes(s, room, (size_t)n, 0);
     }
-    status = status == HV_READY ? receive(s, &op, room, (size_t)length, flags)
-                                : recv_driven(s, &op, room, (size_t)length, flags, status, error);
+    status = receive(s, &op, room, (size_t)length, flags, n);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv");
     }
@@ -412,15 +402,14 @@ recv_into_options(PyObject *const given[3], Py_ssize_t *length, int *flags)
            (given[2] == NULL || as_int(given[2], flags));
 }
 
-/* recv_into() with the driver; `status` and `error` are of a first call. Releases the view. */
+/* recv_into() with the driver; a first call may have come to `n`. Releases the view. */
 HV_COLD static PyObject *
-recv_into_view(PyObject *self, Py_buffer *view, size_t size, int flags, hv_status status, int error)
+recv_into_view(PyObject *self, Py_buffer *view, size_t size, int flags, int64_t n)
 {
     hv_socket *s = state_of(self);
     hv_op op;
-    status = status == HV_READY ? receive(s, &op, view->buf, size, flags)
-                                : recv_driven(s, &op, view->buf, size, flags, status, error);
-    PyBuffer_Release(view);
+    hv_status status = receive(s, &op, view->buf, size, flags, n);
+    release_writable(view);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv_into");
     }
@@ -441,9 +430,9 @@ recv_into_with(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     if (length > view.len) {
         PyErr_SetString(PyExc_ValueError, "buffer too small for requested bytes");
     } else if (may_receive(state_of(self))) {
-        return recv_into_view(self, &view, (size_t)(length > 0 ? length : view.len), flags, HV_READY, 0);
+        return recv_into_view(self, &view, (size_t)(length > 0 ? length : view.len), flags, HV_UNTRIED);
     }
-    PyBuffer_Release(&view);
+    release_writable(&view);
     return NULL;
 }
 
@@ -452,21 +441,19 @@ sock_recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
 {
     hv_socket *s = state_of(self);
     Py_buffer view;
-    hv_status status;
-    size_t n = 0;
-    int error = 0;
+    int64_t n;
     if (nargs != 1 || kwnames != NULL || !is_free_to_receive(s)) {
         return recv_into_with(self, args, nargs, kwnames);
     }
     if (!get_writable(args[0], "recv_into", &view)) {
         return NULL;
     }
-    status = view.len == 0 ? HV_READY : recv_once(s, view.buf, (size_t)view.len, &n, &error);
-    if (n == 0) {
-        return recv_into_view(self, &view, (size_t)view.len, 0, status, error);
+    n = view.len > 0 ? recv_once(s, view.buf, (size_t)view.len) : HV_UNTRIED;
+    if (n <= 0) {
+        return recv_into_view(self, &view, (size_t)view.len, 0, n);
     }
-    PyBuffer_Release(&view);
-    return received_length(s, n, 0);
+    release_writable(&view);
+    return received_length(s, (size_t)n, 0);
 }
 
 /* ---- several buffers ---- */

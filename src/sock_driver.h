@@ -88,22 +88,21 @@ transfer(hv_socket *s, hv_op *op, hv_status status)
 static hv_status
 pass(hv_socket *s, hv_op *op, hv_status status)
 {
-    hv_handle handle;
     hv_socket_sync(s);
     if (!hv_gate_enter(&s->gate)) {
         return hv_op_fail(op, HV_ERROR_CLOSED);
     }
-    handle = op->handle = s->handle;
+    op->handle = s->handle;
     if (op->brief && status == HV_READY) {
         status = transfer_briefly(op);
         if (!hv_op_continues(op, status)) {
-            hv_leave(s, handle); /* __init__ may have given `s` another one */
+            hv_leave(s);
             return status;
         }
     }
     Py_BEGIN_ALLOW_THREADS
     status = transfer(s, op, status);
-    hv_leave(s, handle);
+    hv_leave(s);
     Py_END_ALLOW_THREADS
     return status;
 }

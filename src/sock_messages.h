@@ -458,7 +458,7 @@ receive_into(PyObject *self, PyObject *buffer, int kind, const char *operation)
     } else {
         result = fail_message(self, &m, status, operation);
     }
-    PyBuffer_Release(&view);
+    release_writable(&view);
     return result;
 }
 
