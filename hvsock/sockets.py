@@ -50,14 +50,14 @@ class HyperVSocket(Socket):
     Timeouts are `socket.settimeout`'s and cover the whole call; a timeout of connect() also replaces the system's own
     limit of about 2 s. A call releases the GIL if the timeout is None or above 0, whether it has to wait or not.
 
-    close() wakes every call that another thread is blocked in with an `OSError`, on POSIX by the signal SIGURG. It waits
-    until they have left, for 1 s at most; no other file gets the number of the handle before. If calls were blocked,
-    the connection is shut down for other owners of the handle too. `recvfrom`, `recvmsg` and `sendto` in all their
-    forms are inherited unchanged, and are not woken.
+    close() wakes every call that another thread is blocked in with an `OSError`, on POSIX by the signal SIGURG. It
+    waits until they have left, for 1 s at most; no other file gets the number of the handle before that. If calls were
+    blocked, the connection is shut down for other owners of the handle too. `recvfrom`, `recvmsg` and `sendto` in all
+    their forms are inherited unchanged, and are not woken.
 
     Only settimeout() and setblocking() change the mode of the handle, blocking or non-blocking. On POSIX the mode is as
-    for `socket.socket`. On Windows the handle is non-blocking, whatever the timeout, and detach() gives it the mode that
-    the timeout means. A handle that was taken over with `fileno` keeps its mode until its timeout is set.
+    for `socket.socket`. On Windows the handle is non-blocking, whatever the timeout, and detach() gives it the mode
+    that fits the timeout. A handle that was taken over with `fileno` keeps its mode until its timeout is set.
 
     A process of `multiprocessing` can be given a socket of exactly this class as it can be given a `socket.socket`: the
     options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
@@ -190,8 +190,8 @@ class HyperVSocket(Socket):
     def accept(self) -> tuple[Self, Any]:
         """Wait for a connection within the timeout; return its socket, of this class, and the peer's address.
 
-        The options of this socket hold for the new one too. The handle's mode stays as it is. Without a timeout accept()
-        waits also if the handle is non-blocking, where `socket.socket` raises BlockingIOError.
+        The options of this socket hold for the new one too. The handle's mode stays as it is. Without a timeout,
+        accept() waits also if the handle is non-blocking, where `socket.socket` raises BlockingIOError.
         """
         try:
             sock, native = super().accept()
@@ -209,8 +209,8 @@ class HyperVSocket(Socket):
         A regular file is sent from `offset`, wherever its position is. Anything else (a file in memory, a pipe, every
         file on Windows) is sent from its position if `offset` is 0. Both are as `socket.socket` does it.
 
-        It uses send(), on every platform: the system's own sendfile would continue on a handle that has been closed. The
-        timeout is for each send(), and the file's position is behind what was sent, after an error too.
+        It uses send(), on every platform: the system's own sendfile would continue on a handle that has been closed.
+        The timeout is for each send(), and the file's position is behind what was sent, after an error too.
 
         Raises:
             ValueError: the file is in text mode, `count` is not above 0, or the socket is non-blocking or no stream.

@@ -156,7 +156,7 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         hv_hand_over(s);
         forget_messages(s);
         handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
-        hv_gate_leave(&s->gate); /* until then, close() keeps off */
+        hv_gate_leave(&s->gate); /* until here, close() leaves the handle alone */
         return handle;
     }
     if (hv_gate_is_ending(&s->gate)) {

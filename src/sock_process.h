@@ -59,8 +59,8 @@ tell_platform(void)
     return 1;
 }
 
-/* The base is never told that a socket waits without end: it would make the handle blocking, whose sends only the
- * system could end. It waits for a century instead, and what asks for the timeout is told None. */
+/* The base is never told that a socket waits without end: it would make the handle blocking, and only the system could
+ * end its sends. It gets a timeout that is too long to pass instead, for which get_timeout() says None. */
 #define BASE_FOREVER 3e9
 
 #else
