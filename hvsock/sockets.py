@@ -63,8 +63,8 @@ class HyperVSocket(Socket):
     options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
 
     Raises:
-        ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that cannot be used: by `transport`,
-            or because it was made without WSA_FLAG_OVERLAPPED. The handle stays open and the caller's.
+        ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use or that
+            was made without WSA_FLAG_OVERLAPPED, on Windows. The handle stays open and the caller's.
         OSError: the transport is not available here; a note says how to get one.
     """
 
