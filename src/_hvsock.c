@@ -89,6 +89,7 @@ PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
                               "Return the peer's address.");
 PyDoc_STRVAR(gettimeout_doc, "gettimeout($self)\n--\n\n"
                              "Return the timeout in seconds; None: calls wait without limit.");
+PyDoc_STRVAR(timeout_doc, "The timeout in seconds, as gettimeout() returns it.");
 PyDoc_STRVAR(settimeout_doc, "settimeout($self, value, /)\n--\n\n"
                              "Set the timeout in seconds; None blocks without limit, 0 never blocks.\n"
                              "\n"
@@ -136,7 +137,7 @@ static PyMethodDef sock_methods[] = {
 
 static PyGetSetDef sock_properties[] = {
     {"busy_poll", sock_get_busy_poll, sock_set_busy_poll, busy_poll_doc, NULL},
-    {"timeout", sock_get_timeout, NULL, gettimeout_doc, NULL},
+    {"timeout", sock_get_timeout, NULL, timeout_doc, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
