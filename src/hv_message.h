@@ -91,7 +91,7 @@ hv_message_send(hv_message *m)
     op->count = hv_spans_from(m->spans + m->spans_sent, m->span_count - m->spans_sent,
                               (uint64_t)m->s->out.sent - m->bytes_sent, m->iov, room);
     /* In an exchange, the receive that follows releases the GIL. */
-    op->brief = (op->timeout == 0 || m->receives) && hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
+    op->brief = m->receives && left <= HV_BRIEF_MAX;
     return HV_READY;
 }
 
@@ -134,7 +134,7 @@ hv_message_receive(hv_message *m)
     op->writes = 0;
     op->buffers = m->iov;
     op->count = 1;
-    op->brief = op->timeout == 0 && hv_is_brief(length);
+    op->brief = 0;
     return HV_READY;
 }
 

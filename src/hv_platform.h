@@ -4,6 +4,7 @@
  *   hv_handle, hv_iovec, hv_lock, hv_cond
  *   hv_pending with hv_pending_begin() for an operation (with the GIL) and hv_pending_init() for each of its transfers
  *   HV_NO_HANDLE, HV_IO_MAX, HV_ERROR_CLOSED, HV_ERROR_WOULD_BLOCK, HV_ERROR_TOO_LONG
+ *   HV_BRIEF_MAX         up to so many bytes a send that does not wait is over sooner than the GIL is back
  *   HV_WAITS(timeout)    whether a transfer that is not possible yet is waited for here, and not in the system's call
  */
 #ifndef HV_PLATFORM_H
@@ -67,7 +68,6 @@ static inline int64_t hv_recv_once(hv_handle handle, void *to, size_t size, int6
 static inline int64_t hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout);
 static hv_status hv_failed(hv_op *op, int error); /* what that error means for the operation */
 
-static inline int hv_is_brief(size_t length); /* a transfer that does not wait is over sooner than the GIL is back */
 static inline void hv_iovec_set(hv_iovec *iov, void *base, size_t length);
 
 /* ---- waiting ---- */

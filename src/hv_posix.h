@@ -307,15 +307,6 @@ hv_sleeping(hv_op *op, hv_status (*part)(hv_op *op))
 
 /* ---- attempts ---- */
 
-/* Up to this many bytes a transfer that does not block is over sooner than the GIL has been handed over and back. */
-#define HV_BRIEF_MAX 16384
-
-static inline int
-hv_is_brief(size_t length)
-{
-    return length <= HV_BRIEF_MAX;
-}
-
 static inline void
 hv_iovec_set(hv_iovec *iov, void *base, size_t length)
 {

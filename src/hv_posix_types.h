@@ -16,6 +16,7 @@ typedef pthread_cond_t hv_cond;
 
 #define HV_NO_HANDLE (-1)
 #define HV_IO_MAX ((size_t)SSIZE_MAX)
+#define HV_BRIEF_MAX 16384
 #define HV_ERROR_CLOSED EBADF
 #define HV_ERROR_WOULD_BLOCK EWOULDBLOCK
 #define HV_ERROR_TOO_LONG EMSGSIZE

@@ -30,7 +30,7 @@ struct hv_op {
     int64_t deadline; /* hv_now(); 0 until the clock of a timed operation has been started */
     int writes;       /* waits for room, not for data */
     int waits;        /* HV_BLOCKED is waited for, not reported */
-    int brief;        /* the next transfer does not wait and is short: the GIL is kept */
+    int brief;        /* the GIL is kept for the next transfer: it is short, and one that releases it follows */
     int late;         /* a receive whose data cannot be there yet */
     int spun;         /* busy_poll has been spent */
     int flags;

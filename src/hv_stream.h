@@ -17,7 +17,6 @@ hv_whole_prepare(hv_whole *w)
 {
     size_t left = w->size - w->moved;
     hv_iovec_set(&w->iov, w->base + w->moved, left);
-    w->op.brief = w->op.timeout == 0 && hv_is_brief(left);
     return HV_READY;
 }
 

@@ -64,19 +64,13 @@ may_receive(hv_socket *s)
 static inline int64_t
 send_once(hv_socket *s, const void *data, size_t size)
 {
-    int64_t timeout, n;
+    int64_t n;
     hv_socket_sync(s);
     if (!hv_gate_enter(&s->gate)) {
         return HV_UNTRIED;
     }
-    timeout = hv_cell_get(&s->timeout);
-    if (timeout == 0 && hv_is_brief(size)) {
-        n = hv_send_once(s->handle, data, size, timeout);
-        hv_leave(s);
-        return n;
-    }
     Py_BEGIN_ALLOW_THREADS
-    n = hv_send_once(s->handle, data, size, timeout);
+    n = hv_send_once(s->handle, data, size, hv_cell_get(&s->timeout));
     hv_leave(s);
     Py_END_ALLOW_THREADS
     return n;
@@ -85,19 +79,13 @@ send_once(hv_socket *s, const void *data, size_t size)
 static inline int64_t
 recv_once(hv_socket *s, void *to, size_t size)
 {
-    int64_t timeout, n;
+    int64_t n;
     hv_socket_sync(s);
     if (hv_cell_get(&s->busy_poll) != 0 || !hv_gate_enter(&s->gate)) {
         return HV_UNTRIED;
     }
-    timeout = hv_cell_get(&s->timeout);
-    if (timeout == 0 && hv_is_brief(size)) {
-        n = hv_recv_once(s->handle, to, size, timeout);
-        hv_leave(s);
-        return n;
-    }
     Py_BEGIN_ALLOW_THREADS
-    n = hv_recv_once(s->handle, to, size, timeout);
+    n = hv_recv_once(s->handle, to, size, hv_cell_get(&s->timeout));
     hv_leave(s);
     Py_END_ALLOW_THREADS
     return n;
@@ -165,7 +153,6 @@ send_driven(PyObject *self, const source *from, int flags, int64_t n)
     op.buffers = &iov;
     op.count = 1;
     op.flags = flags;
-    op.brief = op.timeout == 0 && hv_is_brief(from->size);
     hv_iovec_set(&iov, (void *)from->base, from->size);
     status = drive(op.socket, &op, as_status(&op, n));
     if (status != HV_DONE) {
@@ -256,7 +243,6 @@ recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n
     op->buffers = &iov;
     op->count = 1;
     op->flags = flags;
-    op->brief = op->timeout == 0 && flags == 0 && hv_is_brief(size);
     return drive(s, op, as_status(op, n));
 }
 
@@ -573,7 +559,6 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     if (i == size) {
         op.buffers = g.iov;
         op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
-        op.brief = op.timeout == 0 && hv_is_brief((size_t)g.total);
         status = may_send(s) ? drive(s, &op, HV_READY) : HV_RAISED;
     }
     gather_release(&g);
