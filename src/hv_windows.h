@@ -322,7 +322,7 @@ hv_close(hv_handle handle)
 
 /* Without WSA_FLAG_OVERLAPPED the system makes each call wait, in the system, until it has ended. It is told by the
  * mode of the file (FileModeInformation), which the I/O manager knows without asking the provider. */
-static int
+static inline int
 hv_handle_is_usable(hv_handle handle)
 {
     typedef LONG(NTAPI * query_function)(HANDLE, void *, void *, ULONG, int);
