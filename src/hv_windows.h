@@ -352,6 +352,7 @@ hv_overlap(hv_op *op, hv_kind kind, OVERLAPPED *overlapped)
     op->pending.kind = kind;
     op->pending.overlapped = overlapped;
     memset(overlapped, 0, sizeof *overlapped);
+    overlapped->Internal = STATUS_PENDING; /* which a call that is pending sets too, but one in Wine does so late */
     overlapped->hEvent = (HANDLE)((ULONG_PTR)op->pending.event | 1);
     return 1;
 }
@@ -401,7 +402,7 @@ hv_cancel(hv_op *op)
     return 1;
 }
 
-/* An operation has been cancelled for the reason `why`; HV_DONE: not by us. */
+/* An operation has been cancelled for the reason `why`; HV_DONE: not by this call. */
 static hv_status
 hv_cancelled(hv_op *op, hv_status why)
 {
@@ -435,11 +436,11 @@ hv_collect(hv_op *op, hv_status why)
     return error == WSA_OPERATION_ABORTED ? hv_cancelled(op, why) : hv_failed(op, error);
 }
 
-/* Ends what is pending, for the reason `why`. If it has ended by itself meanwhile, that is what counts. */
+/* Ends what is pending, for the reason `why`; HV_DONE: it has ended by itself, which counts in any case. */
 static hv_status
 hv_end(hv_op *op, hv_status why)
 {
-    if (hv_cancel(op)) {
+    if (why == HV_DONE || hv_cancel(op)) {
         return hv_collect(op, why);
     }
     hv_connecting_outlives(op);
@@ -809,7 +810,9 @@ hv_wait_for_end(hv_op *op)
         if (woken == WAIT_OBJECT_0 + 1) {
             return HV_INTERRUPTED;
         }
-        ResetEvent(op->pending.event); /* close() sets it too */
+        if (woken == WAIT_OBJECT_0) { /* Wine tells how it has ended later than that it has */
+            return hv_gate_is_closed(&op->socket->gate) ? HV_FAILED : HV_DONE;
+        }
     }
     return HV_DONE;
 }
@@ -825,7 +828,8 @@ hv_wait_pending(hv_socket *s, hv_op *op)
     return hv_end(op, why);
 }
 
-#define HV_ROOM_SLICE 50 /* ms after which a send is tried again, whatever is said of it, and the signals looked at */
+#define HV_ROOM_SLICE 50    /* ms between two looks at the gate and at Ctrl-C */
+#define HV_SEND_RETRY 1000  /* ms after which a send is tried again, whatever is said of the room for it */
 #define HV_LONGEST_PAUSE 16 /* ms */
 
 /* Sleeps before another attempt, since the one before has failed where room was announced. */
@@ -839,34 +843,52 @@ hv_pause(hv_op *op, int64_t left)
     return hv_again(op);
 }
 
+/* The same until there is said to be room, or it is time to try again. */
+static hv_status
+hv_poll_for_room(hv_op *op)
+{
+    WSAPOLLFD poll = {op->handle, POLLWRNORM, 0};
+    int waited;
+    for (waited = 0; waited < HV_SEND_RETRY; waited += HV_ROOM_SLICE) {
+        int64_t left = hv_op_time_left(op);
+        if (hv_gate_is_closed(&op->socket->gate)) {
+            return hv_op_fail(op, HV_ERROR_CLOSED);
+        }
+        if (left == 0) {
+            return HV_TIMED_OUT;
+        }
+        if (hv_sigint_is_new()) {
+            return hv_again(op);
+        }
+        if (WSAPoll(&poll, 1, (INT)hv_milliseconds(left, HV_ROOM_SLICE)) != 0) {
+            op->pending.writable = 1;
+            return HV_READY;
+        }
+    }
+    return hv_again(op);
+}
+
 /* Waits until a send is worth an attempt. Nothing is certain about WSAPoll on these sockets: if it fails, or says
  * nothing, or what is not true, the send comes through all the same. */
 static hv_status
 hv_wait_for_room(hv_socket *s, hv_op *op)
 {
-    WSAPOLLFD poll = {op->handle, POLLWRNORM, 0};
     int64_t left = hv_op_time_left(op);
     hv_status status;
-    if (left == 0) {
-        return HV_TIMED_OUT;
-    }
     hv_waiting_add(s, op);
-    if (hv_gate_is_closed(&s->gate)) {
-        status = hv_op_fail(op, HV_ERROR_CLOSED);
-    } else if (op->pending.writable) {
-        status = hv_pause(op, left);
-    } else {
-        op->pending.writable = WSAPoll(&poll, 1, (INT)hv_milliseconds(left, HV_ROOM_SLICE)) != 0;
-        status = op->pending.writable ? HV_READY : hv_again(op);
-    }
+    status = op->pending.writable && left != 0 ? hv_pause(op, left) : hv_poll_for_room(op);
     hv_waiting_remove(s, op);
     return status;
 }
 
+/* HV_READY of what was not started yet: here it is the attempt itself that waits for something. */
 static hv_status
 hv_wait(hv_socket *s, hv_op *op)
 {
-    return op->pending.overlapped != NULL ? hv_wait_pending(s, op) : hv_wait_for_room(s, op);
+    if (op->pending.overlapped != NULL) {
+        return hv_wait_pending(s, op);
+    }
+    return op->writes ? hv_wait_for_room(s, op) : HV_READY;
 }
 
 /* Has the thread look at the gate. A wait for room does so by itself, soon. */
