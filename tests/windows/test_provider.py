@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import select
 import socket
@@ -29,6 +30,8 @@ if sys.version_info < (3, 12):
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
+import _overlapped
+import _winapi
 import winreg
 from socket import (
     AF_HYPERV,
@@ -58,7 +61,15 @@ LIMIT = 30.0
 EACCES, EFAULT, EINVAL, EWOULDBLOCK = 10013, 10014, 10022, 10035
 EPROTOTYPE, EPROTONOSUPPORT, ESOCKTNOSUPPORT = 10041, 10043, 10044
 EADDRINUSE, EADDRNOTAVAIL, ENETDOWN, ENETUNREACH = 10048, 10049, 10050, 10051
-ECONNRESET, EISCONN, ENOTCONN, ESHUTDOWN, ETIMEDOUT, ECONNREFUSED = 10054, 10056, 10057, 10058, 10060, 10061
+ECONNRESET, ENOBUFS, EISCONN, ENOTCONN, ESHUTDOWN, ETIMEDOUT, ECONNREFUSED = (
+    10054,
+    10055,
+    10056,
+    10057,
+    10058,
+    10060,
+    10061,
+)
 OPERATION_ABORTED = 995
 
 
@@ -589,6 +600,55 @@ def test_extensions(service: str) -> None:
         assert accepted.recv(10) == b"data"
 
 
+def test_odd_accept(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_ODD_ACCEPT", "1")
+    with extended(service) as (_, accept):
+        accept.update_context()
+        _, remote = accept.addresses(winsock.ADDRESS_SIZE + 16)
+        assert remote == uuids(accept.accepted.getpeername())
+
+
+@contextlib.contextmanager
+def extended(service: str) -> Iterator[tuple[socket.socket, winsock.Accept]]:
+    """A client by ConnectEx and the AcceptEx that took it, both without their contexts."""
+    with listening(HV_GUID_WILDCARD, service) as server, new() as client, new() as accepted:
+        client.bind((HV_GUID_WILDCARD, HV_GUID_WILDCARD))
+        accept = winsock.Accept(server, accepted)
+        connect = winsock.connect_ex(client, HV_GUID_LOOPBACK, service)
+        assert connect.wait(LIMIT)
+        assert accept.wait(LIMIT)
+        connect.result()
+        accept.result()
+        yield client, accept
+
+
+@pytest.mark.parametrize("error", [ECONNRESET, ENOTCONN])
+def test_context_fault(error: int, service: str) -> None:
+    with extended(service) as (client, accept), hvsim.faults(f"accept-context={error}", f"connect-context={error}"):
+        for sock in (client, accept.accepted):
+            sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECTED_SUSPEND, 1)  # any other option goes well
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        with refused(error):
+            accept.update_context()
+        with refused(error):
+            client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        for sock in (client, accept.accepted):
+            with refused(ENOTCONN):
+                sock.getpeername()
+        accept.update_context()
+        client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        for sock in (client, accept.accepted):
+            sock.getpeername()
+
+
+def test_context_faults_are_two(service: str) -> None:
+    with extended(service) as (client, accept), hvsim.faults(f"accept-context={ENOTCONN}@1"):
+        client.setsockopt(socket.SOL_SOCKET, winsock.SO_UPDATE_CONNECT_CONTEXT, b"")
+        accept.update_context()
+        with refused(ENOTCONN):
+            accept.update_context()
+
+
 @pytest.mark.parametrize("hide_from_port", [False, True])
 def test_connect_ex_refused(service: str, hide_from_port: bool) -> None:
     with new() as client:
@@ -684,6 +744,82 @@ def test_pending_connect_ex_cancelled(service: str) -> None:
             connect.result()
 
 
+def stubborn_connect(sock: socket.socket, service: str) -> winsock.Operation:
+    """One that is pending, and was cancelled just now."""
+    sock.bind((HV_GUID_WILDCARD, HV_GUID_WILDCARD))
+    connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+    assert not connect.wait(0.05)
+    assert connect.cancel()
+    return connect
+
+
+def test_stubborn_connect_ex(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:1000"):
+        start = time.monotonic()
+        connect = stubborn_connect(sock, service)
+        assert not connect.wait(0.7)
+        assert connect.cancel()  # this does not begin the time anew
+        assert connect.wait(LIMIT)
+        assert 1.0 <= elapsed(start) < 1.7
+        with refused(OPERATION_ABORTED):
+            connect.result()
+        # Nothing is left pending, and other operations are cancelled at once.
+        with listening(HV_GUID_LOOPBACK, service) as server:
+            connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+            assert connect.wait(LIMIT)
+            connect.result()
+            server.accept()[0].close()
+            with new() as accepted:
+                accept = winsock.Accept(server, accepted)
+                assert accept.cancel()
+                assert accept.wait(0.7)
+            with new() as third, hvsim.faults("connecting=pending"):
+                assert stubborn_connect(third, service).wait(0.7)
+
+
+def test_stubborn_connect_ex_outlasts_its_time(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:600*2"):
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, 200)
+        connect = stubborn_connect(sock, service)
+        assert not connect.wait(0.4)
+        assert connect.wait(LIMIT)
+        with refused(OPERATION_ABORTED):
+            connect.result()
+        # One that is not cancelled ends by its time.
+        connect = winsock.connect_ex(sock, HV_GUID_LOOPBACK, service)
+        assert connect.wait(LIMIT)
+        with refused(ETIMEDOUT):
+            connect.result()
+
+
+def test_stubborn_connect_ex_and_a_completion_port(service: str) -> None:
+    port = _overlapped.CreateIoCompletionPort(_overlapped.INVALID_HANDLE_VALUE, 0, 0, 1)
+    with new() as sock, hvsim.faults("connecting=stubborn:300"):
+        _overlapped.CreateIoCompletionPort(sock.fileno(), port, 7, 0)
+        connect = stubborn_connect(sock, service)
+        assert _overlapped.GetQueuedCompletionStatus(port, 100) is None
+        address = ctypes.addressof(connect.overlapped)
+        milliseconds = int(LIMIT * 1000)
+        assert _overlapped.GetQueuedCompletionStatus(port, milliseconds) == (OPERATION_ABORTED, 0, 7, address)
+    _winapi.CloseHandle(port)
+
+
+def test_stubborn_connect_ex_ends_with_close(service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:60000"):
+        connect = stubborn_connect(sock, service)
+        sock.close()
+        assert connect.wait(LIMIT)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_stubborn_is_pending_for_other_connects(blocking: bool, service: str) -> None:
+    with new() as sock, hvsim.faults("connecting=stubborn:60000"):
+        sock.settimeout(None if blocking else LIMIT)
+        sock.setsockopt(HV_PROTOCOL_RAW, HVSOCKET_CONNECT_TIMEOUT, 200)
+        with refused(ETIMEDOUT):
+            sock.connect((HV_GUID_LOOPBACK, service))
+
+
 def test_pending_connect_ends_with_close(service: str) -> None:
     with new() as sock, hvsim.faults("connecting=pending"):
         sock.settimeout(None)
@@ -737,6 +873,38 @@ def test_short_transfers(pair: tuple[socket.socket, socket.socket]) -> None:
         assert hvsim.counts()["send"] == 6
 
 
+def test_short_wsasend(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, accepted = pair
+    parts = (b"ab", b"", b"cdef", b"gh")
+    with hvsim.faults("sending=short:5*0"):
+        for _ in range(3):
+            assert winsock.send(client, *parts) == 5
+            assert accepted.recv(100) == b"abcde"
+            pending = winsock.Send(client, *parts)
+            assert pending.wait(LIMIT)
+            assert pending.result() == pending.overlapped.internal_high == 5
+            assert accepted.recv(100) == b"abcde"
+    assert winsock.send(client, *parts) == 8
+
+
+def test_send_limit(pair: tuple[socket.socket, socket.socket]) -> None:
+    client, accepted = pair
+    with hvsim.faults("sending=limit:8*0"):
+        for _ in range(2):
+            for send in (client.send, lambda data: winsock.send(client, data[:5], data[5:])):
+                with refused(ENOBUFS):
+                    send(b"123456789")
+                assert send(b"12345678") == 8
+            with refused(ENOBUFS):
+                winsock.Send(client, b"12345", b"6789")
+            taken = winsock.Send(client, b"12345", b"678")
+            assert taken.wait(LIMIT)
+            assert taken.result() == 8
+        accepted.setblocking(False)
+        assert accepted.recv(100) == b"12345678" * 6
+    assert client.send(b"123456789") == 9
+
+
 def test_fault_at_connect(service: str) -> None:
     with hvsim.faults(f"connecting={ENETDOWN}"), refused(ENETDOWN), connected(HV_GUID_LOOPBACK, service):
         pass
@@ -753,7 +921,21 @@ except OSError as error:
         assert other.communicate(timeout=LIMIT)[0] == f"{ENETDOWN}\n"
 
 
-@pytest.mark.parametrize("plan", ["send", "send=", "send=x", "nosuch=1", "send=short:0", "send=1@x", "send=1 x"])
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "send",
+        "send=",
+        "send=x",
+        "nosuch=1",
+        "send=short:0",
+        "send=1@x",
+        "send=1 x",
+        "send=short:1x",
+        "send=limit:",
+        "send-x=1",
+    ],
+)
 def test_malformed_faults(plan: str) -> None:
     with pytest.raises(ValueError), hvsim.faults(plan):
         pass
@@ -773,6 +955,88 @@ def test_counts(pair: tuple[socket.socket, socket.socket]) -> None:
     hvsim.reset_counts()
     client.send(b"1")
     assert hvsim.counts() == {"send": 1, "select": 1}
+
+
+# A send that is cancelled, and a small ring
+
+
+def received(sock: socket.socket) -> int:
+    """Bytes until the peer's end."""
+    return sum(iter(lambda: len(sock.recv(1 << 16)), 0))
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_cancelled_send(
+    lossy: bool, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lossy:
+        monkeypatch.setenv("HVSIM_LOSSY_CANCEL", "1")
+    client, accepted = pair
+    whole = winsock.Send(client, b"abc")
+    assert whole.wait(LIMIT)
+    assert whole.result() == 3  # a send that ends well tells its count always
+    send = winsock.Send(client, bytes(64 << 20))
+    assert not send.wait(0.2)
+    assert send.cancel()
+    assert send.wait(LIMIT)
+    with refused(OPERATION_ABORTED):
+        send.result()
+    client.shutdown(socket.SHUT_WR)
+    went = received(accepted) - 3
+    assert went > 0
+    assert (send.told, send.overlapped.internal_high) == ((0, 0) if lossy else (went, went))
+
+
+RING = 24 << 10
+
+
+def fill(sock: socket.socket, data: bytes) -> int:
+    """How many bytes the system takes in sends of this, until it takes none for a while."""
+    sock.setblocking(False)
+    size, quiet = 0, 0
+    while quiet < 20:  # TCP acknowledges the last of it after 40 ms
+        try:
+            size += sock.send(data)
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            time.sleep(0.01)
+    sock.settimeout(LIMIT)
+    return size
+
+
+def drain(sock: socket.socket, size: int) -> None:
+    while size > 0:
+        size -= len(sock.recv(size))
+
+
+@pytest.mark.parametrize("size", [64, 4096, 65536])
+def test_ring(size: int, service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_RING", str(RING))
+    with listening(HV_GUID_LOOPBACK, service) as server, connected(HV_GUID_LOOPBACK, service) as client:
+        accepted, _ = server.accept()
+        with accepted:
+            for sender, receiver in ((client, accepted), (accepted, client)):
+                taken = fill(sender, bytes(size))
+                assert 0.7 * RING < taken < 1.3 * RING
+                pending = winsock.Send(sender, bytes(RING // 2))
+                assert not pending.wait(0.1)
+                drain(receiver, taken)
+                assert pending.wait(LIMIT)
+                assert pending.result() == RING // 2
+                drain(receiver, RING // 2)
+                assert fill(sender, bytes(size)) > 0.7 * RING  # and again
+
+
+def test_ring_of_extended(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HVSIM_RING", str(RING))
+    with extended(service) as (client, accept):
+        for sock in (client, accept.accepted):
+            assert 0.7 * RING < fill(sock, bytes(4096)) < 1.3 * RING
+
+
+def test_without_a_ring(pair: tuple[socket.socket, socket.socket]) -> None:
+    assert fill(pair[0], bytes(4096)) > 4 * RING
 
 
 # CPython's own tests

@@ -1,4 +1,4 @@
-"""Winsock's own functions by ctypes, for what the socket module cannot say: ConnectEx and AcceptEx."""
+"""Winsock's own functions by ctypes, for what the socket module cannot say: ConnectEx, AcceptEx, WSASend."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ class Overlapped(ctypes.Structure):
     )
 
 
+class Buffer(ctypes.Structure):
+    """A WSABUF."""
+
+    _fields_ = (("length", wintypes.ULONG), ("data", ctypes.c_char_p))
+
+
 class Operation:
     """One overlapped operation, with an event of its own."""
 
@@ -55,17 +61,19 @@ class Operation:
         return bool(_kernel.CancelIoEx(wintypes.HANDLE(self.owner.fileno()), ctypes.byref(self.overlapped)))
 
     def result(self) -> int:
-        """The number of bytes; raises what Winsock says the operation failed with."""
+        """The number of bytes; raises what Winsock says the operation failed with. ``told`` has it in both cases."""
         size, flags = wintypes.DWORD(), wintypes.DWORD()
-        if not _winsock.WSAGetOverlappedResult(
+        done = _winsock.WSAGetOverlappedResult(
             Socket(self.owner.fileno()),
             ctypes.byref(self.overlapped),
             ctypes.byref(size),
             False,
             ctypes.byref(flags),
-        ):
+        )
+        self.told = size.value
+        if not done:
             raise ctypes.WinError(ctypes.get_last_error())
-        return size.value
+        return self.told
 
 
 def _extension(owner: socket.socket, name: str, *types: object, restype: object = wintypes.BOOL) -> object:
@@ -104,6 +112,32 @@ def connect_ex(sock: socket.socket, vm: str, service: str, *, hide_from_port: bo
     return operation
 
 
+def _send(sock: socket.socket, buffers: ctypes.Array[Buffer], overlapped: object) -> int:
+    sent = wintypes.DWORD()
+    failed = _winsock.WSASend(Socket(sock.fileno()), buffers, len(buffers), ctypes.byref(sent), 0, overlapped, None)
+    if failed and ctypes.get_last_error() != ERROR_IO_PENDING:
+        raise ctypes.WinError(ctypes.get_last_error())
+    return sent.value
+
+
+def _gather(parts: tuple[bytes, ...]) -> ctypes.Array[Buffer]:
+    return (Buffer * len(parts))(*(Buffer(len(part), part) for part in parts))
+
+
+def send(sock: socket.socket, *parts: bytes) -> int:
+    """WSASend of these parts, not overlapped; returns the number of bytes."""
+    return _send(sock, _gather(parts), None)
+
+
+class Send(Operation):
+    """WSASend of these parts, overlapped."""
+
+    def __init__(self, sock: socket.socket, *parts: bytes) -> None:
+        super().__init__(sock)
+        self.buffers = _gather(parts)
+        _send(sock, self.buffers, ctypes.byref(self.overlapped))
+
+
 class Accept(Operation):
     """AcceptEx into a socket of the caller's."""
 
@@ -126,8 +160,8 @@ class Accept(Operation):
     def update_context(self) -> None:
         self.accepted.setsockopt(socket.SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, struct.pack("@P", self.owner.fileno()))
 
-    def addresses(self) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
-        """The local and the remote address, out of the buffer."""
+    def addresses(self, size: int = ADDRESS_SIZE) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
+        """The local and the remote address, out of the buffer, each said to be of this many bytes."""
         function = _extension(
             self.owner, "b5367df2-cbac-11cf-95ca-00805f48a192",
             ctypes.c_void_p, wintypes.DWORD, wintypes.DWORD, wintypes.DWORD,
@@ -141,7 +175,7 @@ class Accept(Operation):
             ctypes.byref(pointers[0]), ctypes.byref(lengths[0]),
             ctypes.byref(pointers[1]), ctypes.byref(lengths[1]),
         )  # fmt: skip
-        assert [length.value for length in lengths] == [ADDRESS_SIZE, ADDRESS_SIZE]
+        assert [length.value for length in lengths] == [size, size]
         local, remote = (unpack(ctypes.string_at(pointer.value, ADDRESS_SIZE)) for pointer in pointers)
         return local, remote
 

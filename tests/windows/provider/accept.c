@@ -166,7 +166,7 @@ hook_GetAcceptExSockaddrs(PVOID buffer, DWORD data_size, DWORD local_size, DWORD
     client = client_address(endpoint_at(listener_port), endpoint_at(client_port));
     memcpy(*local, &own, sizeof own);
     memcpy(*remote, &client, sizeof client);
-    *local_length = *remote_length = sizeof own;
+    *local_length = *remote_length = setting("HVSIM_ODD_ACCEPT") ? (INT)ACCEPT_SLOT : (INT)sizeof own;
 }
 
 int WSAAPI

@@ -1,4 +1,5 @@
 /* connect, WSAConnect, ConnectEx, and connects that are held back until their time is over. */
+#include "cancel.h"
 #include "control.h"
 #include "route.h"
 
@@ -82,9 +83,9 @@ end_by_time(struct handle *h)
 {
     struct sockaddr_in dead;
 
-    h->timed_out = TRUE;
+    h->timed_out = !h->cancelled;
     if (h->held_overlapped != NULL) {
-        CancelIoEx((HANDLE)h->socket, h->held_overlapped);
+        cancel_at_once(h->socket, h->held_overlapped);
         return;
     }
     /* A refused connect is what wakes select, WSAPoll and WSAEventSelect; whoever asks for the
@@ -93,11 +94,58 @@ end_by_time(struct handle *h)
     real_connect(h->socket, (struct sockaddr *)&dead, sizeof dead);
 }
 
+BOOL
+connect_ignores_cancel(SOCKET s, LPOVERLAPPED overlapped)
+{
+    struct handle *h = handle_lock_known(s);
+    BOOL ignores;
+
+    if (h == NULL) {
+        return FALSE;
+    }
+    ignores = h->held != NULL && h->stubborn != 0 && (overlapped == NULL || overlapped == h->held_overlapped);
+    if (ignores && !h->cancelled) {
+        h->cancelled = TRUE;
+        SetEvent(h->held);
+    }
+    handle_unlock();
+    return ignores;
+}
+
+/* For how long the cancellation that has ended the wait is ignored; 0: something else has ended it. */
+static DWORD
+ignored_for(const struct hold *hold)
+{
+    struct handle *h = handle_lock_known(hold->socket);
+    DWORD milliseconds = 0;
+
+    if (h != NULL) {
+        if (h->held == hold->event && h->cancelled) {
+            milliseconds = h->stubborn;
+            ResetEvent(hold->event);
+        }
+        handle_unlock();
+    }
+    return milliseconds;
+}
+
+static BOOL
+outlast(const struct hold *hold)
+{
+    DWORD more;
+
+    if (WaitForSingleObject(hold->event, hold->milliseconds) == WAIT_TIMEOUT) {
+        return TRUE;
+    }
+    more = ignored_for(hold);
+    return more != 0 && WaitForSingleObject(hold->event, more) == WAIT_TIMEOUT;
+}
+
 static DWORD WINAPI
 wait_for_hold(void *argument)
 {
     struct hold *hold = argument;
-    BOOL over = WaitForSingleObject(hold->event, hold->milliseconds) == WAIT_TIMEOUT;
+    BOOL over = outlast(hold);
     struct handle *h = handle_lock_known(hold->socket);
 
     if (h != NULL) {
@@ -115,7 +163,7 @@ wait_for_hold(void *argument)
 }
 
 static struct hold *
-begin_hold(const struct handle *h, LPOVERLAPPED overlapped)
+begin_hold(const struct handle *h, LPOVERLAPPED overlapped, DWORD stubborn)
 {
     DWORD chosen = handle_options(h)->value[0];
     struct hold *hold = malloc(sizeof *hold);
@@ -130,15 +178,16 @@ begin_hold(const struct handle *h, LPOVERLAPPED overlapped)
     entry = handle_lock(h->socket);
     entry->held = hold->event;
     entry->held_overlapped = overlapped;
-    entry->timed_out = FALSE;
+    entry->stubborn = stubborn;
+    entry->cancelled = entry->timed_out = FALSE;
     handle_unlock();
     return hold;
 }
 
 static void
-hold_in_background(const struct handle *h, LPOVERLAPPED overlapped)
+hold_in_background(const struct handle *h, LPOVERLAPPED overlapped, DWORD stubborn)
 {
-    struct hold *hold = begin_hold(h, overlapped);
+    struct hold *hold = begin_hold(h, overlapped, stubborn);
     HANDLE thread = CreateThread(NULL, 0, wait_for_hold, hold, 0, NULL);
 
     if (thread == NULL) {
@@ -151,7 +200,7 @@ hold_in_background(const struct handle *h, LPOVERLAPPED overlapped)
 static int
 hold_here(const struct handle *h)
 {
-    struct hold *hold = begin_hold(h, NULL);
+    struct hold *hold = begin_hold(h, NULL, 0);
     BOOL over = WaitForSingleObject(hold->event, hold->milliseconds) == WAIT_TIMEOUT;
     struct handle *entry = handle_lock_known(h->socket);
 
@@ -169,17 +218,26 @@ hold_here(const struct handle *h)
 /* Wine itself needs an operation that stays pending on this OVERLAPPED, or CancelIoEx, which is
  * not ours, could not find it. A change of the machine's addresses is never going to happen. */
 static BOOL
-hold_overlapped(const struct handle *h, LPOVERLAPPED overlapped)
+hold_overlapped(const struct handle *h, LPOVERLAPPED overlapped, const struct fault *fault)
 {
     DWORD returned;
 
+    if (fault->kind == FAULT_STUBBORN) {
+        cancel_watch();
+    }
     if (real_WSAIoctl(h->socket, SIO_ADDRESS_LIST_CHANGE, NULL, 0, NULL, 0, &returned, overlapped, NULL) != 0 &&
         GetLastError() != WSA_IO_PENDING) {
         return FALSE;
     }
-    hold_in_background(h, overlapped);
+    hold_in_background(h, overlapped, fault->value);
     SetLastError(ERROR_IO_PENDING);
     return FALSE;
+}
+
+static BOOL
+stays_pending(const struct fault *fault)
+{
+    return fault->kind == FAULT_PENDING || fault->kind == FAULT_STUBBORN;
 }
 
 static int
@@ -195,7 +253,7 @@ connect_plain(const struct handle *h, const struct fault *fault, const struct so
     if (error != 0) {
         return fail(error);
     }
-    if (fault->kind != FAULT_PENDING) {
+    if (!stays_pending(fault)) {
         result = real_connect(h->socket, (struct sockaddr *)&target, sizeof target);
         handle_endpoint(h)->established = result == 0;
         return result;
@@ -203,7 +261,7 @@ connect_plain(const struct handle *h, const struct fault *fault, const struct so
     if (!h->nonblocking) {
         return hold_here(h);
     }
-    hold_in_background(h, NULL);
+    hold_in_background(h, NULL, 0);
     return fail(WSAEWOULDBLOCK);
 }
 
@@ -253,8 +311,8 @@ hook_ConnectEx(SOCKET s, const struct sockaddr *address, int size, PVOID data, D
     entry->connect_context = TRUE;
     entry->held_overlapped = NULL;
     handle_unlock();
-    if (fault.kind == FAULT_PENDING) {
-        return hold_overlapped(&h, overlapped);
+    if (stays_pending(&fault)) {
+        return hold_overlapped(&h, overlapped, &fault);
     }
     return real_ConnectEx(s, (struct sockaddr *)&target, sizeof target, data, data_size, sent, overlapped);
 }
@@ -283,6 +341,16 @@ forget_hold(SOCKET s, LPOVERLAPPED overlapped)
     return timed_out;
 }
 
+/* A Windows that does not say how much of a cancelled send has gone. (A receive with data is not cancelled.) */
+static void
+lose_count(LPWSAOVERLAPPED overlapped, LPDWORD transferred)
+{
+    if (setting("HVSIM_LOSSY_CANCEL")) {
+        overlapped->InternalHigh = 0;
+        *transferred = 0;
+    }
+}
+
 BOOL WSAAPI
 hook_WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED overlapped, LPDWORD transferred, BOOL wait, LPDWORD flags)
 {
@@ -298,6 +366,9 @@ hook_WSAGetOverlappedResult(SOCKET s, LPWSAOVERLAPPED overlapped, LPDWORD transf
         return FALSE; /* a planned fault waits for the end of the operation */
     }
     if (hyperv_call(s, CALL_WSAGetOverlappedResult, &h, &fault)) {
+        if (error == WSA_OPERATION_ABORTED) {
+            lose_count(overlapped, transferred);
+        }
         if (fault.kind == FAULT_ERROR) {
             SetLastError(fault.value);
             return FALSE;

@@ -22,6 +22,19 @@ static const struct {
     {"receiving", 1ull << CALL_recv | 1ull << CALL_WSARecv},
     {"connecting", 1ull << CALL_connect | 1ull << CALL_WSAConnect | 1ull << CALL_ConnectEx},
     {"accepting", 1ull << CALL_accept | 1ull << CALL_WSAAccept | 1ull << CALL_AcceptEx},
+    {"accept-context", 1ull << STEP_ACCEPT_CONTEXT},
+    {"connect-context", 1ull << STEP_CONNECT_CONTEXT},
+};
+_Static_assert(STEP_END <= 64, "a set of calls is 64 bits");
+
+/* The faults that are a word with a number, which is not 0. */
+static const struct {
+    const char *word;
+    enum fault_kind kind;
+} numbered[] = {
+    {"short:", FAULT_SHORT},
+    {"limit:", FAULT_LIMIT},
+    {"stubborn:", FAULT_STUBBORN},
 };
 
 struct planned_fault {
@@ -76,31 +89,47 @@ calls_named(const char *name)
     return 0;
 }
 
+static BOOL
+parse_number(const char *text, DWORD *number)
+{
+    char *end;
+
+    *number = strtoul(text, &end, 10);
+    return end != text && *end == '\0';
+}
+
+static BOOL
+parse_what(const char *what, struct fault *fault)
+{
+    if (strcmp(what, "pending") == 0) {
+        fault->kind = FAULT_PENDING;
+        return TRUE;
+    }
+    for (size_t i = 0; i < sizeof numbered / sizeof *numbered; i++) {
+        size_t length = strlen(numbered[i].word);
+
+        if (strncmp(what, numbered[i].word, length) == 0) {
+            fault->kind = numbered[i].kind;
+            return parse_number(what + length, &fault->value) && fault->value != 0;
+        }
+    }
+    fault->kind = FAULT_ERROR;
+    return parse_number(what, &fault->value);
+}
+
 /* CALL=WHAT[@SKIP][*TIMES] */
 static BOOL
 parse_fault(const char *text, struct planned_fault *planned)
 {
-    char call[32], what[16], *end;
+    char call[32], what[32], *end;
 
     memset(planned, 0, sizeof *planned);
     planned->times = 1;
-    if (sscanf(text, "%31[A-Za-z]=%15[a-z0-9:]", call, what) != 2) {
+    if (sscanf(text, "%31[A-Za-z-]=%31[a-z0-9:]", call, what) != 2 || !parse_what(what, &planned->fault)) {
         return FALSE;
     }
     planned->calls = calls_named(call);
     text += strlen(call) + 1 + strlen(what);
-    if (strcmp(what, "pending") == 0) {
-        planned->fault.kind = FAULT_PENDING;
-    } else if (strncmp(what, "short:", 6) == 0) {
-        planned->fault.kind = FAULT_SHORT;
-        planned->fault.value = strtoul(what + 6, NULL, 10);
-    } else {
-        planned->fault.kind = FAULT_ERROR;
-        planned->fault.value = strtoul(what, &end, 10);
-        if (*end != '\0') {
-            return FALSE;
-        }
-    }
     if (*text == '@') {
         planned->skip = strtoul(text + 1, &end, 10);
         text = end;
@@ -109,7 +138,7 @@ parse_fault(const char *text, struct planned_fault *planned)
         planned->times = strtoul(text + 1, &end, 10);
         text = end;
     }
-    return *text == '\0' && planned->calls != 0 && (planned->fault.kind != FAULT_SHORT || planned->fault.value != 0);
+    return *text == '\0' && planned->calls != 0;
 }
 
 int
@@ -132,8 +161,9 @@ hvsim_set_faults(const char *text)
     return bad;
 }
 
+/* The next fault of a call, or of a step. */
 static struct fault
-take_fault(enum call call)
+take_fault(unsigned call)
 {
     struct fault taken = {FAULT_NONE, 0};
 
@@ -182,6 +212,21 @@ hyperv_call(SOCKET s, enum call call, struct handle *h, struct fault *fault)
     count_call(call);
     *fault = take_fault(call);
     return TRUE;
+}
+
+struct fault
+step_fault(enum step step)
+{
+    return take_fault(step);
+}
+
+DWORD
+setting(const char *variable)
+{
+    char text[16];
+    DWORD length = GetEnvironmentVariableA(variable, text, sizeof text), number;
+
+    return length > 0 && length < sizeof text && parse_number(text, &number) ? number : 0;
 }
 
 int

@@ -18,18 +18,25 @@ int hvsim_set_faults(const char *text);
 
 /* For the hooks. */
 
-enum fault_kind { FAULT_NONE, FAULT_ERROR, FAULT_SHORT, FAULT_PENDING };
+enum fault_kind { FAULT_NONE, FAULT_ERROR, FAULT_SHORT, FAULT_LIMIT, FAULT_PENDING, FAULT_STUBBORN };
 
 struct fault {
     enum fault_kind kind;
-    DWORD value; /* FAULT_ERROR: the last error; FAULT_SHORT: the most bytes */
+    /* FAULT_ERROR: the last error; FAULT_SHORT, FAULT_LIMIT: the most bytes; FAULT_STUBBORN: milliseconds */
+    DWORD value;
 };
+
+/* What only some calls of a function do, and fails by a fault of its own. Not counted by themselves. */
+enum step { STEP_ACCEPT_CONTEXT = CALL_COUNT, STEP_CONNECT_CONTEXT, STEP_END };
 
 void control_open(void);
 void count_call(enum call call);
 /* Every hook that has a SOCKET begins with this. FALSE: not a Hyper-V socket, let Wine do it. Else
  * the call was counted, and `fault` is what is to go wrong with it. */
 BOOL hyperv_call(SOCKET s, enum call call, struct handle *h, struct fault *fault);
+struct fault step_fault(enum step step);
+/* The number that an environment variable holds now; 0: unset. */
+DWORD setting(const char *variable);
 /* SOCKET_ERROR, with this last error. */
 int fail(DWORD error);
 

@@ -26,6 +26,27 @@ shorter(int size, const struct fault *fault)
     return fault->kind == FAULT_SHORT && size > (int)fault->value ? (int)fault->value : size;
 }
 
+/* Is a send of so many bytes to fail? The error is in `fault`. */
+static BOOL
+send_fails(unsigned long long size, struct fault *fault)
+{
+    if (fault->kind == FAULT_LIMIT && size > fault->value) {
+        *fault = (struct fault){FAULT_ERROR, WSAENOBUFS};
+    }
+    return fault->kind == FAULT_ERROR;
+}
+
+static unsigned long long
+total(const WSABUF *buffers, DWORD count)
+{
+    unsigned long long size = 0;
+
+    for (DWORD i = 0; i < count; i++) {
+        size += buffers[i].len;
+    }
+    return size;
+}
+
 int WSAAPI
 hook_send(SOCKET s, const char *data, int size, int flags)
 {
@@ -35,7 +56,7 @@ hook_send(SOCKET s, const char *data, int size, int flags)
     if (!hyperv_call(s, CALL_send, &h, &fault)) {
         return real_send(s, data, size, flags);
     }
-    if (fault.kind == FAULT_ERROR) {
+    if (send_fails((unsigned)size, &fault)) {
         return fail(fault.value);
     }
     return real_send(s, data, shorter(size, &fault), flags);
@@ -67,7 +88,7 @@ hook_WSASend(SOCKET s, LPWSABUF buffers, DWORD count, LPDWORD sent, DWORD flags,
     if (!hyperv_call(s, CALL_WSASend, &h, &fault)) {
         return real_WSASend(s, buffers, count, sent, flags, overlapped, routine);
     }
-    if (fault.kind == FAULT_ERROR) {
+    if (send_fails(total(buffers, count), &fault)) {
         return fail(fault.value);
     }
     if (fault.kind == FAULT_SHORT) {
