@@ -57,7 +57,7 @@ hv_flow_send(hv_pair *pair, hv_flow *flow)
         if (error != WSAENOBUFS || size <= HV_SEND_LEAST) {
             break;
         }
-        size /= 2;
+        size = hv_smaller(size);
     }
     if (n >= 0) {
         hv_flow_sent(pair, flow, (size_t)n);

@@ -534,6 +534,12 @@ hv_send_first(hv_op *op, size_t size, DWORD *n)
 
 #define HV_SEND_LEAST 4096 /* bytes that there has to be memory for */
 
+static inline size_t
+hv_smaller(size_t size)
+{
+    return size / 2 > HV_SEND_LEAST ? size / 2 : HV_SEND_LEAST;
+}
+
 /* A large send may be refused for want of memory where a smaller one is not. */
 static hv_status
 hv_send_what_fits(hv_op *op)
@@ -542,7 +548,7 @@ hv_send_what_fits(hv_op *op)
     DWORD n = 0;
     int ok;
     while (!(ok = hv_send_first(op, size, &n)) && WSAGetLastError() == WSAENOBUFS && size > HV_SEND_LEAST) {
-        size /= 2;
+        size = hv_smaller(size);
     }
     return hv_started(op, ok, n);
 }
@@ -733,6 +739,13 @@ hv_expect(const hv_op *op)
     return HV_READY;
 }
 
+/* No attempt waits here. */
+static hv_status
+hv_try(hv_op *op)
+{
+    return op->start(op);
+}
+
 /* Like the first attempt: Ctrl-C leaves its event set, and a wait for room is short. */
 static hv_status
 hv_continue(hv_op *op)
@@ -914,6 +927,8 @@ hv_has_calls_in_system(hv_socket *s)
     return calls > hv_word_get(&s->sending.waiting) + hv_word_get(&s->receiving.waiting);
 }
 
+#define HV_MOMENT 10 /* ms */
+
 /* Wakes those that wait by name. The others get a moment to come back by themselves, since what ends them also ends
  * what other objects have pending on the same handle. */
 static void
@@ -927,7 +942,7 @@ hv_wake_all(hv_socket *s)
     if (!in_system) {
         return;
     }
-    Sleep(1);
+    Sleep(HV_MOMENT);
     hv_lock_acquire(&s->lock);
     in_system = hv_has_calls_in_system(s);
     hv_lock_release(&s->lock);

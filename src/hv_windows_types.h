@@ -21,6 +21,11 @@ typedef CONDITION_VARIABLE hv_cond;
 #define HV_ERROR_CLOSED WSAENOTSOCK
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
 #define HV_ERROR_TOO_LONG WSAEMSGSIZE
+/* No flag keeps a call from waiting. */
+#ifndef MSG_DONTWAIT
+#define MSG_DONTWAIT 0
+#endif
+
 /* No call waits in the system: what is pending, or has no room, must be waited for here. */
 #define HV_WAITS(timeout) ((timeout) != 0)
 
