@@ -48,8 +48,10 @@ def to_be_repeated(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
 
 
 def _cut_off() -> OSError:
-    """Return the error of a stream of which a transfer was cancelled, as by a loop that cancels every task at its end."""
-    return ConnectionAbortedError(errno.ECONNABORTED, "a transfer was cancelled, and how much it has moved is not known")
+    """Return the error of a stream that had a transfer cancelled, as by a loop that cancels every task at its end."""
+    return ConnectionAbortedError(
+        errno.ECONNABORTED, "a transfer was cancelled, and how much it has moved is not known"
+    )
 
 
 class Link(abc.ABC):

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ctypes import wintypes
 from typing import Any
 
@@ -398,7 +398,9 @@ def accept(server: hvsock.HyperVSocket) -> tuple[hvsock.HyperVSocket, Any]:
             assert time.monotonic() < deadline
 
 
-@pytest.mark.parametrize("fault", ["accept-context=10054", "accept-context=10057", "accept-context=10050", "getpeername=10057"])
+@pytest.mark.parametrize(
+    "fault", ["accept-context=10054", "accept-context=10057", "accept-context=10050", "getpeername=10057"]
+)
 @pytest.mark.parametrize("timeout", [None, LIMIT, 0], ids=["no timeout", "timeout", "non-blocking"])
 def test_client_that_has_gone_already(
     address: Address, server: hvsock.HyperVSocket, fault: str, timeout: float | None
@@ -429,7 +431,9 @@ def test_clients_that_have_gone_do_not_prolong_the_timeout(address: Address, ser
 
 
 @pytest.mark.parametrize("timeout", [None, LIMIT], ids=["no timeout", "timeout"])
-def test_peer_has_reset_a_connection_at_once(address: Address, server: hvsock.HyperVSocket, timeout: float | None) -> None:
+def test_peer_has_reset_a_connection_at_once(
+    address: Address, server: hvsock.HyperVSocket, timeout: float | None
+) -> None:
     """SO_UPDATE_CONNECT_CONTEXT says that there is none; it is a reset, which is worth another try."""
     for code in (10054, 10057):
         with hvsock.HyperVSocket() as sock, hvsim.faults(f"connect-context={code}"):
@@ -594,15 +598,11 @@ def test_socket_after_a_stubborn_connect(address: Address, server: hvsock.HyperV
             sock.connect(address)
         sock.settimeout(LIMIT)
         deadline = time.monotonic() + LIMIT
-        while True:
-            try:
-                sock.connect(address)
-                break
-            except OSError as exc:
-                assert exc.winerror == EALREADY
-                assert time.monotonic() < deadline
-                with hvsock.create_connection(address, timeout=LIMIT), server.accept()[0]:
-                    pass  # this thread's other calls do not mind
+        while code := sock.connect_ex(address):
+            assert code == EALREADY
+            assert time.monotonic() < deadline
+            with hvsock.create_connection(address, timeout=LIMIT), server.accept()[0]:
+                pass  # this thread's other calls do not mind
         accepted, _ = server.accept()
         with accepted:
             accepted.sendall(b"x")
