@@ -30,18 +30,24 @@ LIMIT: Final = 600.0  # seconds that a child may live
 ENVIRONMENT: Final = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 RAW: Final = "raw C"
+RAW_MESSAGES: Final = "raw C, same calls"
+RAW_KINDS: Final = {RAW: "stream", RAW_MESSAGES: "messages"}
 PEERS: Final = ("CPython", "hvsock")
 ENDS: Final = (RAW, *PEERS)
-TRIPS: Final = (*ENDS, "hvsock, busy_poll", "exchange")
-MESSAGES: Final = ("stdlib idiom", "exchange", "exchange, busy_poll")
+TRIPS: Final = (*ENDS, "hvsock, busy_poll")
+IDIOMS: Final = ("stdlib idiom", "exchange", "exchange, busy_poll")
+MESSAGES: Final = (RAW_MESSAGES, *IDIOMS)
 CLASSES: Final = (*PEERS, "C type")
+NAMED: Final = "hvsock, address rules"
 #: The ratios that are shown, where a measure has both: the first to the second.
 COMPARED: Final = (
     ("hvsock", "CPython"),
     ("hvsock", RAW),
     ("C type", "CPython"),
     ("exchange", "stdlib idiom"),
-    ("exchange, busy_poll", "stdlib idiom"),
+    ("exchange", RAW_MESSAGES),
+    ("exchange, busy_poll", RAW_MESSAGES),
+    ("exchange, busy_poll", "exchange"),
     ("2 at once", "1 alone"),
 )
 
@@ -66,10 +72,11 @@ class Effort(NamedTuple):
     trips_beside: int  # the same beside a busy thread, where one takes milliseconds
     volume: int  # bytes of a round
     connections: int  # of a round
+    naps: int  # ms that a thread sleeps again and again in a round
 
 
-FULL: Final = Effort(rounds=41, loops=5000, trips=1000, trips_beside=50, volume=64 << 20, connections=500)
-QUICK: Final = Effort(rounds=5, loops=500, trips=300, trips_beside=20, volume=16 << 20, connections=100)
+FULL: Final = Effort(rounds=41, loops=5000, trips=1000, trips_beside=50, volume=64 << 20, connections=500, naps=200)
+QUICK: Final = Effort(rounds=3, loops=500, trips=300, trips_beside=20, volume=16 << 20, connections=100, naps=80)
 
 
 class Bar(NamedTuple):
@@ -158,8 +165,8 @@ def _child(command: Sequence[str], descriptors: Sequence[int] = ()) -> Iterator[
 
 def _worker(contender: str, mode: str, transport: str, raw: Path | None = None) -> list[str]:
     """Return the command of a worker, to which descriptors are added."""
-    if contender == RAW:
-        return [str(raw), mode]
+    if contender in RAW_KINDS:
+        return [str(raw), RAW_KINDS[contender], mode]
     return [sys.executable, str(HERE / "worker.py"), contender, mode, transport]
 
 
@@ -186,14 +193,15 @@ def _connection(transport: str) -> Iterator[tuple[hvsock.HyperVSocket, hvsock.Hy
             yield client, accepted
 
 
-def _run_once(contender: str, mode: str, transport: str, command: str, count: int, under: Sequence[str] = ()) -> None:
-    """Run a worker that has both ends of a connection, for one command, under a tool."""
+def _run_once(worker: Sequence[str], transport: str, commands: Iterable[str]) -> None:
+    """Run a worker, which may be under a tool, for some commands; it has both ends of a connection."""
     with _connection(transport) as pair:
         descriptors = [sock.fileno() for sock in pair]
-        line = [*under, *_worker(contender, mode, transport), *map(str, descriptors)]
+        line = [*worker, *map(str, descriptors)]
         with _child(line, descriptors) as process:
-            _tell(process, command, count)
-            _answer(process)
+            for command in commands:
+                _tell(process, command)
+                _answer(process)
             assert process.stdin
             process.stdin.close()
             if process.wait() != 0:
@@ -220,11 +228,11 @@ class _Link:
                 stack.enter_context(_child([*command, str(sock.fileno())], [sock.fileno()])) for sock in pair
             )
 
-    def place(self, apart: bool) -> None:
-        """Give each process a core of its own, or leave both to the scheduler."""
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(self._client.pid, cores[:1] if apart else cores)
-        os.sched_setaffinity(self._server.pid, cores[1:2] if apart else cores)
+    def place(self, cores: int | None = None) -> None:
+        """Keep both processes on one core, or each on a core of its own, or leave them to the scheduler."""
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(self._client.pid, allowed if cores is None else allowed[:1])
+        os.sched_setaffinity(self._server.pid, allowed if cores is None else allowed[cores - 1 : cores])
 
     def run(self, client: str, server: str, size: int, count: int) -> list[int]:
         """Let the server and then the client do a command, and return the client's answer."""
@@ -237,7 +245,7 @@ class _Link:
 
 def _buildable(names: Sequence[str]) -> list[str]:
     """Return the contenders that can take part: raw C needs a compiler."""
-    return [name for name in names if name != RAW or shutil.which("cc")]
+    return [name for name in names if name not in RAW_KINDS or shutil.which("cc")]
 
 
 @contextlib.contextmanager
@@ -245,7 +253,7 @@ def _links(names: Sequence[str], modes: Sequence[str], transport: str) -> Iterat
     """Lend a link for each mode and contender."""
     with contextlib.ExitStack() as stack:
         raw = Path(os.environ["HVSOCK_LOCAL_DIR"], "raw-c")
-        if RAW in names:
+        if not RAW_KINDS.keys().isdisjoint(names):
             line = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", raw, HERE / "raw.c"]
             subprocess.run(line, check=True, timeout=60)
         yield {(mode, name): _Link(stack, name, mode, transport, raw) for mode in modes for name in names}
@@ -271,34 +279,60 @@ def _take_turns(
 # The measures
 
 
+CONNECT: Final = "connect + accept + close"
+
+
+def _count_instructions(contender: str, transport: str, jobs: Sequence[tuple[str, str, int]]) -> list[int]:
+    """Return what callgrind counted of each (mode, command, count), which one process does in turn."""
+    parts = Path(os.environ["HVSOCK_LOCAL_DIR"], f"callgrind-{contender}")
+    tool = ["valgrind", "-q", "--tool=callgrind", "--dump-before=getloadavg", f"--callgrind-out-file={parts}"]
+    commands = []
+    for mode, command, count in jobs:
+        commands += [f"set_mode {list(MODES).index(mode)}", "mark", f"{command} {count}", "mark"]
+    # AF_UNIX: on vsock, data may arrive after the send has returned, and a non-blocking receive would find none.
+    _run_once([*tool, *_worker(contender, "blocking", transport)], "local", commands)
+
+    def total(part: int) -> int:
+        match = re.search(r"^totals: (\d+)", Path(f"{parts}.{part}").read_text(encoding="utf-8"), re.MULTILINE)
+        assert match
+        return int(match[1])
+
+    return [total(2 * k + 2) for k in range(len(jobs))]  # the part before the second mark of each
+
+
 def instructions(effort: Effort, transport: str) -> Table:
-    """User-space instructions of a pair of calls, counted by valgrind."""
-    table = Table("instructions: send + recv_into of 1 byte, in user space (callgrind)", "instructions a pair")
+    """User-space instructions of a pair of calls and of making a connection, counted by valgrind."""
+    table = Table("instructions in user space (callgrind): send + recv_into of 1 byte; a connection", "instructions")
     if shutil.which("valgrind") is None:
         table.reason = "valgrind is not installed"
         return table
+    programs = [("blocking", "empty"), *((mode, "pair") for mode in MODES)]
+    programs += [(mode, "connect") for mode in ("blocking", "timeout")]
 
-    def count(job: tuple[str, str, str, int]) -> int:
-        contender, mode, command, loops = job
-        log = Path(os.environ["HVSOCK_LOCAL_DIR"], "callgrind-" + "-".join(map(str, job)))
-        tool = ("valgrind", "--tool=callgrind", f"--log-file={log}", "--callgrind-out-file=/dev/null")
-        _run_once(contender, mode, transport, command, loops, tool)
-        match = re.search(r"Collected *: *(\d+)", log.read_text(encoding="utf-8"))
-        if match is None:
-            raise RuntimeError(f"valgrind counted nothing: {log.read_text(encoding='utf-8')}")
-        return int(match[1])
+    def count(name: str) -> dict[tuple[str, str], float]:
+        loops = {program: effort.loops // (10 if program[1] == "connect" else 1) for program in programs}
+        jobs = [(*program, loops[program] * times) for program in programs for times in (1, 10)]
+        counts = iter(_count_instructions(name, transport, jobs))
+        costs = {program: (-next(counts) + next(counts)) / (9 * loops[program]) for program in programs}
+        empty = costs.pop(("blocking", "empty"))
+        return {program: cost - empty for program, cost in costs.items()}
 
-    loops = (effort.loops, 10 * effort.loops)
-    pairs = list(itertools.product(MODES, CLASSES))
-    programs = [("CPython", "blocking", "empty"), *((name, mode, "pair") for mode, name in pairs)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # it counts, so it may share the machine
-        short, long = (list(pool.map(count, [(*program, n) for program in programs])) for n in loops)
-    empty, *costs = ((b - a) / (loops[1] - loops[0]) for a, b in zip(short, long, strict=True))
-    cost = {pair: [value - empty] for pair, value in zip(pairs, costs, strict=True)}
-    bars = {"blocking": (0.45, 0.40), "timeout": (0.33, 0.28), "non-blocking": (0.45, 0.15)}
+        cost = dict(zip(CLASSES, pool.map(count, CLASSES), strict=True))
+    bars = {
+        ("blocking", "pair"): (0.50, 0.45),
+        ("timeout", "pair"): (0.36, 0.32),
+        ("non-blocking", "pair"): (0.20, 0.12),
+        ("blocking", "connect"): (1.0, 0.8),
+        ("timeout", "connect"): (1.0, 0.8),
+    }
     table.rows = [
-        Row(mode, {name: cost[mode, name] for name in CLASSES}, (Bar("hvsock / CPython", *bars[mode]),))
-        for mode in MODES
+        Row(
+            f"{CONNECT}, {mode}" if command == "connect" else mode,
+            {name: [cost[name][mode, command]] for name in CLASSES},
+            (Bar("hvsock / CPython", *limits),),
+        )
+        for (mode, command), limits in bars.items()
     ]
     return table
 
@@ -309,29 +343,47 @@ def system_calls(effort: Effort, transport: str) -> Table:
     if shutil.which("strace") is None:
         table.reason = "strace is not installed"
         return table
-    log = Path(os.environ["HVSOCK_LOCAL_DIR"], "strace")
     loops = (5, 50)  # AF_UNIX: after some seventy sends of one byte poll() says that there is no room
 
     def calls(contender: str, mode: str, command: str, count: int) -> dict[str, int]:
-        _run_once(contender, mode, transport, command, count, ("strace", "-f", "-c", "-o", str(log)))
+        log = Path(os.environ["HVSOCK_LOCAL_DIR"], f"strace-{contender}-{mode}-{command}-{count}")
+        tool = ["strace", "-f", "-c", "-o", str(log)]
+        _run_once([*tool, *_worker(contender, mode, transport)], transport, [f"{command} {count}"])
         # % time, seconds, usecs/call, calls, perhaps errors, syscall
         lines = (line.split() for line in log.read_text(encoding="utf-8").splitlines())
         return {words[-1]: int(words[3]) for words in lines if len(words) >= 5 and words[3].isdigit()}
 
-    for command, mode in itertools.product(("send", "recv_into", "connect"), MODES):
-        if command == "connect" and mode == "non-blocking":
-            continue
-        totals, notes = {}, []
-        for name in CLASSES if command == "connect" else PEERS:
-            short, long = (calls(name, mode, command, n) for n in loops)
-            each = {call: (long[call] - short.get(call, 0)) / (loops[1] - loops[0]) for call in long}
-            used = {call: n for call, n in each.items() if n >= 0.1 and call != "total"}
-            totals[name] = [sum(used.values())]
-            notes.append(f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in sorted(used.items())))
-        bars = (Bar("hvsock", 1.0, 1.0),) if (command, mode) == ("recv_into", "timeout") else ()
-        what = "connect + accept + close" if command == "connect" else command
-        table.rows.append(Row(f"{what}, {mode}", totals, bars, "; ".join(notes)))
+    def used(program: tuple[str, str, str]) -> dict[str, float]:
+        short, long = (calls(*program, n) for n in loops)
+        each = {call: (long[call] - short.get(call, 0)) / (loops[1] - loops[0]) for call in sorted(long)}
+        # The clock is a system call only where the kernel cannot let user space read it, as in an emulator.
+        return {call: n for call, n in each.items() if n >= 0.1 and call not in ("total", "clock_gettime")}
+
+    cases = [(command, mode) for command in ("send", "recv_into") for mode in MODES]
+    cases += [("connect", mode) for mode in ("blocking", "timeout")]
+    names = {"send": PEERS, "recv_into": PEERS, "connect": _connecting(transport)}
+    programs = [(name, mode, command) for command, mode in cases for name in names[command]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(programs, pool.map(used, programs), strict=True))
+    for command, mode in cases:
+        each = {name: found[name, mode, command] for name in names[command]}
+        bars: tuple[Bar, ...] = ()
+        if command == "connect":
+            bars = (Bar("hvsock / CPython", 1.0, 1.0),)
+        elif (command, mode) == ("recv_into", "timeout"):
+            bars = (Bar("hvsock", 1.0, 1.0),)
+        what = CONNECT if command == "connect" else command
+        note = "; ".join(
+            f"{name}: " + ", ".join(f"{call} {n:.3g}" for call, n in by.items()) for name, by in each.items()
+        )
+        totals = {name: [sum(by.values())] for name, by in each.items()}
+        table.rows.append(Row(f"{what}, {mode}", totals, bars, note))
     return table
+
+
+def _connecting(transport: str) -> Sequence[str]:
+    """Return the contenders that connect: the addresses of `local` have rules that take most of the time."""
+    return (*CLASSES, NAMED) if transport == "local" else CLASSES
 
 
 def _percentiles(samples: Iterable[int]) -> dict[str, float]:
@@ -379,26 +431,26 @@ def _trips(
 ) -> Table:
     """Fill the table with round trips of all sizes in all modes, then beside a busy thread and busy processes."""
     names = _buildable(names)
-    settings = {"blocking": ("blocking", False), "timeout": ("timeout", False)}
+    settings = {"blocking": ("blocking", 1), "timeout": ("timeout", 1)}
     has_cores = len(os.sched_getaffinity(0)) > 1
     if has_cores:
-        settings["blocking, a core each"] = ("blocking", True)
+        settings |= {f"{mode}, a core each": (mode, 2) for mode in ("blocking", "timeout")}
     cases = {f"{size}, {setting}": (settings[setting], SIZES[size]) for setting in settings for size in SIZES}
     with _links(names, ("blocking", "timeout"), transport) as links:
 
         def alone(case: str, name: str) -> list[int]:
-            (mode, apart), size = cases[case]
+            (mode, cores), size = cases[case]
             warm_up = effort.trips // 10
-            links[mode, name].place(apart)
+            links[mode, name].place(cores)
             return links[mode, name].run("ask", "answer", size, warm_up + effort.trips)[warm_up:]
 
         def beside(case: str, name: str) -> list[int]:
-            links["blocking", name].place(False)
+            links["blocking", name].place()
             return links["blocking", name].run("ask_beside", BESIDE[case], 64, effort.trips_beside)
 
         def crowded(_case: str, name: str) -> list[int]:
-            links["blocking", name].place(True)
-            return links["blocking", name].run("ask", "answer", 64, effort.trips)
+            links["blocking", name].place(2)
+            return links["blocking", name].run("ask", "answer", 64, 4 * effort.trips)
 
         results = _take_turns(effort.rounds, cases, names, alone)
         busy = _take_turns((effort.rounds + 1) // 2, BESIDE, names_beside, beside)
@@ -420,15 +472,64 @@ def round_trip(effort: Effort, transport: str) -> Table:
 
 
 def messages(effort: Effort, transport: str) -> Table:
-    """Times of a message and the one that answers it: a length of 4 bytes, then the payload."""
+    """Times of a message and its reply: a length of 4 bytes, then the payload."""
     table = Table("a message and its reply between two processes, both ends written in the same way", "us")
-    bars = {
-        "64 B, blocking, p50": (Bar("exchange / stdlib idiom", 0.75, 0.60),),
-        "64 B, timeout, p50": (Bar("exchange / stdlib idiom", 0.75, 0.60),),
-        "64 B, blocking, a core each, p50": (Bar("exchange, busy_poll / stdlib idiom", 0.45, 0.35),),
-        "64 B beside a busy thread, p50": (Bar("exchange / stdlib idiom", 0.60, 0.50),),
+    sleeping = Bar(f"exchange / {RAW_MESSAGES}", 1.15, 1.05)
+    polling = Bar(f"exchange, busy_poll / {RAW_MESSAGES}", 0.30, 0.10)
+    bars: dict[str, tuple[Bar, ...]] = {
+        "64 B, blocking, p50": (sleeping,),
+        "64 B, timeout, p50": (sleeping,),
+        "64 B, blocking, a core each, p50": (sleeping, polling),
+        "64 B, timeout, a core each, p50": (sleeping, polling),
+        f"{CROWDED}, mean": (Bar("exchange, busy_poll / exchange", 1.0, 0.9),),
     }
-    return _trips(table, effort, transport, MESSAGES, MESSAGES, bars)
+    if RAW_MESSAGES not in _buildable(MESSAGES):
+        bars = {case: tuple(bar for bar in wanted if RAW_MESSAGES not in bar.of) for case, wanted in bars.items()}
+    return _trips(table, effort, transport, MESSAGES, IDIOMS, bars)
+
+
+FAIR: Final = {
+    "blocking": ("blocking", "CPython", "hvsock"),
+    "timeout": ("timeout", "CPython", "hvsock"),
+    "messages": ("blocking", "stdlib idiom", "exchange"),
+    "asyncio": ("non-blocking", "asyncio streams", "asyncio streams, hvsock"),
+    "asyncio, messages": ("non-blocking", "asyncio messages", "MessageStream"),
+}
+
+
+def fairness(effort: Effort, transport: str) -> Table:
+    """How late a thread wakes that sleeps for 1 ms again and again, beside transfers without a pause."""
+    table = Table(
+        "fairness: a thread that sleeps 1 ms again and again beside n threads (asyncio: n connections in a loop), "
+        "each with 64 B from one end of a socketpair to the other",
+        "ms that it wakes late, pairs a second",
+    )
+    cases = {f"{kind}, n = {n}": (kind, n) for kind in FAIR for n in (1, 4, 8)}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            (kind, name): stack.enter_context(_child(_worker(contender, mode, transport)))
+            for kind, (mode, *contenders) in FAIR.items()
+            for name, contender in zip(PEERS, contenders, strict=True)
+        }
+
+        def run(case: str, name: str) -> tuple[float, float, float]:
+            kind, number = cases[case]
+            _tell(workers[kind, name], "fairness", number, effort.naps)
+            done, elapsed, *late = _answer(workers[kind, name])
+            return statistics.median(late) / 1e6, _percentiles(late)["p99"] / 1e3, done / (elapsed / 1e9)
+
+        results = _take_turns((effort.rounds + 1) // 2, cases, PEERS, run)
+    bars = {"median": (1.2, 1.0), "p99": (1.2, 1.0), "pairs a second": (1.0, 1.2)}
+    table.rows = [
+        Row(
+            f"{case}, {what}",
+            {name: [turn[k] for turn in turns] for name, turns in by_name.items()},
+            (Bar("hvsock / CPython", *limits, at_least=what == "pairs a second"),),
+        )
+        for case, by_name in results.items()
+        for k, (what, limits) in enumerate(bars.items())
+    ]
+    return table
 
 
 def throughput(effort: Effort, transport: str) -> Table:
@@ -473,16 +574,13 @@ def threads(effort: Effort, transport: str) -> Table:
 
 def connections(effort: Effort, transport: str) -> Table:
     """Connections a second, made and closed in one process."""
-    table = Table(
-        "connect + accept + close in one process; hvsock's number includes the address rules of the transport",
-        "connections a second",
-    )
-    modes = ("blocking", "timeout")
+    table = Table(f"{CONNECT} in one process", "connections a second")
+    modes, names = ("blocking", "timeout"), _connecting(transport)
     with contextlib.ExitStack() as stack:
         workers = {
             (mode, name): stack.enter_context(_child(_worker(name, mode, transport)))
             for mode in modes
-            for name in CLASSES
+            for name in names
         }
 
         def run(mode: str, name: str) -> float:
@@ -490,8 +588,31 @@ def connections(effort: Effort, transport: str) -> Table:
             (elapsed,) = _answer(workers[mode, name])
             return effort.connections / (elapsed / 1e9)
 
-        results = _take_turns(effort.rounds, modes, CLASSES, run)
+        results = _take_turns(effort.rounds, modes, names, run)
     bars = (Bar("C type / CPython", 1.0, 1.1, at_least=True),)
+    table.rows = [Row(mode, by_name, bars) for mode, by_name in results.items()]
+    return table
+
+
+def accept(effort: Effort, transport: str) -> Table:
+    """Microseconds of a connection that one of several threads accepts."""
+    threads = 16
+    table = Table(f"{threads} threads in accept() on one listener, a client that waits until it is closed", "us")
+    modes = ("blocking", "timeout")
+    with contextlib.ExitStack() as stack:
+        workers = {
+            (mode, name): stack.enter_context(_child(_worker(name, mode, transport)))
+            for mode in modes
+            for name in PEERS
+        }
+
+        def run(mode: str, name: str) -> float:
+            _tell(workers[mode, name], "accept_at_once", threads, effort.connections)
+            (elapsed,) = _answer(workers[mode, name])
+            return elapsed / 1e3 / effort.connections
+
+        results = _take_turns(effort.rounds, modes, PEERS, run)
+    bars = (Bar("hvsock / CPython", 1.2, 1.0),)
     table.rows = [Row(mode, by_name, bars) for mode, by_name in results.items()]
     return table
 
@@ -525,8 +646,10 @@ MEASURES: Final[dict[str, Callable[[Effort, str], Table]]] = {
     "system-calls": system_calls,
     "round-trip": round_trip,
     "messages": messages,
+    "fairness": fairness,
     "threads": threads,
     "throughput": throughput,
     "connections": connections,
+    "accept": accept,
     "scaling": scaling,
 }

@@ -1,7 +1,10 @@
 /* The floor: what the same system calls cost without Python. Takes the commands of worker.py for the two ends of a
  * connection, one a line on standard input, and answers each with a line of nanoseconds.
  *
- * raw blocking|timeout DESCRIPTOR */
+ * With `messages` a round trip is exchange() at one end, recv_message() and send_message() at the other: the length
+ * and the payload are sent by one call and received by two.
+ *
+ * raw stream|messages blocking|timeout DESCRIPTOR */
 #define _POSIX_C_SOURCE 200809L
 
 #include <errno.h>
@@ -12,11 +15,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #define TIMEOUT_MS 30000
 
 static int handle;
+static int has_timeout, has_messages;
 
 static void
 die(const char *what)
@@ -89,6 +94,78 @@ receive_some(char *to, size_t size)
 }
 
 static void
+send_message(char *payload, size_t size)
+{
+    unsigned char header[4];
+    struct iovec parts[2] = {{header, sizeof header}, {payload, size}};
+    struct msghdr message = {0};
+    ssize_t n;
+    size_t i;
+    for (i = 0; i < sizeof header; i++) {
+        header[i] = (unsigned char)(size >> (24 - 8 * i));
+    }
+    message.msg_iov = parts;
+    message.msg_iovlen = 2;
+    while ((n = sendmsg(handle, &message, MSG_NOSIGNAL)) < 0) {
+        wait_for(POLLOUT);
+    }
+    if ((size_t)n < sizeof header) {
+        exit(1); /* a socket that is empty has room for more */
+    }
+    send_all(payload + n - sizeof header, size + sizeof header - (size_t)n);
+}
+
+static void
+receive_message(char *to, size_t size)
+{
+    unsigned char header[4];
+    size_t i, length = 0;
+    receive_all((char *)header, sizeof header);
+    for (i = 0; i < sizeof header; i++) {
+        length = length << 8 | header[i];
+    }
+    if (length != size) {
+        exit(1);
+    }
+    receive_all(to, length);
+}
+
+/* exchange() with a timeout does not try whether the reply is there before it could have come. */
+static void
+exchange(char *buffer, size_t size)
+{
+    struct pollfd one = {handle, POLLIN, 0};
+    send_message(buffer, size);
+    if (has_timeout && poll(&one, 1, TIMEOUT_MS) != 1) {
+        die("poll");
+    }
+    receive_message(buffer, size);
+}
+
+static void
+request(char *buffer, size_t size)
+{
+    if (has_messages) {
+        exchange(buffer, size);
+    } else {
+        send_all(buffer, size);
+        receive_all(buffer, size);
+    }
+}
+
+static void
+reply(char *buffer, size_t size)
+{
+    if (has_messages) {
+        receive_message(buffer, size);
+        send_message(buffer, size);
+    } else {
+        receive_all(buffer, size);
+        send_all(buffer, size);
+    }
+}
+
+static void
 ask(char *buffer, size_t size, size_t count)
 {
     int64_t *samples = malloc(count * sizeof *samples);
@@ -98,8 +175,7 @@ ask(char *buffer, size_t size, size_t count)
     }
     for (i = 0; i < count; i++) {
         int64_t start = now();
-        send_all(buffer, size);
-        receive_all(buffer, size);
+        request(buffer, size);
         samples[i] = now() - start;
     }
     for (i = 0; i < count; i++) {
@@ -112,8 +188,7 @@ static void
 answer(char *buffer, size_t size, size_t count)
 {
     while (count-- > 0) {
-        receive_all(buffer, size);
-        send_all(buffer, size);
+        reply(buffer, size);
     }
 }
 
@@ -148,13 +223,15 @@ main(int argc, char **argv)
     char command[16];
     size_t size, count;
     int flags;
-    if (argc != 3) {
-        fprintf(stderr, "usage: raw blocking|timeout DESCRIPTOR\n");
+    if (argc != 4) {
+        fprintf(stderr, "usage: raw stream|messages blocking|timeout DESCRIPTOR\n");
         return 2;
     }
-    handle = atoi(argv[2]);
+    has_messages = strcmp(argv[1], "messages") == 0;
+    has_timeout = strcmp(argv[2], "timeout") == 0;
+    handle = atoi(argv[3]);
     flags = fcntl(handle, F_GETFL);
-    flags = strcmp(argv[1], "blocking") == 0 ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+    flags = has_timeout ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
     if (fcntl(handle, F_SETFL, flags) != 0) {
         die("fcntl");
     }

@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 def number(value: float) -> str:
     """Format a measured value in about four digits."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
 def ratio(value: float) -> str:

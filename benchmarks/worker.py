@@ -8,6 +8,7 @@ program `raw.c` takes the commands of the two ends of a connection too.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
@@ -17,16 +18,24 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
+from aio import Stream, Streams
+
 import hvsock
+from hvsock import aio
 from hvsock._hvsock import Socket
 from hvsock.transports import transport_named
 
 LATE: Final = 0.0002  # seconds: longer than a thread takes to wake
+NAP: Final = 0.001  # seconds that the sleeper of fairness() asks for
+BATCH: Final = 20  # transfers between two looks at whether to stop
+SMALL: Final = 64  # bytes of a transfer or a message
 MODES: Final = {"blocking": None, "timeout": 30.0, "non-blocking": 0.0}
+
+HEADER: Final = struct.Struct(">I")
 
 Call = Callable[[], None]
 
@@ -57,7 +66,21 @@ def stream(sock: socket.socket, size: int) -> tuple[Call, Call]:
 
 def stdlib_idiom(sock: socket.socket, size: int) -> tuple[Call, Call]:
     """Round trips of messages, the way that programs on the standard library write them."""
-    request, header = bytes(new_buffer(size)), struct.Struct(">I")
+    request, receive = bytes(new_buffer(size)), idiom_receiver(sock)
+
+    def ask() -> None:
+        sock.sendall(HEADER.pack(len(request)) + request)
+        receive()
+
+    def answer() -> None:
+        message = receive()
+        sock.sendall(HEADER.pack(len(message)) + message)
+
+    return ask, answer
+
+
+def idiom_receiver(sock: socket.socket) -> Callable[[], bytes]:
+    """Return what receives a message that way."""
 
     def receive_exactly(count: int) -> bytes:
         data = b""
@@ -69,18 +92,10 @@ def stdlib_idiom(sock: socket.socket, size: int) -> tuple[Call, Call]:
         return data
 
     def receive() -> bytes:
-        (length,) = header.unpack(receive_exactly(header.size))
+        (length,) = HEADER.unpack(receive_exactly(HEADER.size))
         return receive_exactly(length)
 
-    def ask() -> None:
-        sock.sendall(header.pack(len(request)) + request)
-        receive()
-
-    def answer() -> None:
-        message = receive()
-        sock.sendall(header.pack(len(message)) + message)
-
-    return ask, answer
+    return receive
 
 
 def exchange(sock: hvsock.HyperVSocket, size: int) -> tuple[Call, Call]:
@@ -96,6 +111,69 @@ def exchange(sock: hvsock.HyperVSocket, size: int) -> tuple[Call, Call]:
     return ask, answer
 
 
+def bytes_transfer(sender: socket.socket, receiver: socket.socket) -> Call:
+    """Bytes from one end to the other: send() and recv_into()."""
+    data, room = bytes(SMALL), bytearray(SMALL)
+    send, recv_into = sender.send, receiver.recv_into
+
+    def transfer() -> None:
+        send(data)
+        recv_into(room)
+
+    return transfer
+
+
+def idiom_transfer(sender: socket.socket, receiver: socket.socket) -> Call:
+    """Do the same with a message, as programs on the standard library write it."""
+    message, receive = bytes(SMALL), idiom_receiver(receiver)
+
+    def transfer() -> None:
+        sender.sendall(HEADER.pack(len(message)) + message)
+        receive()
+
+    return transfer
+
+
+def message_transfer(sender: hvsock.HyperVSocket, receiver: hvsock.HyperVSocket) -> Call:
+    """Do the same with the methods for that."""
+    message = bytes(SMALL)
+    send, receive = sender.send_message, receiver.recv_message
+
+    def transfer() -> None:
+        send(message)
+        receive()
+
+    return transfer
+
+
+class Unframed(Streams):
+    """Bytes on asyncio's streams, without the length of a message."""
+
+    async def send(self, message: bytes) -> None:
+        """Send bytes."""
+        self.writer.write(message)
+        await self.writer.drain()
+
+    async def recv(self) -> bytes:
+        """Receive as many as a message has here."""
+        return await self.reader.readexactly(SMALL)
+
+
+async def unframed(sock: socket.socket) -> Stream:
+    """Bytes with asyncio."""
+    return Unframed(*await asyncio.open_connection(sock=sock))
+
+
+async def streams(sock: socket.socket) -> Stream:
+    """Messages with asyncio, as programs on the standard library write them."""
+    return Streams(*await asyncio.open_connection(sock=sock))
+
+
+async def message_stream(sock: hvsock.HyperVSocket) -> Stream:
+    """Messages with hvsock.aio."""
+    return aio.MessageStream(sock)
+
+
 class Contender(NamedTuple):
     """A class of sockets, and what one round trip is on it: the client's call and the server's."""
 
@@ -103,6 +181,9 @@ class Contender(NamedTuple):
     round_trip: Callable[[Any, int], tuple[Call, Call]] = stream
     busy_poll: int = 0  # microseconds
     takes_turns: bool = False  # several threads may do round trips at once
+    transfer: Callable[[Any, Any], Call] = bytes_transfer  # from one end of a connection to the other
+    open_stream: Callable[[Any], Awaitable[Stream]] | None = None  # the same in an event loop
+    has_names: bool = False  # connects by the addresses of `local` too
 
 
 #: Another contender is one more function like `stream`, a line here, and its name in a measure of measures.py.
@@ -111,9 +192,14 @@ CONTENDERS: Final = {
     "hvsock": Contender(hvsock.HyperVSocket),
     "hvsock, busy_poll": Contender(hvsock.HyperVSocket, busy_poll=50),
     "C type": Contender(Socket),
-    "stdlib idiom": Contender(socket.socket, stdlib_idiom),
-    "exchange": Contender(hvsock.HyperVSocket, exchange, takes_turns=True),
+    "hvsock, address rules": Contender(hvsock.HyperVSocket, has_names=True),
+    "stdlib idiom": Contender(socket.socket, stdlib_idiom, transfer=idiom_transfer),
+    "exchange": Contender(hvsock.HyperVSocket, exchange, takes_turns=True, transfer=message_transfer),
     "exchange, busy_poll": Contender(hvsock.HyperVSocket, exchange, busy_poll=50, takes_turns=True),
+    "asyncio streams": Contender(socket.socket, open_stream=unframed),
+    "asyncio streams, hvsock": Contender(hvsock.HyperVSocket, open_stream=unframed),
+    "asyncio messages": Contender(socket.socket, open_stream=streams),
+    "MessageStream": Contender(hvsock.HyperVSocket, open_stream=message_stream),
 }
 
 
@@ -168,6 +254,63 @@ def scale(runners: Sequence[Callable[[str], object]], count: int) -> int:
     return elapsed
 
 
+class Load:
+    """Transfers without a pause on socketpairs, `number` of them, each with a thread of its own or in one event loop.
+
+    `counts` says how many each has done; they go on until `stopped` is set.
+    """
+
+    def __init__(self, contender: Contender, timeout: float | None, number: int) -> None:
+        self._contender = contender
+        self._timeout = timeout
+        self.counts = [0] * number
+        self.stopped = False
+        self._pool = ThreadPoolExecutor(number)
+        if contender.open_stream is None:
+            self.jobs: list[Future[None]] = [self._pool.submit(self._use_pair, i) for i in range(number)]
+        else:
+            self.jobs = [self._pool.submit(asyncio.run, self._use_pairs())]
+
+    def end(self) -> None:
+        """Stop, and raise the error of a thread that had one."""
+        self.stopped = True
+        for job in self.jobs:
+            job.result()
+        self._pool.shutdown()
+
+    def _open_pair(self) -> list[socket.socket]:
+        pair = [self._contender.type(fileno=sock.detach()) for sock in socket.socketpair()]
+        for sock in pair:
+            sock.settimeout(self._timeout)
+        return pair
+
+    def _use_pair(self, i: int) -> None:
+        sender, receiver = self._open_pair()
+        with sender, receiver:
+            transfer = self._contender.transfer(sender, receiver)
+            while not self.stopped:
+                for _ in range(BATCH):
+                    transfer()
+                self.counts[i] += BATCH
+
+    async def _use_pairs(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for i in range(len(self.counts)):
+                group.create_task(self._use_streams(i))
+
+    async def _use_streams(self, i: int) -> None:
+        assert self._contender.open_stream
+        sender, receiver = [await self._contender.open_stream(sock) for sock in self._open_pair()]
+        message = bytes(SMALL)
+        while not self.stopped:
+            for _ in range(BATCH):
+                await sender.send(message)
+                await receiver.recv()
+            self.counts[i] += BATCH
+        for end in (sender, receiver):
+            await end.aclose()
+
+
 class Worker:
     """The commands."""
 
@@ -213,7 +356,7 @@ class Worker:
 
     def ask_at_once(self, threads: int, count: int) -> list[int]:
         """Do `count` round trips of 64 bytes in some threads on the one socket; return the time for all of them."""
-        ask, _ = self._contender.round_trip(self._socks[0], 64)
+        ask, _ = self._contender.round_trip(self._socks[0], SMALL)
         turn = contextlib.nullcontext() if self._contender.takes_turns else threading.Lock()
 
         def ask_in_turn() -> None:
@@ -263,6 +406,18 @@ class Worker:
 
     # In one process, which has both ends, so that whatever is received is there already.
 
+    def mark(self) -> list[int]:
+        """Have callgrind write what it has counted, and begin anew: it does so before this function of C."""
+        os.getloadavg()
+        return []
+
+    def set_mode(self, number: int) -> list[int]:
+        """Go on in another mode of MODES."""
+        self._timeout = list(MODES.values())[number]
+        for sock in self._socks:
+            sock.settimeout(self._timeout)
+        return []
+
     def empty(self, count: int) -> list[int]:
         """Do nothing `count` times: what the loop of pair() costs."""
         for _ in range(count):
@@ -305,25 +460,89 @@ class Worker:
             self._interpreters.append(new_interpreter())
         return [scale(self._interpreters[:workers], count)]
 
+    def fairness(self, number: int, milliseconds: int) -> list[int]:
+        """Sleep NAP again and again beside a `Load`.
+
+        Return its transfers in that time, the time, and how much later than asked for each sleep ended.
+        """
+        load, clock, late = Load(self._contender, self._timeout, number), time.perf_counter_ns, []
+        while not all(load.counts) and not any(job.done() for job in load.jobs):
+            time.sleep(NAP)
+        before, began = sum(load.counts), clock()
+        while (start := clock()) < began + milliseconds * 1_000_000:
+            time.sleep(NAP)
+            late.append(clock() - start - int(NAP * 1e9))
+        done, elapsed = sum(load.counts) - before, clock() - began
+        load.end()
+        return [done, elapsed, *late]
+
     def connect(self, count: int) -> list[int]:
         """Connect, accept and close both ends; return the time for all of them."""
-        kind = self._contender.type
-        service = int.from_bytes(os.urandom(3)) + 0x10000
-        with hvsock.create_server(("loopback", service), transport=self._transport) as bound:
-            # What is no HyperVSocket takes the family's own address.
-            address = bound.getsockname() if kind is hvsock.HyperVSocket else socket.socket.getsockname(bound)
-            listener = kind(fileno=bound.detach())
-        with listener:
-            listener.settimeout(self._timeout)
-            family = transport_named(self._transport).family
+        kind, family = self._contender.type, transport_named(self._transport).family
+        with self._listener() as listener:
+            if kind is hvsock.HyperVSocket and not self._is_plain:
+                connect, address = kind.connect, listener.getsockname()
+            else:  # the family's own address
+                connect = Socket.connect if kind is hvsock.HyperVSocket else kind.connect
+                address = socket.socket.getsockname(listener)
             start = time.perf_counter_ns()
             for _ in range(count):
                 with kind(family, socket.SOCK_STREAM) as dialler:
                     if self._timeout is not None:
                         dialler.settimeout(self._timeout)
-                    dialler.connect(address)
+                    connect(dialler, address)
                     listener.accept()[0].close()
             return [time.perf_counter_ns() - start]
+
+    def accept_at_once(self, threads: int, count: int) -> list[int]:
+        """Connect `count` times to a listener that some threads accept at and close; return the time for all."""
+        family = transport_named(self._transport).family
+        stopped: list[bool] = []
+        with self._listener() as listener, ThreadPoolExecutor(threads) as pool:
+
+            def accept() -> None:
+                while not stopped:
+                    listener.accept()[0].close()
+
+            def connect() -> None:
+                with socket.socket(family) as dialler:
+                    dialler.connect(address)
+                    dialler.recv(1)
+
+            address = socket.socket.getsockname(listener)
+            for _ in range(threads):
+                pool.submit(accept)
+            for _ in range(threads):  # they have all started before the clock does
+                connect()
+            start = time.perf_counter_ns()
+            for _ in range(count):
+                connect()
+            elapsed = time.perf_counter_ns() - start
+            stopped.append(True)
+            diallers = [socket.socket(family) for _ in range(threads)]
+            for dialler in diallers:  # each thread takes one at most
+                dialler.connect(address)
+        for dialler in diallers:
+            dialler.close()
+        return [elapsed]
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether connections are made on plain AF_UNIX sockets, which are not at addresses of `local`."""
+        return self._transport == "local" and not self._contender.has_names
+
+    def _listener(self) -> Any:
+        """Return a listener of the contender's type."""
+        if self._is_plain:
+            bound = socket.socket(socket.AF_UNIX)
+            bound.bind(b"")  # an abstract name that the system chooses
+            bound.listen()
+        else:
+            service = int.from_bytes(os.urandom(3)) + 0x10000
+            bound = hvsock.create_server(("loopback", service), transport=self._transport)
+        listener = self._contender.type(fileno=bound.detach())
+        listener.settimeout(self._timeout)
+        return listener
 
 
 def main() -> None:

@@ -44,6 +44,7 @@ from hvsock.addresses import SEVERAL_VMS, HyperVAddress, service_id_from_vsock_p
 from hvsock.sockets import HyperVSocket, create_server
 from hvsock.transports import default_transport, transport_named
 from hvsock.transports.local import bind_path
+from hvsock.transports.vsock import VsockTransport
 
 __all__ = ["Counters", "Relay"]
 
@@ -57,7 +58,7 @@ _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" 
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
 _IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, 10035})  # 10035: WSAEWOULDBLOCK
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
-_AF_VSOCK: Final = getattr(socket, "AF_VSOCK", None)
+_AF_VSOCK: Final = VsockTransport.family
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
 _ANY_CID: Final = 0xFFFFFFFF
 _MAX_U32: Final = 0xFFFFFFFF

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import EllipsisType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self, SupportsIndex, cast
 
 from hvsock import errors
 from hvsock._hvsock import Socket, own_data_path
@@ -41,16 +43,21 @@ class HyperVSocket(Socket):
     (vm, service) pair that `as_address` takes; an address that comes back is a `HyperVAddress`.
 
     Without arguments the socket uses `default_transport()`. `transport` names another one: ``"hyperv"``, ``"vsock"`` or
-    ``"local"``. With `fileno`, the socket takes over an open one, whose family tells the transport. A socket of any
-    other family behaves as a `socket.socket` with this class's data path.
+    ``"local"``. With `fileno`, the socket takes over an open one, whose family tells the transport; if `transport` is
+    named too, the handle must be a stream of its family. A socket of any other family behaves as a `socket.socket` with
+    this class's data path.
 
     Timeouts are `socket.settimeout`'s, and a timeout of connect() also replaces the system's own limit of about 2 s.
     close() wakes every call that another thread is blocked in with an `OSError`, and no other file gets the number of
     the handle until they have left it. If calls were blocked, the connection is shut down for other owners of the
     handle too. It does not wake `recvfrom`, `recvmsg` and `sendto` in all their forms, which stay `socket.socket`'s.
 
+    A process of `multiprocessing` can be given a socket of exactly this class as it can be given a `socket.socket`: the
+    options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
+
     Raises:
-        ValueError: an unknown transport, or a type other than SOCK_STREAM.
+        ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use, which
+            stays open and the caller's.
         OSError: the transport is not available here; a note says how to get one.
     """
 
@@ -92,7 +99,23 @@ class HyperVSocket(Socket):
                     exc.add_note(f"transport {chosen.name} is not available: {reason}")
                 exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
-        self._transport = transport_of_family(self.family) if chosen is None else chosen
+        if chosen is not None and transport is not None and fileno is not None:
+            self._check_handle(chosen)
+        if chosen is None:
+            carrier = transport_of_family(self.family)
+            # Where the platform does not have it, its number is another family's.
+            chosen = carrier if carrier is not None and carrier.unsupported is None else None
+        self._transport = chosen
+
+    def _check_handle(self, chosen: Transport) -> None:
+        """Give a handle back, open, that is not a stream of the family of the transport that it was taken over for."""
+        family, kind = self.family, self.type
+        if family != chosen.family or kind != socket.SOCK_STREAM:
+            handle = super().detach()
+            raise ValueError(
+                f"handle {handle} is of {_name(family)}, {_name(kind)}, and transport {chosen.name} is of family "
+                f"{chosen.family}, SOCK_STREAM: leave the transport out to take it over as what it is"
+            )
 
     @property
     def proto(self) -> int:
@@ -174,7 +197,10 @@ class HyperVSocket(Socket):
         return sock, self._transport.peer_address(native)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
-        """Send a file, opened in binary mode, from an offset, up to `count` bytes; return how many were sent.
+        """Send a file, opened in binary mode, up to `count` bytes of it; return how many were sent.
+
+        A regular file is sent from `offset`, wherever its position is. Anything else (a file in memory, a pipe, every
+        file on Windows) is sent from its position if `offset` is 0. Both are as `socket.socket` does it.
 
         By send(), on every platform: the system's own sendfile would go on with a handle that has been closed. The
         timeout is for each send(), and the file's position is behind what was sent, after an error too.
@@ -192,20 +218,54 @@ class HyperVSocket(Socket):
             raise ValueError(f"count must be a positive integer (got {count!r})")
         if self.gettimeout() == 0.0:
             raise ValueError("non-blocking sockets are not supported")
-        if offset:
+        by_offset = _is_read_by_offset(file)
+        if offset and not by_offset:
             file.seek(offset)
-        read = _reader(file)
+        start = offset if by_offset or offset else _position(file)
         sent = 0
         try:
-            while (size := _BLOCK if count is None else min(_BLOCK, count - sent)) and (data := read(size)):
+            while size := _BLOCK if count is None else min(_BLOCK, count - sent):
+                data = memoryview(_read_at(file, size, offset + sent) if by_offset else file.read(size))
+                if not data:
+                    break
                 while data:
                     step = self.send(data)
                     sent += step
                     data = data[step:]
             return sent
         finally:
-            if sent and hasattr(file, "seek"):
-                file.seek(offset + sent)
+            # What is read by offset has its position moved only by what was sent.
+            if start is not None and (sent or not by_offset) and hasattr(file, "seek"):
+                file.seek(start + sent)
+
+    def setsockopt(self, level: int, optname: int, /, *value: Any) -> None:
+        """Set an option of the system.
+
+        TCP_NODELAY, which servers set on every connection, is accepted and ignored on a socket with Hyper-V addresses:
+        there is no such option, and nothing is delayed.
+        """
+        try:
+            super().setsockopt(level, optname, *value)
+        except OSError as exc:
+            if not self._never_delays(level, optname, exc):
+                raise
+
+    def getsockopt(self, level: int, optname: int, /, *buflen: int) -> Any:
+        """Return an option of the system; TCP_NODELAY is 1 on a socket with Hyper-V addresses, whatever was set."""
+        try:
+            return super().getsockopt(level, optname, *buflen)
+        except OSError as exc:
+            if not self._never_delays(level, optname, exc):
+                raise
+        return (1).to_bytes(4, sys.byteorder)[: buflen[0]] if buflen and buflen[0] else 1
+
+    def _never_delays(self, level: int, optname: int, exc: OSError) -> bool:
+        """Return whether an error is only that Hyper-V sockets have no TCP_NODELAY.
+
+        Which number the system has for that differs; without one, it is about the arguments.
+        """
+        is_option = (level, optname) == (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        return is_option and self._transport is not None and exc.errno not in (None, errno.EBADF, errno.ENOTSOCK)
 
     def getsockname(self) -> Any:
         """Return this socket's address.
@@ -231,6 +291,17 @@ class HyperVSocket(Socket):
         """Give the handle up without closing it, and return it. Calls that other threads are in go on."""
         self._before_close = None
         return super().detach()
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
+        """Reduce for the picklers of `multiprocessing`, which send the handle along; refuse all others.
+
+        `multiprocessing` knows socket.socket by a register, which has no place for ours before it is imported. Its
+        picklers are known by their caller instead: they are all called in the module that has the register.
+        """
+        reduction = sys.modules.get("multiprocessing.reduction")
+        if reduction is None or type(self) is not HyperVSocket or sys._getframe(1).f_globals is not vars(reduction):
+            return super().__reduce_ex__(protocol)
+        return _rebuilt, (reduction._reduce_socket(self), self._options, self.busy_poll)
 
     def _real_close(self) -> None:
         before, self._before_close = self._before_close, None
@@ -300,12 +371,48 @@ class HyperVSocket(Socket):
             errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
 
 
-def _reader(file: Any) -> Callable[[int], memoryview]:
-    """Return what reads up to so many bytes of a file, into one buffer if the file can."""
-    if not hasattr(file, "readinto"):
-        return lambda size: memoryview(file.read(size))
-    buffer = memoryview(bytearray(_BLOCK))
-    return lambda size: buffer[: int(file.readinto(buffer[:size]))]  # None, nothing yet, is an error and no end
+def _is_read_by_offset(file: Any) -> bool:
+    """Return whether socket.socket would have the system send the file, which does not look at its position."""
+    if sys.platform == "win32":
+        return False
+    try:
+        descriptor = file.fileno()
+        os.pread(descriptor, 0, 0)  # an error if there are no offsets, as in a pipe, or it is open for writing only
+        return os.fstat(descriptor).st_size > 0
+    except (AttributeError, OSError):
+        return False
+
+
+def _read_at(file: Any, size: int, offset: int) -> bytes:
+    if sys.platform == "win32":
+        raise NotImplementedError
+    return os.pread(file.fileno(), size, offset)  # asked each time: a closed file says so
+
+
+def _position(file: Any) -> int | None:
+    """Return the position of a file, or None if it has none."""
+    try:
+        return cast(int, file.tell())
+    except (AttributeError, OSError):
+        return None
+
+
+def _rebuilt(
+    reduced: tuple[Callable[..., socket.socket], tuple[Any, ...]], options: int, busy_poll: int
+) -> HyperVSocket:
+    """Make the socket again, in the process that it was sent to, from what `multiprocessing` makes of socket.socket."""
+    make, arguments = reduced
+    with make(*arguments) as plain:
+        sock = HyperVSocket(plain.family, plain.type, plain.proto, fileno=plain.fileno())
+        plain.detach()
+    sock._options = options
+    sock.busy_poll = busy_poll
+    return sock
+
+
+def _name(number: int) -> str:
+    """Return the name of a family or type, or its number where Python has no name for it."""
+    return getattr(number, "name", str(number))
 
 
 def _choose(family: int, fileno: int | None, name: str | None) -> Transport | None:

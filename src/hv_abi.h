@@ -9,7 +9,8 @@
 #include <winsock2.h>
 #endif
 
-#define PY_SSIZE_T_CLEAN
+/* PY_SSIZE_T_CLEAN is left out: 3.13's headers ignore it, so a format with '#' would work on 3.11 only in what older
+ * headers built. Without it such a format fails on 3.11 and 3.12 in every build, where the tests see it. */
 #include <Python.h>
 
 #ifndef Py_mod_multiple_interpreters /* 3.12 */
@@ -20,6 +21,15 @@
 #ifndef Py_mod_gil /* 3.13 */
 #define Py_mod_gil 4
 #define Py_MOD_GIL_NOT_USED ((void *)1)
+#endif
+
+/* For what a fast path leaves: in the same function it would make the compiler save registers on every call. */
+#if defined(__GNUC__)
+#define HV_COLD __attribute__((noinline, cold))
+#elif defined(_MSC_VER)
+#define HV_COLD __declspec(noinline)
+#else
+#define HV_COLD
 #endif
 
 #endif

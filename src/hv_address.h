@@ -13,6 +13,8 @@ typedef int hv_socklen;
 #include <sys/socket.h>
 #include <sys/un.h>
 #ifdef __linux__
+/* Not AF_VSOCK, which macOS defines without a struct sockaddr_vm. */
+#define HV_HAS_VSOCK
 #include <linux/vm_sockets.h>
 #endif
 typedef socklen_t hv_socklen;
@@ -38,7 +40,7 @@ typedef struct {
 #ifndef _WIN32
         struct sockaddr_un un;
 #endif
-#ifdef AF_VSOCK
+#ifdef HV_HAS_VSOCK
         struct sockaddr_vm vm;
 #endif
         char room[128]; /* a longer address of another family is cut, never overrun */
@@ -62,13 +64,21 @@ hv_address_kind_of(int family)
 #ifdef _WIN32
     return family == HV_AF_HYPERV ? HV_ADDRESS_HYPERV : HV_ADDRESS_OTHER;
 #else
-#ifdef AF_VSOCK
+#ifdef HV_HAS_VSOCK
     if (family == AF_VSOCK) {
         return HV_ADDRESS_VSOCK;
     }
 #endif
     return family == AF_UNIX ? HV_ADDRESS_UNIX : HV_ADDRESS_OTHER;
 #endif
+}
+
+/* The families that have no sockets but streams. */
+static inline int
+hv_address_is_stream_only(int family)
+{
+    hv_address_kind kind = hv_address_kind_of(family);
+    return kind == HV_ADDRESS_HYPERV || kind == HV_ADDRESS_VSOCK;
 }
 
 /* A packed SOCKADDR_HV, checked: NULL, or what is wrong with it. */
@@ -99,7 +109,7 @@ hv_sockaddr_is_hyperv(const hv_sockaddr *address)
 
 /* Where a platform lacks a family, hv_address_kind_of() never leads to its functions: they do nothing. */
 
-#ifdef AF_VSOCK
+#ifdef HV_HAS_VSOCK
 static inline void
 hv_sockaddr_set_vsock(hv_sockaddr *address, uint32_t cid, uint32_t port)
 {

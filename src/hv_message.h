@@ -1,165 +1,15 @@
 /* Whole messages, as one operation of several transfers: a length of 4 bytes, big-endian, and that many bytes.
  * What has been transferred is in the socket (hv_outbox, hv_inbox), so that a call that ended early can be
- * gone on with. Each of the two belongs to one thread at a time, whose turn it is. No Python types. */
+ * continued. Each of the two belongs to one thread at a time, whose turn it is. No Python types. */
 #ifndef HV_MESSAGE_H
 #define HV_MESSAGE_H
 
 #include <stdlib.h>
 
-#include "hv_platform.h"
+#include "hv_turn.h"
 
 #define HV_MESSAGE_MAX 0xffffffffU
-#define HV_IOV_MAX 1024        /* of one call; POSIX systems allow that many */
-#define HV_TURN_SLICE 50000000 /* ns that a thread waits for its turn between looks at its signals */
-#define HV_TURN_KEPT 1000000   /* ns, after which the next turn is kept for a thread that waits for it */
-
-/* ---- turns ---- */
-
-/* A wait for a turn. */
-struct hv_turn_op {
-    hv_op op;
-    hv_turn *turn;
-    long me;
-    int64_t began; /* hv_now() */
-    hv_cond woken;
-    hv_turn_op *behind; /* who came later */
-};
-
-/* True if it is the thread's turn now, whoever it is kept for; hv_turn_end() is due then. */
-static inline int
-hv_turn_seize(hv_turn *turn, long me)
-{
-    long nobody = 0;
-    return hv_atomic_swap_if(&turn->owner, &nobody, me);
-}
-
-/* The same, but not of a turn that is kept. */
-static inline int
-hv_turn_take(hv_turn *turn, long me)
-{
-    return hv_atomic_load(&turn->kept) == 0 && hv_turn_seize(turn, me);
-}
-
-/* The next turn is the first thread's that waits. */
-static inline void
-hv_turn_keep(hv_turn *turn)
-{
-    long not_kept = 0;
-    hv_atomic_swap_if(&turn->kept, &not_kept, 1);
-}
-
-/* Has the first thread look that waits for it: all of them would be too many. The socket is locked. */
-static inline void
-hv_turn_wake(hv_turn *turn)
-{
-    if (turn->first != NULL) {
-        hv_cond_wake_all(&turn->first->woken);
-    }
-}
-
-static inline void
-hv_turn_end(hv_socket *s, hv_turn *turn, long me)
-{
-    hv_atomic_swap_if(&turn->owner, &me, 0);
-    if (hv_atomic_load(&turn->waiting) != 0) {
-        hv_lock_acquire(&s->lock);
-        hv_turn_wake(turn);
-        hv_lock_release(&s->lock);
-    }
-}
-
-/* Has all threads look whether the gate is open. */
-static inline void
-hv_turn_wake_all(hv_socket *s)
-{
-    hv_turn *const turns[] = {&s->sending, &s->receiving};
-    hv_turn_op *wait;
-    size_t i;
-    hv_lock_acquire(&s->lock);
-    for (i = 0; i < 2; i++) {
-        for (wait = turns[i]->first; wait != NULL; wait = wait->behind) {
-            hv_cond_wake_all(&wait->woken);
-        }
-    }
-    hv_lock_release(&s->lock);
-}
-
-static inline int
-hv_message_is_on(hv_socket *s)
-{
-    return hv_atomic_load(&s->sending.owner) != 0 || hv_atomic_load(&s->receiving.owner) != 0;
-}
-
-/* Has a place in the queue from here on. */
-static inline void
-hv_turn_enqueue(hv_turn_op *wait)
-{
-    hv_turn_op **link = &wait->turn->first;
-    while (*link != NULL && (*link)->began <= wait->began) {
-        link = &(*link)->behind;
-    }
-    wait->behind = *link;
-    *link = wait;
-    hv_cond_init(&wait->woken);
-    hv_atomic_add(&wait->turn->waiting, 1);
-}
-
-static inline void
-hv_turn_dequeue(hv_turn_op *wait)
-{
-    hv_turn *turn = wait->turn;
-    hv_turn_op **link = &turn->first;
-    long kept = 1;
-    while (*link != wait) {
-        link = &(*link)->behind;
-    }
-    *link = wait->behind;
-    hv_atomic_add(&turn->waiting, -1);
-    hv_cond_destroy(&wait->woken);
-    if (link == &turn->first) {
-        hv_atomic_swap_if(&turn->kept, &kept, 0);
-        if (!wait->op.result) {
-            hv_turn_wake(turn); /* the turn may be over whose end woke this one */
-        }
-    }
-}
-
-/* Waits for a turn. Whoever is there takes it, which costs the least; but after a while it is kept for the first
- * that waits, or others that pause for nobody could keep it waiting for ever. HV_INTERRUPTED: it is time to look
- * at the signals. */
-static hv_status
-hv_turn_start(hv_op *op)
-{
-    hv_turn_op *wait = (hv_turn_op *)op;
-    hv_turn *turn = wait->turn;
-    hv_socket *s = op->socket;
-    int64_t left = hv_time_left(op), now = hv_now(), until;
-    if (op->timeout == 0) {
-        op->error = HV_ERROR_WOULD_BLOCK;
-        return HV_FAILED;
-    }
-    if (left == 0) {
-        return HV_TIMED_OUT;
-    }
-    until = now + (left > 0 && left < HV_TURN_SLICE ? left : HV_TURN_SLICE);
-    hv_lock_acquire(&s->lock);
-    hv_turn_enqueue(wait);
-    for (;;) {
-        int first = turn->first == wait;
-        op->result = (size_t)(first ? hv_turn_seize(turn, wait->me) : hv_turn_take(turn, wait->me));
-        if (op->result || !hv_gate_is_open(&s->gate) || now >= until) {
-            break;
-        }
-        if (first && now - wait->began > HV_TURN_KEPT) {
-            hv_turn_keep(turn);
-        }
-        hv_cond_wait(&wait->woken, &s->lock, until - now);
-        now = hv_now();
-    }
-    hv_turn_dequeue(wait);
-    hv_lock_release(&s->lock);
-    return op->result ? HV_DONE : HV_INTERRUPTED;
-}
+#define HV_IOV_MAX 1024 /* of one call; POSIX systems allow that many */
 
 /* ---- what a message is made of ---- */
 
@@ -195,7 +45,7 @@ typedef enum {
     HV_MESSAGE_WHOLE,      /* all sent and, if that follows, all received */
     HV_MESSAGE_ENDED,      /* the peer sent no more */
     HV_MESSAGE_TOO_LONG,   /* more is announced than `limit` */
-    HV_MESSAGE_NEEDS_ROOM, /* in.size bytes do not fit: set in.store, and go on */
+    HV_MESSAGE_NEEDS_ROOM, /* in.size bytes do not fit: set in.store, and continue */
 } hv_message_outcome;
 
 typedef struct {
@@ -240,7 +90,8 @@ hv_message_send(hv_message *m)
     op->buffers = m->iov;
     op->count = hv_spans_from(m->spans + m->spans_sent, m->span_count - m->spans_sent,
                               (uint64_t)m->s->out.sent - m->bytes_sent, m->iov, room);
-    op->brief = hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
+    /* Of an exchange, the receive is going to let the GIL go. */
+    op->brief = (op->timeout == 0 || m->receives) && hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
     return HV_READY;
 }
 
@@ -283,7 +134,7 @@ hv_message_receive(hv_message *m)
     op->writes = 0;
     op->buffers = m->iov;
     op->count = 1;
-    op->brief = !op->late && hv_is_brief(length);
+    op->brief = op->timeout == 0 && hv_is_brief(length);
     return HV_READY;
 }
 

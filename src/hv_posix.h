@@ -2,54 +2,23 @@
 #ifndef HV_POSIX_H
 #define HV_POSIX_H
 
-#include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdint.h>
+#include <signal.h>
 #include <sys/ioctl.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
+#include <sys/resource.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
-#include <sys/eventfd.h>
-#endif
 
-typedef int hv_handle;
-typedef struct iovec hv_iovec;
-typedef pthread_mutex_t hv_lock;
-typedef pthread_cond_t hv_cond;
-
-#define HV_NO_HANDLE (-1)
-#define HV_IO_MAX ((size_t)SSIZE_MAX)
-#define HV_ERROR_CLOSED EBADF
-#define HV_ERROR_WOULD_BLOCK EWOULDBLOCK
-#define HV_ERROR_TOO_LONG EMSGSIZE
-/* A handle without a timeout is in blocking mode: its would-block (MSG_DONTWAIT) is for the caller. */
-#define HV_WAITS(timeout) ((timeout) > 0)
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
 
-typedef enum { HV_CONNECT_NEW, HV_CONNECT_PENDING, HV_CONNECT_SETTLED } hv_connect_phase;
+/* ---- locks ---- */
 
-typedef struct {
-    int woken_by_name;      /* shutdown() does not wake accept and connect everywhere: close() signals `wake` */
-    int wake[2];            /* read end, write end; the same eventfd on Linux */
-    hv_connect_phase phase; /* of a connect */
-    int64_t pause;          /* ns to sleep instead of polling the handle */
-} hv_pending;
-
-static inline void
-hv_pending_init(hv_pending *pending)
-{
-    pending->woken_by_name = 0;
-    pending->phase = HV_CONNECT_NEW;
-    pending->pause = 0;
-}
+static hv_lock hv_once = PTHREAD_MUTEX_INITIALIZER;
 
 static inline void
 hv_lock_acquire(hv_lock *lock)
@@ -61,86 +30,6 @@ static inline void
 hv_lock_release(hv_lock *lock)
 {
     pthread_mutex_unlock(lock);
-}
-
-static inline void
-hv_cond_wake_all(hv_cond *cond)
-{
-    pthread_cond_broadcast(cond);
-}
-
-static inline void
-hv_cond_destroy(hv_cond *cond)
-{
-    pthread_cond_destroy(cond);
-}
-
-#include "hv_op.h"
-
-/* Held while an import sets what all interpreters share, or the first call in a forked child what it inherited. */
-static hv_lock hv_once = PTHREAD_MUTEX_INITIALIZER;
-
-/* Counts forks: calls that other threads had inside a socket do not exist in the child. */
-static unsigned hv_generation;
-
-static void
-hv_count_fork(void)
-{
-    hv_generation++;
-    pthread_mutex_init(&hv_once, NULL); /* another thread may have had it */
-}
-
-static PyObject *
-hv_raise_error(int error)
-{
-    errno = error;
-    return PyErr_SetFromErrno(PyExc_OSError);
-}
-
-static int
-hv_platform_init(void)
-{
-    static int done;
-    int error = 0;
-    hv_lock_acquire(&hv_once);
-    if (!done) {
-        error = pthread_atfork(NULL, NULL, hv_count_fork);
-        done = error == 0;
-    }
-    hv_lock_release(&hv_once);
-    if (error != 0) {
-        hv_raise_error(error);
-        return -1;
-    }
-    return 0;
-}
-
-/* True for the codes that say "not yet" on a non-blocking socket: part of normal work. */
-static inline int
-hv_error_is_not_yet(int error)
-{
-    return error == EWOULDBLOCK || error == EAGAIN || error == EINPROGRESS;
-}
-
-static inline int
-hv_error_is_reset(int error)
-{
-    return error == ECONNRESET;
-}
-
-static inline void
-hv_iovec_set(hv_iovec *iov, void *base, size_t length)
-{
-    iov->iov_base = base;
-    iov->iov_len = length;
-}
-
-static int64_t
-hv_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static void
@@ -157,7 +46,18 @@ hv_cond_init(hv_cond *cond)
 #endif
 }
 
-/* Waits for hv_cond_wake_all, for so many nanoseconds at most, or for less than that. */
+static inline void
+hv_cond_destroy(hv_cond *cond)
+{
+    pthread_cond_destroy(cond);
+}
+
+static inline void
+hv_cond_wake_all(hv_cond *cond)
+{
+    pthread_cond_broadcast(cond);
+}
+
 static void
 hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
 {
@@ -171,100 +71,58 @@ hv_cond_wait(hv_cond *cond, hv_lock *lock, int64_t ns)
 #endif
 }
 
-static void
-hv_socket_reset(hv_socket *s)
+static long
+hv_thread_id(void)
 {
-    pthread_mutex_init(&s->lock, NULL);
-    pthread_mutex_init(&s->mode, NULL);
-    hv_cond_init(&s->emptied);
-    s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
-    s->waiting = NULL;
+    return (long)pthread_self();
 }
 
-static void
-hv_socket_init(hv_socket *s)
+static int64_t
+hv_now(void)
 {
-    hv_socket_reset(s);
-    s->generation = hv_generation;
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* In a forked child, ends the turns of the parent's other threads. What they were in the midst of, nobody
- * goes on with here: a part of it is on their stacks. */
-static void
-hv_forget_turns(hv_socket *s)
-{
-    long me = (long)pthread_self(), sending = s->sending.owner, receiving = s->receiving.owner;
-    if (sending != 0 && sending != me) {
-        Py_CLEAR(s->out.buffers); /* how much of it is sent, only that thread knows */
-    }
-    if (receiving != 0 && receiving != me) {
-        int is_new = s->in.got == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0);
-        s->in.state = is_new ? HV_INBOX_EMPTY : HV_INBOX_LOST;
-    }
-    hv_socket_reset(s);
-    s->sending.owner = sending == me ? me : 0;
-    s->receiving.owner = receiving == me ? me : 0;
-}
+/* ---- the process ---- */
 
-/* Called before the gate and the turns are used: in a forked child, forgets the calls of the parent's threads. */
-static inline void
-hv_socket_sync(hv_socket *s)
+/* Counts forks: calls that other threads had inside a socket do not exist in the child. */
+static unsigned hv_generation;
+
+static void
+hv_count_fork(void)
 {
-    if (__atomic_load_n(&s->generation, __ATOMIC_ACQUIRE) != hv_generation) {
-        hv_lock_acquire(&hv_once);
-        if (s->generation != hv_generation) {
-            s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
-            hv_forget_turns(s);
-            __atomic_store_n(&s->generation, hv_generation, __ATOMIC_RELEASE);
-        }
-        hv_lock_release(&hv_once);
-    }
+    hv_generation++;
+    pthread_mutex_init(&hv_once, NULL); /* another thread may have had it */
 }
 
 static int
-hv_close(hv_handle handle)
+hv_platform_init(void)
 {
-    return close(handle) == 0 ? 0 : errno;
-}
-
-static int
-hv_set_nonblocking(hv_handle handle, int on)
-{
-    return ioctl(handle, FIONBIO, &on);
-}
-
-/* Undoes what hv_accept_start did to the handle of a blocking socket, for its next owner. */
-static void
-hv_release_mode(hv_socket *s)
-{
-    if (hv_cell_get(&s->timeout) < 0) {
-        hv_set_nonblocking(s->handle, 0);
+    static int done;
+    int error = 0;
+    hv_lock_acquire(&hv_once);
+    if (!done) {
+        error = pthread_atfork(NULL, NULL, hv_count_fork);
+        done = error == 0;
     }
+    hv_lock_release(&hv_once);
+    return error;
 }
 
-/* ---- attempts ---- */
-
-/* Up to this many bytes a transfer that does not block is over sooner than the GIL has been handed over
- * and back, most of all beside a busy thread. In vain, a try costs a fortieth of the wait that follows. */
-#define HV_BRIEF_MAX 16384
+/* ---- errors ---- */
 
 static inline int
-hv_is_brief(size_t length)
+hv_error_is_not_yet(int error)
 {
-    return length <= HV_BRIEF_MAX;
+    return error == EWOULDBLOCK || error == EAGAIN || error == EINPROGRESS;
 }
 
-/* MSG_DONTWAIT whatever the mode is: another owner of the handle may have made it blocking. HV_READY:
- * a blocking attempt is to follow. */
-static hv_status
-hv_brief_start(hv_op *op)
+static inline int
+hv_error_is_reset(int error)
 {
-    int flags = op->flags;
-    hv_status status;
-    op->flags = flags | MSG_DONTWAIT;
-    status = op->start(op);
-    op->flags = flags;
-    return status == HV_BLOCKED && op->timeout < 0 && !(flags & MSG_DONTWAIT) ? HV_READY : status;
+    return error == ECONNRESET;
 }
 
 static hv_status
@@ -283,6 +141,182 @@ hv_failed_now(hv_op *op)
     return hv_failed(op, errno);
 }
 
+/* ---- a socket's life ---- */
+
+static void
+hv_socket_reset(hv_socket *s)
+{
+    pthread_mutex_init(&s->lock, NULL);
+    hv_cond_init(&s->left);
+    s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
+    s->waiting = NULL;
+}
+
+static void
+hv_socket_init(hv_socket *s)
+{
+    hv_socket_reset(s);
+    s->generation = hv_generation;
+}
+
+/* In a forked child, ends the turns of the parent's other threads. What they were in the midst of cannot be continued
+ * here: a part of it is on their stacks. */
+static void
+hv_forget_turns(hv_socket *s)
+{
+    long me = hv_thread_id(), sending = s->sending.owner, receiving = s->receiving.owner;
+    if (sending != 0 && sending != me) {
+        s->out.orphaned = 1;
+    }
+    if (receiving != 0 && receiving != me) {
+        int is_new = s->in.got == 0 && (s->in.state == HV_INBOX_EXACTLY || s->in.header_got == 0);
+        s->in.state = is_new ? HV_INBOX_EMPTY : HV_INBOX_LOST;
+    }
+    hv_socket_reset(s);
+    s->sending.owner = sending == me ? me : 0;
+    s->receiving.owner = receiving == me ? me : 0;
+}
+
+static void
+hv_socket_forget_fork(hv_socket *s)
+{
+    hv_lock_acquire(&hv_once);
+    if (s->generation != hv_generation) {
+        s->gate &= HV_GATE_OPEN | HV_GATE_DETACHED;
+        hv_forget_turns(s);
+        __atomic_store_n(&s->generation, hv_generation, __ATOMIC_RELEASE);
+    }
+    hv_lock_release(&hv_once);
+}
+
+static inline void
+hv_socket_sync(hv_socket *s)
+{
+    if (__atomic_load_n(&s->generation, __ATOMIC_ACQUIRE) != hv_generation) {
+        hv_socket_forget_fork(s);
+    }
+}
+
+static void
+hv_hand_over(hv_socket *s)
+{
+    (void)s; /* the mode is what its timeout says, or what another owner has made of it */
+}
+
+static int
+hv_close(hv_handle handle)
+{
+    return close(handle) == 0 ? 0 : errno;
+}
+
+static int
+hv_set_nonblocking(hv_handle handle, int on)
+{
+    return ioctl(handle, FIONBIO, &on);
+}
+
+/* ---- waking ----
+ *
+ * A call that sleeps in the kernel is woken by a signal to its thread, as Java's sockets do it: accept() and connect()
+ * have no other way out on AF_VSOCK, and a poll of a descriptor more would need that descriptor. SIGURG is Go's
+ * choice for its own purposes, too: it is ignored by default and may come at any time. */
+
+static void
+hv_on_wake(int number)
+{
+    (void)number; /* that the system call ends is all it is for */
+}
+
+/* A handler of the program's own stays: it ends the call as well. */
+static void
+hv_install_wake(void)
+{
+    struct sigaction action;
+    if (sigaction(SIGURG, NULL, &action) == 0 && !(action.sa_flags & SA_SIGINFO) &&
+        (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) {
+        memset(&action, 0, sizeof action);
+        action.sa_handler = hv_on_wake;
+        action.sa_flags = SA_ONSTACK;
+        sigemptyset(&action.sa_mask);
+        sigaction(SIGURG, &action, NULL);
+    }
+}
+
+/* Lets the signal through to a thread that blocks it, for the time of a wait. True if that has to be undone. */
+static int
+hv_unblock_wake(sigset_t *before)
+{
+    static _Thread_local int is_open; /* looked at once, since hardly a thread ever blocks it */
+    sigset_t wake;
+    if (is_open) {
+        return 0;
+    }
+    sigemptyset(&wake);
+    sigaddset(&wake, SIGURG);
+    if (pthread_sigmask(SIG_UNBLOCK, &wake, before) != 0) {
+        return 0;
+    }
+    is_open = !sigismember(before, SIGURG);
+    return !is_open;
+}
+
+static void
+hv_wake_one(hv_op *op)
+{
+    pthread_kill(op->pending.thread, SIGURG);
+}
+
+/* Data calls may sleep in the kernel without being listed: shutdown() reaches those. A listener is spared, since other
+ * processes may share it. */
+static void
+hv_wake_all(hv_socket *s)
+{
+    int listening = 0;
+    socklen_t length = sizeof listening;
+    if (getsockopt(s->handle, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) != 0 || !listening) {
+        shutdown(s->handle, SHUT_RDWR);
+    }
+    hv_install_wake();
+    hv_lock_acquire(&s->lock);
+    hv_waiting_wake(s, hv_wake_one);
+    hv_lock_release(&s->lock);
+}
+
+/* A part of an operation that may sleep, so that close() can wake it. */
+static hv_status
+hv_sleeping(hv_op *op, hv_status (*part)(hv_op *op))
+{
+    hv_socket *s = op->socket;
+    hv_status status;
+    sigset_t before;
+    int blocked = hv_unblock_wake(&before);
+    op->pending.thread = pthread_self();
+    status = hv_waiting_add(s, op) ? part(op) : hv_op_fail(op, HV_ERROR_CLOSED);
+    hv_waiting_remove(s, op);
+    if (blocked) {
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    }
+    return status;
+}
+
+/* ---- attempts ---- */
+
+/* Up to this many bytes a transfer that does not block is over sooner than the GIL has been handed over and back. */
+#define HV_BRIEF_MAX 16384
+
+static inline int
+hv_is_brief(size_t length)
+{
+    return length <= HV_BRIEF_MAX;
+}
+
+static inline void
+hv_iovec_set(hv_iovec *iov, void *base, size_t length)
+{
+    iov->iov_base = base;
+    iov->iov_len = length;
+}
+
 static inline hv_status
 hv_transferred(hv_op *op, ssize_t n)
 {
@@ -298,6 +332,20 @@ static inline int
 hv_flags(const hv_op *op)
 {
     return op->timeout < 0 ? op->flags : op->flags | MSG_DONTWAIT;
+}
+
+static inline int64_t
+hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout)
+{
+    ssize_t n = recv(handle, to, size, timeout < 0 ? 0 : MSG_DONTWAIT);
+    return n < 0 ? -(int64_t)errno : n;
+}
+
+static inline int64_t
+hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout)
+{
+    ssize_t n = send(handle, data, size, timeout < 0 ? MSG_NOSIGNAL : MSG_NOSIGNAL | MSG_DONTWAIT);
+    return n < 0 ? -(int64_t)errno : n;
 }
 
 static hv_status
@@ -322,12 +370,29 @@ hv_sendmsg_start(hv_op *op)
     return hv_transferred(op, sendmsg(op->handle, &message, hv_flags(op) | MSG_NOSIGNAL));
 }
 
+/* MSG_DONTWAIT whatever the timeout is. */
 static hv_status
-hv_accept_attempt(hv_op *op)
+hv_try(hv_op *op)
 {
-    if (hv_set_nonblocking(op->handle, 1) != 0) {
-        return hv_failed_now(op);
-    }
+    int flags = op->flags;
+    hv_status status;
+    op->flags = flags | MSG_DONTWAIT;
+    status = op->start(op);
+    op->flags = flags;
+    return status;
+}
+
+static inline int
+hv_is_readable(hv_handle handle)
+{
+    struct pollfd fd = {handle, POLLIN, 0};
+    return poll(&fd, 1, 0) > 0;
+}
+
+static hv_status
+hv_accept_now(hv_op *op)
+{
+    hv_sockaddr_clear(op->address);
 #ifdef __linux__
     op->accepted = accept4(op->handle, &op->address->u.any, &op->address->length, SOCK_CLOEXEC);
 #else
@@ -340,18 +405,16 @@ hv_accept_attempt(hv_op *op)
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
 }
 
-/* A thread blocked in the kernel's accept() cannot be woken on AF_VSOCK, so the handle is always made
- * non-blocking here, whatever another owner has made of it, and the waiting is poll's. */
+/* accept() has no MSG_DONTWAIT, and the mode of the handle may be any: without a client that poll() has seen, only a
+ * call without a timeout asks for one. Should another owner take that client from a handle that is made blocking, close()
+ * still gets the call back. */
 static hv_status
 hv_accept_start(hv_op *op)
 {
-    hv_status status;
-    hv_sockaddr_clear(op->address);
-    op->pending.woken_by_name = 1;
-    hv_lock_acquire(&op->socket->mode);
-    status = hv_accept_attempt(op);
-    hv_lock_release(&op->socket->mode);
-    return status;
+    int is_try = op->timeout == 0 || op->flags & MSG_DONTWAIT;
+    int may_ask = op->pending.polled || (is_try ? hv_is_readable(op->handle) : op->timeout < 0);
+    op->pending.polled = 0;
+    return may_ask ? hv_sleeping(op, hv_accept_now) : hv_failed(op, EWOULDBLOCK);
 }
 
 /* AF_VSOCK gives up after 2 s by itself: a longer timeout needs the kernel's own to move. */
@@ -370,31 +433,35 @@ hv_set_connect_timeout(const hv_op *op)
 }
 
 static hv_status
-hv_connect_attempt(hv_op *op)
+hv_connect_settled(hv_op *op)
 {
     int error = 0;
     socklen_t length = sizeof error;
-    if (op->pending.phase == HV_CONNECT_PENDING) {
-        return HV_BLOCKED; /* interrupted while waiting */
-    }
-    if (op->pending.phase == HV_CONNECT_SETTLED) {
-        return getsockopt(op->handle, SOL_SOCKET, SO_ERROR, &error, &length) != 0 ? hv_failed_now(op)
-               : error != 0                                                       ? hv_failed(op, error)
-                                                                                  : HV_DONE;
-    }
-    if (hv_set_connect_timeout(op) != 0) {
+    if (getsockopt(op->handle, SOL_SOCKET, SO_ERROR, &error, &length) != 0) {
         return hv_failed_now(op);
     }
-    if (connect(op->handle, &op->address->u.any, op->address->length) == 0) {
+    return error != 0 ? hv_failed(op, error) : HV_DONE;
+}
+
+/* What an errno of connect() means. After a signal, Linux wants the call anew, and BSD goes on by itself. */
+static hv_status
+hv_connect_failed(hv_op *op, int error)
+{
+    int was_cut = op->pending.phase == HV_CONNECT_CUT;
+    op->error = error;
+    if (was_cut && error == EISCONN) {
         return HV_DONE;
     }
-    op->error = errno;
-    if (op->error == EINPROGRESS || op->error == EINTR) { /* EINTR: it goes on by itself */
+    if (error == EINPROGRESS || (was_cut && error == EALREADY)) {
         op->error = EINPROGRESS;
         op->pending.phase = HV_CONNECT_PENDING;
         return HV_BLOCKED;
     }
-    if (op->error == EAGAIN) { /* AF_UNIX: the backlog is full, and nothing tells when it is not */
+    if (error == EINTR) {
+        op->pending.phase = HV_CONNECT_CUT;
+        return HV_INTERRUPTED;
+    }
+    if (error == EAGAIN) { /* AF_UNIX: the backlog is full, and nothing tells when it is not */
         op->pending.pause = op->pending.pause == 0         ? 1000000
                             : op->pending.pause < 16000000 ? 2 * op->pending.pause
                                                            : op->pending.pause;
@@ -403,136 +470,141 @@ hv_connect_attempt(hv_op *op)
     return HV_FAILED;
 }
 
-/* As for accept, but for the time of the call. */
+static hv_status
+hv_connect_now(hv_op *op)
+{
+    return connect(op->handle, &op->address->u.any, op->address->length) == 0 ? HV_DONE : hv_connect_failed(op, errno);
+}
+
+#define HV_CONNECT_SLICE 10000 /* us */
+
+/* A handle that another owner has made blocking would wait for room in the backlog of an AF_UNIX listener without end.
+ * What is not connected has no use for SO_SNDTIMEO yet, so it is lent for the attempt. */
+static hv_status
+hv_connect_in_time(hv_op *op)
+{
+    const struct timeval slice = {0, HV_CONNECT_SLICE};
+    struct timeval before;
+    socklen_t length = sizeof before;
+    hv_status status;
+    if (getsockopt(op->handle, SOL_SOCKET, SO_SNDTIMEO, &before, &length) != 0 ||
+        setsockopt(op->handle, SOL_SOCKET, SO_SNDTIMEO, &slice, sizeof slice) != 0) {
+        return hv_failed_now(op);
+    }
+    status = hv_connect_now(op);
+    setsockopt(op->handle, SOL_SOCKET, SO_SNDTIMEO, &before, sizeof before);
+    return status;
+}
+
+static inline int
+hv_would_block(const hv_op *op)
+{
+    return op->timeout >= 0 && op->address->u.any.sa_family == AF_UNIX && !(fcntl(op->handle, F_GETFL) & O_NONBLOCK);
+}
+
 static hv_status
 hv_connect_start(hv_op *op)
 {
-    hv_status status;
-    int blocking;
-    op->pending.woken_by_name = 1;
-    hv_lock_acquire(&op->socket->mode);
-    blocking = hv_cell_get(&op->socket->timeout) < 0;
-    if (hv_set_nonblocking(op->handle, 1) != 0) {
-        status = hv_failed_now(op);
-    } else {
-        status = hv_connect_attempt(op);
+    if (op->pending.phase == HV_CONNECT_PENDING) {
+        return HV_BLOCKED; /* interrupted while waiting */
     }
-    if (blocking) {
-        hv_set_nonblocking(op->handle, 0);
+    if (op->pending.phase == HV_CONNECT_SETTLED) {
+        return hv_connect_settled(op);
     }
-    hv_lock_release(&op->socket->mode);
-    return status;
+    if (hv_set_connect_timeout(op) != 0) {
+        return hv_failed_now(op);
+    }
+    return hv_sleeping(op, hv_would_block(op) ? hv_connect_in_time : hv_connect_now);
 }
 
 /* ---- waiting ---- */
 
-/* What to do first about a receive whose data cannot be there yet. */
 static inline hv_status
 hv_expect(const hv_op *op)
 {
     return op->waits ? HV_BLOCKED : HV_READY;
 }
 
-/* An attempt after another transfer of the same operation. A signal may have come meanwhile, and nothing
- * would wake the thread for it again: HV_INTERRUPTED, before it sleeps. */
 static hv_status
-hv_go_on(hv_op *op)
+hv_continue(hv_op *op)
 {
-    hv_status status = hv_brief_start(op);
-    return hv_op_goes_on(op, status) ? HV_INTERRUPTED : status;
+    hv_status status = hv_try(op);
+    int is_callers = op->timeout == 0 || op->flags & MSG_DONTWAIT;
+    return status == HV_BLOCKED && !is_callers ? HV_AGAIN : status;
 }
 
 /* About a microsecond. */
 #define HV_TRIES_BETWEEN_YIELDS 4
 
-/* Tries for so many nanoseconds; what comes of it is said as by hv_go_on. Yields now and then: the peer may
- * be waiting for this very core. */
+/* If other threads want this core, spinning is slower than sleeping: a thread that loses the core, or yields it, waits
+ * out their time slices. A gap of so many ns between two tries, in which the thread has lost its core, ends the spin,
+ * and there is none for so many times the gap: what it loses stays a fiftieth. */
+#define HV_GAP 200000
+#define HV_GAPS_WITHOUT_SPIN 50
+#define HV_SWITCHES_FRESH 1000000 /* ns that a count of switches is good for */
+
+/* How often the kernel has taken this thread's core. In a virtual machine there are gaps that are the hypervisor's,
+ * which takes the core of a sleeper as well: those do not count here. */
+static int64_t
+hv_count_switches(int64_t now)
+{
+#ifdef RUSAGE_THREAD
+    struct rusage usage;
+    (void)now;
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : -1;
+#else
+    return now; /* not known: every gap is taken for one */
+#endif
+}
+
+static inline void
+hv_look_at_switches(hv_socket *s, int64_t now)
+{
+    hv_cell_set(&s->switches, hv_count_switches(now));
+    hv_cell_set(&s->switches_seen, now);
+}
+
+/* Another try of a spin is due; `last` is when the one before was. */
+static inline int
+hv_spin_continues(hv_socket *s, int64_t *last, int64_t until)
+{
+    int64_t now = hv_now(), gap = now - *last;
+    *last = now;
+    if (gap >= HV_GAP) {
+        int64_t before = hv_cell_get(&s->switches);
+        hv_look_at_switches(s, now);
+        if (hv_cell_get(&s->switches) != before) {
+            hv_cell_set(&s->no_spin_before, now + HV_GAPS_WITHOUT_SPIN * gap);
+            return 0;
+        }
+    }
+    return now < until;
+}
+
+/* Yields now and then: the peer may be waiting for this very core. */
 static hv_status
 hv_spin(hv_op *op, int64_t ns)
 {
-    int64_t left = hv_time_left(op), last = hv_now(), until = last + (left >= 0 && left < ns ? left : ns);
+    hv_socket *s = op->socket;
+    int64_t left = hv_op_time_left(op), last = hv_now(), until = last + (left >= 0 && left < ns ? left : ns);
     hv_status status;
     unsigned tries = 0;
     op->spun = 1;
+    if (last - hv_cell_get(&s->switches_seen) > HV_SWITCHES_FRESH) {
+        hv_look_at_switches(s, last);
+    }
     for (;;) {
-        status = hv_go_on(op);
-        if (status != HV_INTERRUPTED || !hv_spin_goes_on(op, &last, until)) {
+        status = hv_continue(op);
+        if (status != HV_AGAIN || !hv_spin_continues(s, &last, until)) {
             return status;
         }
         if (++tries % HV_TRIES_BETWEEN_YIELDS == 0) {
             sched_yield();
-            if (!hv_spin_goes_on(op, &last, until)) {
-                return HV_INTERRUPTED;
+            if (!hv_spin_continues(s, &last, until)) {
+                return HV_AGAIN;
             }
         }
     }
-}
-
-static int
-hv_wake_open(int wake[2])
-{
-#ifdef __linux__
-    wake[0] = wake[1] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return wake[0] < 0 ? -1 : 0;
-#else
-    if (pipe(wake) != 0) {
-        return -1;
-    }
-    fcntl(wake[0], F_SETFD, FD_CLOEXEC);
-    fcntl(wake[1], F_SETFD, FD_CLOEXEC);
-    return 0;
-#endif
-}
-
-static void
-hv_wake_close(int wake[2])
-{
-    if (wake[1] != wake[0]) {
-        close(wake[1]);
-    }
-    close(wake[0]);
-}
-
-static void
-hv_wake_one(hv_op *op)
-{
-    uint64_t one = 1;
-    ssize_t n = write(op->pending.wake[1], &one, sizeof one);
-    (void)n; /* can only fail if it is signalled already */
-}
-
-/* Releases what the handle stands for, and keeps its number from becoming another file: it leads nowhere until it
- * is closed. Without a descriptor to spare for a moment, all of it waits for that. */
-static void
-hv_lead_nowhere(hv_handle handle)
-{
-    int nowhere = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (nowhere >= 0) {
-        if (dup2(nowhere, handle) >= 0) {
-            fcntl(handle, F_SETFD, FD_CLOEXEC);
-        }
-        close(nowhere);
-    }
-}
-
-/* Wakes what is inside the shut gate. Data calls may be blocked in the kernel itself: only shutdown()
- * reaches those. A listener is spared, since other processes may share it and accept() polls. The calls that were
- * woken may need some time to leave: nobody who binds or forks after close() shall meet the socket until then. */
-static void
-hv_wake_all(hv_socket *s)
-{
-    int listening = 0;
-    socklen_t length = sizeof listening;
-    if (getsockopt(s->handle, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) != 0 || !listening) {
-        shutdown(s->handle, SHUT_RDWR);
-    }
-    hv_waiting_wake(s, hv_wake_one);
-    hv_lead_nowhere(s->handle);
-    hv_lock_acquire(&s->lock);
-    while (s->waiting != NULL) { /* each has a hold on the socket as long as it polls */
-        hv_cond_wait(&s->emptied, &s->lock, 1000000000);
-    }
-    hv_lock_release(&s->lock);
 }
 
 /* Milliseconds for poll, rounded up; -1 for ever. */
@@ -551,13 +623,23 @@ hv_poll_timeout(int64_t ns)
 static int64_t
 hv_retry_after(const hv_op *op)
 {
-    return op->pending.pause > 0 ? op->pending.pause : op->writes && !op->pending.woken_by_name ? HV_SEND_RETRY : -1;
+    int is_send = op->writes && op->pending.phase == HV_CONNECT_NEW;
+    return op->pending.pause > 0 ? op->pending.pause : is_send ? HV_SEND_RETRY : -1;
+}
+
+/* A signal that came between two polls has woken neither of them: it is looked at before the next try. After detach()
+ * there is no way back from that. */
+static hv_status
+hv_retry(hv_op *op)
+{
+    return hv_gate_is_open(&op->socket->gate) ? HV_AGAIN : HV_READY;
 }
 
 static hv_status
-hv_poll(hv_op *op, struct pollfd fds[2])
+hv_poll(hv_op *op)
 {
-    int64_t left = hv_time_left(op), retry = hv_retry_after(op);
+    struct pollfd fd = {op->pending.pause > 0 ? -1 : op->handle, op->writes ? POLLOUT : POLLIN, 0};
+    int64_t left = hv_op_time_left(op), retry = hv_retry_after(op);
     int n;
     if (left == 0) {
         return HV_TIMED_OUT;
@@ -565,42 +647,25 @@ hv_poll(hv_op *op, struct pollfd fds[2])
     if (retry >= 0 && (left < 0 || retry < left)) {
         left = retry;
     }
-    n = poll(fds, 2, hv_poll_timeout(left));
+    n = poll(&fd, 1, hv_poll_timeout(left));
     if (n < 0) {
         return hv_failed_now(op);
     }
-    if (fds[1].revents != 0) {
-        return hv_failed(op, HV_ERROR_CLOSED);
+    if (n == 0) {
+        return retry < 0 ? HV_BLOCKED : hv_retry(op);
     }
-    if (n > 0 && op->pending.phase == HV_CONNECT_PENDING) {
+    op->pending.polled = 1;
+    if (op->pending.phase == HV_CONNECT_PENDING) {
         op->pending.phase = HV_CONNECT_SETTLED;
     }
-    if (n > 0) {
-        return HV_READY;
-    }
-    /* A signal that came between two polls has woken none of them: it is looked at before the next try. After a
-     * detach() there is no way back to it. */
-    return retry < 0 ? HV_BLOCKED : hv_gate_is_open(&op->socket->gate) ? HV_INTERRUPTED : HV_READY;
+    return HV_READY;
 }
 
-/* HV_READY, or why not. HV_BLOCKED: poll's own limit passed before the deadline; call it again. */
 static hv_status
 hv_wait(hv_socket *s, hv_op *op)
 {
-    struct pollfd fds[2] = {{op->pending.pause > 0 ? -1 : op->handle, op->writes ? POLLOUT : POLLIN, 0},
-                            {-1, POLLIN, 0}};
-    hv_status status;
-    if (!op->pending.woken_by_name) {
-        return hv_poll(op, fds);
-    }
-    if (hv_wake_open(op->pending.wake) != 0) {
-        return hv_failed_now(op);
-    }
-    fds[1].fd = op->pending.wake[0];
-    status = hv_waiting_add(s, op) ? hv_poll(op, fds) : hv_failed(op, HV_ERROR_CLOSED);
-    hv_waiting_remove(s, op);
-    hv_wake_close(op->pending.wake);
-    return status;
+    (void)s;
+    return hv_sleeping(op, hv_poll);
 }
 
 #endif

@@ -1,45 +1,15 @@
 /* The relay's pump: moves bytes between two connected sockets, both ways at once, until both
  * directions have ended. The type Pump is what Python sees of it; hv_pump_posix.h and
- * hv_pump_windows.h have the loop. Included by _hvsock.c after hv_platform.h. */
+ * hv_pump_windows.h have the loop. */
 #ifndef HV_PUMP_H
 #define HV_PUMP_H
 
-#include "hv_platform.h"
+#include "sock_process.h"
 
 /* One direction's room. Measured from 8 KiB on: the cost of a byte no longer falls above 128 KiB, and
  * splice() through a pipe costs more than this copy as soon as one of the two is no AF_UNIX socket.
  * Pages that no data has reached are never touched. */
 #define HV_PUMP_ROOM 131072
-
-#if defined(_MSC_VER) && !defined(__clang__)
-typedef volatile __int64 hv_count;
-
-static inline void
-hv_count_add(hv_count *count, size_t n)
-{
-    _InterlockedExchangeAdd64(count, (__int64)n);
-}
-
-static inline unsigned long long
-hv_count_get(hv_count *count)
-{
-    return (unsigned long long)_InterlockedOr64(count, 0);
-}
-#else
-typedef uint64_t hv_count;
-
-static inline void
-hv_count_add(hv_count *count, size_t n)
-{
-    __atomic_fetch_add(count, n, __ATOMIC_RELAXED);
-}
-
-static inline unsigned long long
-hv_count_get(hv_count *count)
-{
-    return __atomic_load_n(count, __ATOMIC_RELAXED);
-}
-#endif
 
 typedef enum {
     HV_PUMP_RUNS,
@@ -55,7 +25,7 @@ typedef struct {
     char *room;
     size_t start, end; /* what was received and is not sent yet lies between */
     int ended;
-    hv_count *count;
+    hv_counter *count;
 } hv_flow;
 
 typedef struct {
@@ -106,7 +76,7 @@ static inline void
 hv_flow_sent(hv_pair *pair, hv_flow *flow, size_t n)
 {
     flow->start += n;
-    hv_count_add(flow->count, n);
+    hv_counter_add(flow->count, n);
     hv_pair_is_active(pair);
 }
 
@@ -139,7 +109,7 @@ hv_pair_idle_left(const hv_pair *pair)
 
 typedef struct {
     PyObject_HEAD hv_stop stop;
-    hv_count counts[2];
+    hv_counter counts[2];
 } pump_object;
 
 static PyObject *
@@ -160,7 +130,7 @@ pump_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (error != 0) {
         hv_stop_clear(&self->stop);
         Py_DECREF(self);
-        return hv_raise_error(error);
+        return raise_os_error(error);
     }
     return (PyObject *)self;
 }
@@ -233,7 +203,7 @@ pump_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     if (status != HV_PUMP_STOPPED && pair.error != 0) {
-        return hv_raise_error(pair.error);
+        return raise_os_error(pair.error);
     }
     return PyBool_FromLong(status == HV_PUMP_ENDED);
 }
@@ -248,8 +218,9 @@ pump_stop(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 pump_get_transferred(PyObject *self, void *Py_UNUSED(closure))
 {
-    hv_count *counts = ((pump_object *)self)->counts;
-    return Py_BuildValue("KK", hv_count_get(&counts[0]), hv_count_get(&counts[1]));
+    hv_counter *counts = ((pump_object *)self)->counts;
+    return Py_BuildValue("KK", (unsigned long long)hv_counter_get(&counts[0]),
+                         (unsigned long long)hv_counter_get(&counts[1]));
 }
 
 PyDoc_STRVAR(pump_doc, "Pump()\n--\n\n"

@@ -6,10 +6,18 @@ typedef struct {
     int wake[2];
 } hv_stop;
 
-static inline int
+static int
 hv_stop_open(hv_stop *stop)
 {
-    return hv_wake_open(stop->wake) == 0 ? 0 : errno;
+    int i;
+    if (pipe(stop->wake) != 0) {
+        return errno;
+    }
+    for (i = 0; i < 2; i++) {
+        fcntl(stop->wake[i], F_SETFD, FD_CLOEXEC);
+        hv_set_nonblocking(stop->wake[i], 1); /* a full one is readable for ever, and more need not be written */
+    }
+    return 0;
 }
 
 static inline void
@@ -22,7 +30,8 @@ static inline void
 hv_stop_close(hv_stop *stop)
 {
     if (stop->wake[0] >= 0) {
-        hv_wake_close(stop->wake);
+        close(stop->wake[0]);
+        close(stop->wake[1]);
     }
 }
 

@@ -1,7 +1,9 @@
-/* The methods that send and receive as a whole; a part of _hvsock.c. A call that ended early has left its
- * progress in the socket, and the same call goes on: nothing is sent twice, and nothing received is lost. */
+/* The methods that send and receive as a whole. A call that ended early has left its progress in the socket, and the
+ * same call continues it: nothing is sent twice, and nothing received is lost. */
 #ifndef SOCK_MESSAGES_H
 #define SOCK_MESSAGES_H
+
+#include "sock_data.h"
 
 #define LIMIT_BY_DEFAULT (16 << 20)
 #define RECV_ON_HEAP 65536 /* up to this size a copy costs less than asking for the GIL in the midst of a message */
@@ -10,9 +12,10 @@ static void
 message_init(hv_message *m, hv_socket *s)
 {
     hv_op_init(&m->op, s, NULL);
+    hv_op_start_clock(&m->op);
     m->op.advance = hv_message_advance;
     m->s = s;
-    m->me = (long)PyThread_get_thread_ident();
+    m->me = hv_thread_id();
     m->sends = 0;
     m->spans = NULL;
     m->span_count = 0;
@@ -45,18 +48,17 @@ take_turn(hv_message *m, hv_turn *turn)
     if (hv_turn_take(turn, m->me)) {
         return HV_DONE;
     }
-    if (hv_atomic_load(&turn->owner) == m->me) {
-        PyErr_SetString(PyExc_RuntimeError, "this signal handler has interrupted a message of its own thread");
-        return HV_INTERRUPTED;
+    if (hv_word_get(&turn->owner) == m->me) {
+        PyErr_SetString(PyExc_RuntimeError, "a signal handler cannot start a message while its thread is in one");
+        return HV_RAISED;
     }
     hv_op_init(&wait.op, m->s, hv_turn_start);
-    wait.op.deadline = m->op.deadline; /* of an exchange's other turn */
+    wait.op.deadline = m->op.deadline;
     wait.op.spun = 1;
     wait.turn = turn;
     wait.me = m->me;
     wait.began = hv_now();
-    status = drive(m->s, &wait.op);
-    m->op.deadline = wait.op.deadline;
+    status = drive(m->s, &wait.op, HV_READY);
     m->op.error = wait.op.error;
     return status;
 }
@@ -136,8 +138,11 @@ same_buffers(PyObject *kept, PyObject *const *items, const gather *g)
 static void
 outbox_clear(hv_outbox *out)
 {
+    PyObject *buffers = out->buffers;
     hv_cell_set(&out->size, 0);
-    Py_CLEAR(out->buffers);
+    out->buffers = NULL;
+    out->orphaned = 0;
+    Py_XDECREF(buffers);
 }
 
 static void
@@ -148,7 +153,7 @@ message_takes(hv_message *m, const gather *g)
     m->iov = g->iov;
 }
 
-/* Begins to send, or goes on with it. HV_DONE: end_send() is due. */
+/* Begins to send, or continues. HV_DONE: end_send() is due. */
 static hv_status
 begin_send(hv_message *m, const gather *g, PyObject *const *items)
 {
@@ -157,19 +162,19 @@ begin_send(hv_message *m, const gather *g, PyObject *const *items)
     if (status != HV_DONE) {
         return status;
     }
-    if (out->size == 0) {
+    if (out->size == 0 && hv_cell_get(&m->s->send_lost) == 0) {
         out->sent = 0;
         hv_cell_set(&out->size, (int64_t)g->total);
-    } else if (!same_buffers(out->buffers, items, g)) {
-        may_send(m->s);
+    } else if (out->orphaned || !same_buffers(out->buffers, items, g)) {
+        refuse_send(m->s);
         hv_turn_end(m->s, &m->s->sending, m->me);
-        return HV_INTERRUPTED;
+        return HV_RAISED;
     }
     m->sends = 1;
     return HV_DONE;
 }
 
-/* Keeps what is needed to go on, if something is left, and ends the turn if that is not done. */
+/* Keeps what is needed to continue, if something is left, and ends the turn if that is not done. */
 static void
 end_send(hv_message *m, const gather *g, PyObject *const *items)
 {
@@ -200,7 +205,7 @@ sock_send_message(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     status = begin_send(&m, &g, args);
     if (status == HV_DONE) {
         hv_message_next(&m);
-        status = drive(s, &m.op);
+        status = drive(s, &m.op, HV_READY);
         end_send(&m, &g, args);
     }
     gather_release(&g);
@@ -220,11 +225,11 @@ inbox_clear(hv_inbox *in)
     Py_CLEAR(in->request);
 }
 
-/* Nobody can go on with a message of a closed socket. If a thread is in its midst, that thread forgets it. */
+/* A message of a closed socket cannot be continued. If a thread is in its midst, that thread forgets it. */
 static void
 forget_messages(hv_socket *s)
 {
-    long me = (long)PyThread_get_thread_ident();
+    long me = hv_thread_id();
     if (hv_turn_seize(&s->sending, me)) {
         outbox_clear(&s->out);
         hv_turn_end(s, &s->sending, me);
@@ -235,7 +240,7 @@ forget_messages(hv_socket *s)
     }
 }
 
-/* Begins a receive of this kind, or goes on with it. HV_DONE: end_receive() is due. */
+/* Begins a receive of this kind, or continues it. HV_DONE: end_receive() is due. */
 static hv_status
 begin_receive(hv_message *m, int kind, size_t size)
 {
@@ -252,7 +257,7 @@ begin_receive(hv_message *m, int kind, size_t size)
     } else if (in->state != kind || (kind == HV_INBOX_EXACTLY && in->size != size)) {
         refuse_receive(in->state);
         hv_turn_end(m->s, &m->s->receiving, m->me);
-        return HV_INTERRUPTED;
+        return HV_RAISED;
     }
     m->receives = 1;
     return HV_DONE;
@@ -277,19 +282,19 @@ run_message(hv_message *m)
     hv_status status = hv_message_next(m);
     for (;;) {
         if (status == HV_READY) {
-            status = drive(m->s, &m->op);
+            status = drive(m->s, &m->op, HV_READY);
         }
         if (status != HV_DONE || m->outcome != HV_MESSAGE_NEEDS_ROOM) {
             return status;
         }
         if (!inbox_make_store(&m->s->in)) {
-            return HV_INTERRUPTED;
+            return HV_RAISED;
         }
         status = hv_message_next(m);
     }
 }
 
-/* Keeps in the socket what has arrived in the caller's memory, unless nobody can go on with it. False with
+/* Keeps in the socket what has arrived in the caller's memory, unless it cannot be continued. False with
  * an exception set. */
 static int
 inbox_keep(hv_socket *s, const char *room)
@@ -351,19 +356,21 @@ raise_ended(const hv_inbox *in, const char *room)
     int headless = in->header_got < sizeof in->header;
     size_t got = headless ? in->header_got : in->got;
     const char *partial = headless ? (const char *)in->header : in->store != NULL ? in->memory : room;
-    PyObject *errors, *error;
+    PyObject *errors, *bytes, *error;
     if (got == 0 && (headless || in->state == HV_INBOX_EXACTLY)) {
         PyErr_SetString(PyExc_EOFError, "the peer has ended the stream");
         return;
     }
     errors = PyImport_ImportModule("hvsock.errors");
-    error = errors == NULL ? NULL
-                           : PyObject_CallMethod(errors, "IncompleteReadError", "y#n", partial, (Py_ssize_t)got,
-                                                 (Py_ssize_t)(headless ? sizeof in->header : in->size));
+    bytes = errors == NULL ? NULL : PyBytes_FromStringAndSize(partial, (Py_ssize_t)got);
+    error = bytes == NULL ? NULL
+                          : PyObject_CallMethod(errors, "IncompleteReadError", "On", bytes,
+                                                (Py_ssize_t)(headless ? sizeof in->header : in->size));
     if (error != NULL) {
         PyErr_SetObject((PyObject *)Py_TYPE(error), error);
     }
     Py_XDECREF(errors);
+    Py_XDECREF(bytes);
     Py_XDECREF(error);
 }
 
@@ -451,7 +458,7 @@ receive_into(PyObject *self, PyObject *buffer, int kind, const char *operation)
     } else {
         result = fail_message(self, &m, status, operation);
     }
-    PyBuffer_Release(&view);
+    release_writable(&view);
     return result;
 }
 
@@ -534,11 +541,11 @@ begin_request(hv_message *m, const gather *g, PyObject *const *items, int is_new
     }
     if (in->request != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "the reply to another request is due: recv_message() takes it");
-        return HV_INTERRUPTED;
+        return HV_RAISED;
     }
     if (!is_new) {
         refuse_receive(in->state);
-        return HV_INTERRUPTED;
+        return HV_RAISED;
     }
     return begin_send(m, g, items);
 }

@@ -300,10 +300,14 @@ FAULTS: dict[str, Callable[[str, str], int]] = {
 
 
 def try_settimeout(transport: str, name: str) -> int:
-    """Set the timeout to None when a call is just about to ask the system; close() must end it all the same."""
+    """Make the handle blocking when a call is just about to ask the system; close() must end it all the same.
+
+    Another owner of the listener takes the client that poll() has seen.
+    """
     with contextlib.ExitStack() as stack:
         if name == "accept":
             sock, arguments = stack.enter_context(utils.listen(transport)), ()
+            stack.enter_context(utils.dialler(transport)).connect(sock.getsockname())
         else:
             address = utils.full_listener(transport, stack).getsockname()
             sock, arguments = stack.enter_context(utils.dialler(transport)), (address,)
@@ -312,6 +316,9 @@ def try_settimeout(transport: str, name: str) -> int:
         with faults.plan(sock, f"{name}ing=late:{TICK * 1000:.0f}"):
             call = utils.Task(getattr(sock, name), *arguments)
             utils.wait_for(lambda: ctypes.CDLL(None).faults_calls(f"{name}ing".encode()))
+            if name == "accept":
+                with socket.socket(fileno=os.dup(sock.fileno())) as other:
+                    other.accept()[0].close()
             sock.settimeout(None)
         assert not call.wait(TICK)
         sock.close()
@@ -346,7 +353,10 @@ SIGNAL = {"connect": try_signal}
 
 
 def try_spin(transport: str, name: str) -> int:
-    """Have a spin lose its core: it ends, there is none for fifty times as long, and then there is again."""
+    """Have a spin lose its core: it ends, there is none for fifty times as long, and then there is again.
+
+    One that was held up together with the whole machine ends as well, and there is another one at once.
+    """
     late = TICK / 10
 
     def tries(*words: str) -> int:
@@ -359,7 +369,7 @@ def try_spin(transport: str, name: str) -> int:
     began = 0.0
     with contextlib.ExitStack() as stack:
         if name == "accept":
-            sock, group = stack.enter_context(utils.listen(transport)), "accepting"
+            sock, group = stack.enter_context(utils.listen(transport)), "polling"
             call = sock.accept
         else:
             (sock, _), group = stack.enter_context(connected(transport)), "receiving"
@@ -369,13 +379,15 @@ def try_spin(transport: str, name: str) -> int:
         sleeping = tries()
         sock.busy_poll = 100
         # Whoever else wants the core has the same effect: then it is tried again.
-        utils.wait_for(lambda: tries() > 2 * sleeping)
+        utils.wait_for(lambda: tries() > 2 * sleeping + 2)
+        utils.wait_for(lambda: tries(f"{group}=held:{late * 1000:.0f}@2") and faults.injected)
+        assert tries() > 2 * sleeping + 2
         utils.wait_for(lambda: tries(f"{group}=late:{late * 1000:.0f}@2") and faults.injected)
         assert faults.calls[group] <= 3 + sleeping
         injected, end = faults.injected, began + 50 * late
         while (count := tries()) and time.monotonic() < end:
             assert count == sleeping
-        utils.wait_for(lambda: tries() > 2 * sleeping)
+        utils.wait_for(lambda: tries() > 2 * sleeping + 2)
     return injected
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
+import socket
 import sys
 import uuid
 from typing import Any
@@ -49,6 +51,15 @@ def test_not_on_this_platform() -> None:
         with pytest.raises(OSError, match="Windows") as info:
             make()
         assert info.value.errno == errno.EAFNOSUPPORT
+
+
+@pytest.mark.parametrize("platform", ["darwin", "freebsd14", "linux"])
+def test_on_windows_only(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FreeBSD's AF_HYPERV, which Python has too, is 43 with addresses of its own."""
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(socket, "AF_HYPERV", 43, raising=False)
+    transport = runpy.run_path(hyperv.__file__)["HyperVTransport"]()
+    assert transport.reason == "AF_HYPERV exists on Windows only."
 
 
 def test_addresses_are_packed(recorded: list[tuple[Any, ...]]) -> None:
@@ -143,8 +154,6 @@ class TestWindows:
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="3.12+ only: before, socket has no AF_HYPERV addresses")
     def test_against_the_standard_library(self) -> None:
         """CPython's own AF_HYPERV at the other end, both ways."""
-        import socket
-
         service = uuid.uuid4()
         with socket.socket(34, socket.SOCK_STREAM, 1) as listener:
             listener.bind((str(hvsock.HV_GUID_LOOPBACK), str(service)))
@@ -167,8 +176,6 @@ class TestWindows:
     def test_share_with_another_process(self) -> None:
         with connected("hyperv") as (a, b):
             data = a.share(os.getpid())  # type: ignore[attr-defined]
-            import socket
-
             with socket.fromshare(data) as twin:  # type: ignore[attr-defined]
                 twin.sendall(b"x")
                 assert b.recv(1) == b"x"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import runpy
 import socket
 import struct
+import sys
 import time
 import uuid
 from typing import Any
@@ -42,6 +44,23 @@ def address(vm: Any, service: Any = 5000) -> hvsock.HyperVAddress:
 def test_is_tested() -> None:
     """The one skip that says how to have the streams of every other module run over vsock too."""
     require("vsock")
+
+
+@pytest.mark.parametrize("platform", ["darwin", "freebsd14", "win32"])
+def test_on_linux_only(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has an AF_VSOCK of that number with other addresses; on FreeBSD the number is another family's."""
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(socket, "AF_VSOCK", 40, raising=False)
+    transport = runpy.run_path(vsock.__file__)["VsockTransport"]()
+    assert transport.reason == "AF_VSOCK exists on Linux only."
+
+
+def test_python_without_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that was built without linux/vm_sockets.h: the number is all that is needed."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delattr(socket, "AF_VSOCK", raising=False)
+    transport = runpy.run_path(vsock.__file__)["VsockTransport"]
+    assert (transport.family, transport.unsupported) == (40, None)
 
 
 # Mapping

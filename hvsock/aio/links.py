@@ -13,6 +13,7 @@ from typing import Final
 from hvsock.aio.connecting import settle
 from hvsock.errors import IncompleteReadError
 from hvsock.sockets import HyperVSocket
+from hvsock.transports.vsock import VsockTransport
 
 __all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long", "to_be_repeated"]
 
@@ -25,7 +26,7 @@ _LARGE: Final = 2**18  # bytes; what a system takes of a message at once is less
 _ROOM: Final = 2**13  # bytes that one receive may take, but for the content of longer messages
 _FIRST_ROOM: Final = 2**16  # bytes for the content of one of these: a peer gets no memory for what it only announces
 _GROWTH: Final = 4
-_AF_VSOCK: Final = getattr(socket, "AF_VSOCK", None)  # does not always say that its peer is gone, only a send does
+_AF_VSOCK: Final = VsockTransport.family  # does not always say that its peer is gone, only a send does
 _SEND_RETRY: Final = 1.0  # seconds
 
 

@@ -24,6 +24,7 @@ class HyperVTransport(Transport):
     name = "hyperv"
     family = AF_HYPERV
     proto = HV_PROTOCOL_RAW
+    # Not by socket.AF_HYPERV, which FreeBSD has too: there it is 43, with other addresses.
     unsupported = None if sys.platform == "win32" else "AF_HYPERV exists on Windows only."
 
     def _refused(self, exc: OSError) -> str:

@@ -36,7 +36,9 @@ class VsockTransport(Transport):
 
     name = "vsock"
     family = _AF_VSOCK
-    unsupported = None if hasattr(socket, "AF_VSOCK") else "AF_VSOCK exists on Linux only."
+    # Not by socket.AF_VSOCK, which some builds of Python lack on Linux. On FreeBSD 40 is another family, and macOS has
+    # another struct sockaddr_vm.
+    unsupported = None if sys.platform == "linux" else "AF_VSOCK exists on Linux only."
 
     def _refused(self, exc: OSError) -> str:
         return (

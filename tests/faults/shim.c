@@ -1,10 +1,11 @@
 /* System calls that fail when a test says so; preloaded into a process by tests/test_faults.py.
  *
  * faults_arm(fd, plan) makes the calls on one descriptor fail. A plan is words CALL=WHAT[@SKIP][*TIMES], as those of
- * tests/windows/provider. CALL is sending receiving polling accepting connecting or asking (ioctl, getsockopt,
- * and any eventfd). WHAT is an errno, short:N for at most N bytes, or late:MS for a call that begins so many
- * milliseconds late. SKIP calls go well first; it happens once or TIMES times, *0 for ever. The first word that has
- * something to say about a call is taken. One thread at a time uses it, or another one while a call is late. */
+ * tests/windows/provider. CALL is sending receiving polling accepting connecting or asking (ioctl, getsockopt).
+ * WHAT is an errno, short:N for at most N bytes, late:MS for a call that begins so many milliseconds late since the
+ * thread has lost its core, or held:MS for one that is as late since the whole machine was held up. SKIP calls go well
+ * first; it happens once or TIMES times, *0 for ever. The first word that has something to say about a call is taken.
+ * One thread at a time uses it, or another one while a call is late. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -13,8 +14,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -28,6 +29,7 @@ typedef struct {
     int error; /* 0: short, or late */
     size_t length;
     unsigned late; /* ms */
+    unsigned held; /* ms */
     unsigned skip;
     unsigned times; /* 0: for ever */
     int spent;
@@ -38,6 +40,7 @@ static int fault_count;
 static int armed = -1;
 static const char *made[MAX_CALLS]; /* calls on the descriptor */
 static int made_count, injected;
+static long switches; /* that the kernel has not counted */
 
 /* 0, or -1 for a plan that is none. */
 int
@@ -57,6 +60,7 @@ faults_arm(int fd, const char *plan)
         f->times = star == NULL ? 1 : (unsigned)atoi(star + 1);
         if (fault_count == MAX_FAULTS || (sscanf(word, "%15[a-z]=short:%zu", f->call, &f->length) != 2 &&
                                           sscanf(word, "%15[a-z]=late:%u", f->call, &f->late) != 2 &&
+                                          sscanf(word, "%15[a-z]=held:%u", f->call, &f->held) != 2 &&
                                           sscanf(word, "%15[a-z]=%d", f->call, &f->error) != 2)) {
             return -1;
         }
@@ -105,8 +109,9 @@ due(int fd, const char *call)
         }
         f->spent = f->times != 0 && --f->times == 0;
         injected += i == 0;
-        if (f->late != 0) {
-            usleep(f->late * 1000);
+        if (f->late != 0 || f->held != 0) {
+            usleep((f->late + f->held) * 1000);
+            switches += f->late != 0;
             return NULL;
         }
         return f;
@@ -214,8 +219,9 @@ getsockopt(int fd, int level, int option, void *restrict value, socklen_t *restr
 }
 
 int
-eventfd(unsigned value, int flags)
+getrusage(__rusage_who_t who, struct rusage *usage)
 {
-    FAIL_IF_DUE(armed, "asking")
-    return REAL(eventfd)(value, flags);
+    int result = REAL(getrusage)(who, usage);
+    usage->ru_nivcsw += switches;
+    return result;
 }

@@ -1,10 +1,9 @@
-"""Makes what ``run`` and ``compile-check`` use: Windows CPythons, the provider, the extension and its wheel.
+"""Makes what ``run`` uses: Windows CPythons, the provider, the extension and its wheel.
 
 Every product is made once and kept in the work directory, with a stamp: a hash of all that it is
 made from. It is made again when that hash differs. Works with Python 3.11 and later, on Linux.
 
     bench.py build WORK PYTHON...    PYTHON: the Linux interpreters, one for each Windows one
-    bench.py check WORK PYTHON       compile the C for x86-64 and ARM64, and link nothing
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ WHEELS = {
     "3.11": "panda3d==1.10.16 --hash=sha256:37acfb92655c4226879f95c988e2ef1449a53c54486d6c1ebc00e2772429af82",
     "3.13": "panda3d==1.10.16 --hash=sha256:0e505261bb58d8402d0099c291f1a3459acfdd38f3e7d666e72aa2e1ea5dc46f",
 }
-ZIG = "ziglang==0.17.1"
 # Free-threaded builds, test helpers and Tk are of no use here; platform.uname() asks _wmi first,
 # and Wine 8 ends the process inside it.
 UNWANTED_LIBS = re.compile(r"cp313t|/_wmi|/_test|/_tkinter|/tcl|/tk")
@@ -454,36 +452,11 @@ def build(work: Path, executables: list[str]) -> None:
     copy_tests(work)
 
 
-# The compile check
-
-
-def check(work: Path, executable: str) -> None:
-    """Compile with mingw for x86-64 and with zig for ARM64; any warning is an error."""
-    source = interpreter(executable)
-    code = PROJECT / "src" / "_hvsock.c"
-    flags = [*EXTENSION_FLAGS, f"-I{source.headers}", "-c", code, "-o"]
-    run([GCC, *flags, work / "check-x86_64.o"])
-    zig = work / "zig"
-    with stamped(work / "zig.stamp", executable, ZIG) as stale:
-        if stale:
-            shutil.rmtree(zig, ignore_errors=True)
-            run([executable, "-m", "venv", zig])
-            run([zig / "bin" / "python", "-m", "pip", "install", "--quiet", ZIG])
-    caches = {"ZIG_GLOBAL_CACHE_DIR": str(work / "zig-cache"), "ZIG_LOCAL_CACHE_DIR": str(work / "zig-cache")}
-    run(
-        [zig / "bin" / "python", "-m", "ziglang", "cc", "-target", "aarch64-windows-gnu",
-         *flags, work / "check-aarch64.o"],
-        env=os.environ | caches,
-    )  # fmt: skip
-
-
 def main(arguments: list[str]) -> int:
     try:
         match arguments:
             case ["build", work, *executables] if executables:
                 build(Path(work), executables)
-            case ["check", work, executable]:
-                check(Path(work), executable)
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2

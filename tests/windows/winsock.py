@@ -60,14 +60,14 @@ class Operation:
     def cancel(self) -> bool:
         return bool(_kernel.CancelIoEx(wintypes.HANDLE(self.owner.fileno()), ctypes.byref(self.overlapped)))
 
-    def result(self) -> int:
+    def result(self, *, wait: bool = False) -> int:
         """The number of bytes; raises what Winsock says the operation failed with. ``told`` has it in both cases."""
         size, flags = wintypes.DWORD(), wintypes.DWORD()
         done = _winsock.WSAGetOverlappedResult(
             Socket(self.owner.fileno()),
             ctypes.byref(self.overlapped),
             ctypes.byref(size),
-            False,
+            wait,
             ctypes.byref(flags),
         )
         self.told = size.value

@@ -174,7 +174,7 @@ begin_hold(const struct handle *h, LPOVERLAPPED overlapped, DWORD stubborn)
     }
     hold->socket = h->socket;
     hold->event = CreateEventA(NULL, TRUE, FALSE, NULL);
-    hold->milliseconds = chosen != 0 ? chosen : CONNECT_TIMEOUT_DEFAULT;
+    hold->milliseconds = (chosen != 0 ? chosen : CONNECT_TIMEOUT_DEFAULT) + stubborn;
     entry = handle_lock(h->socket);
     entry->held = hold->event;
     entry->held_overlapped = overlapped;
@@ -225,6 +225,7 @@ hold_overlapped(const struct handle *h, LPOVERLAPPED overlapped, const struct fa
     if (fault->kind == FAULT_STUBBORN) {
         cancel_watch();
     }
+    overlapped->Internal = STATUS_PENDING; /* Wine leaves that out for this operation */
     if (real_WSAIoctl(h->socket, SIO_ADDRESS_LIST_CHANGE, NULL, 0, NULL, 0, &returned, overlapped, NULL) != 0 &&
         GetLastError() != WSA_IO_PENDING) {
         return FALSE;

@@ -22,7 +22,7 @@ struct handle {
     HANDLE name;          /* a listener's hold on its name */
     HANDLE held;          /* a connect is held back; setting this event ends that */
     LPOVERLAPPED held_overlapped;
-    DWORD stubborn; /* for so many milliseconds, that connect ignores being cancelled */
+    DWORD stubborn; /* for so many milliseconds, that connect ignores what is to end it */
     BOOL cancelled; /* it was, and is ignoring it */
     BOOL timed_out; /* the connect that was held back has failed by time */
 };

@@ -1,0 +1,58 @@
+/* Transfers that take all of a buffer, as one operation of several steps. No Python types. */
+#ifndef HV_STREAM_H
+#define HV_STREAM_H
+
+#include "hv_platform.h"
+
+typedef struct {
+    hv_op op;     /* the transfer at hand; at the end its result is what was moved altogether */
+    hv_iovec iov; /* what is left */
+    char *base;
+    size_t size;
+    size_t moved;
+} hv_whole;
+
+static inline hv_status
+hv_whole_prepare(hv_whole *w)
+{
+    size_t left = w->size - w->moved;
+    hv_iovec_set(&w->iov, w->base + w->moved, left);
+    w->op.brief = w->op.timeout == 0 && hv_is_brief(left);
+    return HV_READY;
+}
+
+static inline hv_status
+hv_whole_end(hv_whole *w)
+{
+    w->op.result = w->moved;
+    return HV_DONE;
+}
+
+/* After a transfer: all is moved, or nothing comes any more. */
+static hv_status
+hv_whole_advance(hv_op *op)
+{
+    hv_whole *w = (hv_whole *)op;
+    size_t n = op->result;
+    op->result = 0;
+    hv_pending_init(&op->pending);
+    w->moved += n;
+    return w->moved == w->size || n == 0 ? hv_whole_end(w) : hv_whole_prepare(w);
+}
+
+/* All of a buffer in one direction: hv_send_start or hv_recv_start. */
+static inline void
+hv_whole_init(hv_whole *w, hv_socket *s, hv_status (*start)(hv_op *op), void *base, size_t size)
+{
+    hv_op_init(&w->op, s, start);
+    hv_op_start_clock(&w->op);
+    w->op.advance = hv_whole_advance;
+    w->op.buffers = &w->iov;
+    w->op.count = 1;
+    w->base = base;
+    w->size = size;
+    w->moved = 0;
+    hv_whole_prepare(w);
+}
+
+#endif

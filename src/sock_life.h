@@ -1,0 +1,244 @@
+/* The life of a socket object: __init__, its timeout and mode, detach, close, its end. */
+#ifndef SOCK_LIFE_H
+#define SOCK_LIFE_H
+
+#include "sock_driver.h"
+#include "sock_messages.h"
+
+#define BUSY_POLL_MAX 1000000 /* microseconds: while it lasts, Ctrl-C and close() wait */
+
+/* A timeout of the base's in seconds as the user has set it; < 0: None. */
+static double
+users_timeout(double seconds)
+{
+    return BASE_FOREVER > 0.0 && seconds >= BASE_FOREVER ? -1.0 : seconds;
+}
+
+/* The base's timeout; < 0: None, or an exception is set. */
+static double
+get_timeout(PyObject *self)
+{
+    PyObject *timeout = PyObject_CallFunctionObjArgs(module_of(self)->gettimeout, self, NULL);
+    double seconds = timeout == NULL || timeout == Py_None ? -1.0 : PyFloat_AsDouble(timeout);
+    Py_XDECREF(timeout);
+    return users_timeout(seconds);
+}
+
+/* Takes over the base's timeout. */
+static int
+adopt_timeout(PyObject *self)
+{
+    double seconds = get_timeout(self);
+    if (seconds < 0.0 && PyErr_Occurred()) {
+        return 0;
+    }
+    /* A century at most, so that a deadline cannot overflow; a nanosecond at least. */
+    seconds = seconds > 3e9 ? 3e9 : seconds;
+    hv_cell_set(&state_of(self)->timeout, seconds < 0.0 ? -1 : seconds == 0.0 ? 0 : (int64_t)(seconds * 1e9) + 1);
+    return 1;
+}
+
+/* `value` is None or a number of CPython's own: no code of Python runs here. */
+static PyObject *
+set_timeout(PyObject *self, PyObject *value)
+{
+    PyObject *forever = BASE_FOREVER > 0.0 && value == Py_None ? PyFloat_FromDouble(BASE_FOREVER) : Py_NewRef(value);
+    PyObject *result = forever == NULL ? NULL : PyObject_CallMethod(base_of(self), "settimeout", "OO", self, forever);
+    Py_XDECREF(forever);
+    if (result == NULL) {
+        return NULL;
+    }
+    hv_cell_set(&state_of(self)->nonblocking, 1); /* of no meaning on POSIX */
+    if (!adopt_timeout(self)) {
+        Py_CLEAR(result);
+    }
+    return result;
+}
+
+/* Takes over what the base has just set up: handle, family and timeout. */
+static int
+adopt(PyObject *self, module_state *module)
+{
+    hv_socket *s = state_of(self);
+    PyObject *handle = PyObject_CallFunctionObjArgs(module->fileno, self, NULL);
+    PyObject *family = get_attribute(module->family, self);
+    if (handle != NULL && family != NULL) {
+        s->handle = (hv_handle)PyLong_AsLongLong(handle);
+        s->family = (int)PyLong_AsLong(family);
+    }
+    Py_XDECREF(handle);
+    Py_XDECREF(family);
+    if (PyErr_Occurred() || !adopt_timeout(self)) {
+        return 0;
+    }
+    if (whole_state_of(self)->module == NULL) { /* later, other threads may be using what this sets up */
+        hv_socket_init(s);
+        whole_state_of(self)->module = module;
+    }
+    inbox_clear(&s->in);
+    outbox_clear(&s->out);
+    hv_cell_set(&s->send_lost, 0);
+    hv_cell_set(&s->nonblocking, hv_cell_get(&s->timeout) >= 0);
+    hv_gate_open(&s->gate);
+    return 1;
+}
+
+static int
+sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    hv_socket *s = state_of(self);
+    module_state *module = module_of(self);
+    PyObject *selfs, *all, *result = NULL;
+    if (whole_state_of(self)->module != NULL) {
+        hv_socket_sync(s);
+    }
+    if (hv_gate_is_open(&s->gate) || !hv_gate_is_empty(&s->gate) || hv_message_is_on(s)) {
+        PyErr_SetString(PyExc_RuntimeError, "the socket is open already");
+        return -1;
+    }
+    selfs = PyTuple_Pack(1, self);
+    all = selfs == NULL ? NULL : PySequence_Concat(selfs, args);
+    if (all != NULL) {
+        result = PyObject_Call(module->init, all, kwargs);
+    }
+    Py_XDECREF(selfs);
+    Py_XDECREF(all);
+    if (result == NULL) {
+        return -1;
+    }
+    Py_DECREF(result);
+    return adopt(self, module) ? 0 : -1;
+}
+
+static PyObject *
+sock_settimeout(PyObject *self, PyObject *value)
+{
+    PyObject *number, *result;
+    if (value == Py_None || PyFloat_CheckExact(value)) {
+        return set_timeout(self, value);
+    }
+    number = PyFloat_Check(value) ? PyFloat_FromDouble(PyFloat_AsDouble(value)) : PyNumber_Index(value);
+    if (number == NULL) {
+        return NULL;
+    }
+    result = set_timeout(self, number);
+    Py_DECREF(number);
+    return result;
+}
+
+static PyObject *
+sock_setblocking(PyObject *self, PyObject *flag)
+{
+    PyObject *zero, *result;
+    int on;
+    if (Py_Version >= 0x030c0000) {
+        on = PyObject_IsTrue(flag);
+    } else { /* an integer is asked for there */
+        long number = PyLong_AsLong(flag);
+        on = number == -1 && PyErr_Occurred() ? -1 : number != 0;
+    }
+    if (on != 0) {
+        return on < 0 ? NULL : set_timeout(self, Py_None);
+    }
+    zero = PyLong_FromLong(0);
+    result = zero == NULL ? NULL : set_timeout(self, zero);
+    Py_XDECREF(zero);
+    return result;
+}
+
+static PyObject *
+sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_socket *s = state_of(self);
+    hv_socket_sync(s);
+    if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
+        PyObject *handle;
+        hv_hand_over(s);
+        forget_messages(s);
+        handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
+        hv_gate_leave(&s->gate); /* until then, close() keeps off */
+        return handle;
+    }
+    if (hv_gate_is_ending(&s->gate)) {
+        return PyLong_FromLong(-1); /* what the base says of a closed socket */
+    }
+    return PyObject_CallMethod(base_of(self), "detach", "O", self);
+}
+
+/* The one place where the handle of an open socket goes away: socket.socket.close() calls it when the
+ * last file object is closed too. The base gives its handle up first; then every call inside is woken,
+ * and the last one to leave releases the handle. */
+static PyObject *
+sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    hv_socket *s = state_of(self);
+    PyObject *given_up;
+    hv_handle handle;
+    int error = 0;
+    hv_socket_sync(s);
+    if (!hv_gate_shut(&s->gate, 0)) {
+        return hv_gate_is_ending(&s->gate) ? Py_NewRef(Py_None)
+                                           : PyObject_CallMethod(base_of(self), "_real_close", "O", self);
+    }
+    handle = s->handle;
+    given_up = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    if (given_up == NULL) { /* no memory, or too deep a recursion: the base would close it once more */
+        hv_gate_reopen(&s->gate);
+        return NULL;
+    }
+    Py_DECREF(given_up);
+    forget_messages(s);
+    Py_BEGIN_ALLOW_THREADS
+    hv_end_calls(s);
+    if (hv_gate_leave(&s->gate) == 0) {
+        error = hv_close(handle);
+    }
+    Py_END_ALLOW_THREADS
+    if (error != 0 && !hv_error_is_reset(error)) {
+        return raise_os_error(error);
+    }
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
+}
+
+/* The base's finalizer warns of a socket that is still open, and closes it. A warning filter may resurrect the object:
+ * the gate is shut, so that it cannot use a handle whose number means another file by then. */
+static void
+sock_finalize(PyObject *self)
+{
+    hv_socket *s = state_of(self);
+    destructor finalize = (destructor)PyType_GetSlot((PyTypeObject *)base_of(self), Py_tp_finalize);
+    finalize(self);
+    if (hv_gate_shut(&s->gate, HV_GATE_DETACHED)) {
+        hv_gate_leave(&s->gate);
+    }
+    inbox_clear(&s->in);
+    outbox_clear(&s->out);
+}
+
+static PyObject *
+sock_get_busy_poll(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(hv_cell_get(&state_of(self)->busy_poll) / 1000);
+}
+
+static int
+sock_set_busy_poll(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Py_ssize_t microseconds;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "busy_poll cannot be deleted");
+        return -1;
+    }
+    microseconds = PyNumber_AsSsize_t(value, PyExc_OverflowError);
+    if (microseconds == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (microseconds < 0 || microseconds > BUSY_POLL_MAX) {
+        PyErr_Format(PyExc_ValueError, "busy_poll is 0 to %d microseconds, not %zd", BUSY_POLL_MAX, microseconds);
+        return -1;
+    }
+    hv_cell_set(&state_of(self)->busy_poll, (int64_t)microseconds * 1000);
+    return 0;
+}
+
+#endif
