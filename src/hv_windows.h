@@ -75,10 +75,6 @@ hv_now(void)
 
 static hv_lock hv_once = SRWLOCK_INIT;
 
-/* Set before hv_platform_init(), by what knows Python. */
-static HANDLE hv_sigint_event;       /* CPython's, set by its SIGINT handler; NULL if it has none */
-static unsigned long hv_main_thread; /* the only thread that runs signal handlers */
-
 static DWORD hv_event_slot = FLS_OUT_OF_INDEXES;
 
 static void WINAPI
@@ -116,18 +112,11 @@ hv_platform_init(void)
     return (int)error;
 }
 
-/* Ctrl-C is the main thread's, as everywhere in Python. */
-static inline int
-hv_watches_sigint(void)
-{
-    return hv_sigint_event != NULL && GetCurrentThreadId() == hv_main_thread;
-}
-
 /* Ctrl-C leaves its event set, even where it was handled long ago: what must not be cancelled for that looks first. */
 static int
-hv_sigint_is_new(void)
+hv_sigint_is_new(const hv_op *op)
 {
-    return hv_watches_sigint() && WaitForSingleObject(hv_sigint_event, 0) == WAIT_OBJECT_0 &&
+    return op->pending.watches_sigint && WaitForSingleObject(hv_sigint_event, 0) == WAIT_OBJECT_0 &&
            ResetEvent(hv_sigint_event);
 }
 
@@ -474,18 +463,18 @@ hv_is_brief(size_t length)
     return 0;
 }
 
-static inline hv_status
-hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout, size_t *n, int *error)
+static inline int64_t
+hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout)
 {
-    (void)handle, (void)to, (void)size, (void)timeout, (void)n, (void)error;
-    return HV_READY;
+    (void)handle, (void)to, (void)size, (void)timeout;
+    return HV_UNTRIED;
 }
 
-static inline hv_status
-hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout, size_t *n, int *error)
+static inline int64_t
+hv_send_once(hv_handle handle, const void *data, size_t size, int64_t timeout)
 {
-    (void)handle, (void)data, (void)size, (void)timeout, (void)n, (void)error;
-    return HV_READY;
+    (void)handle, (void)data, (void)size, (void)timeout;
+    return HV_UNTRIED;
 }
 
 static inline void
@@ -557,7 +546,7 @@ hv_send_what_fits(hv_op *op)
 static hv_status
 hv_send_overlapped(hv_op *op)
 {
-    if (hv_sigint_is_new()) {
+    if (hv_sigint_is_new(op)) {
         return hv_again(op);
     }
     return hv_overlap(op, HV_SEND_PENDING, &op->pending.own) ? hv_send_what_fits(op) : hv_failed_now(op);
@@ -727,7 +716,7 @@ hv_connect_start(hv_op *op)
     if (op->timeout == 0) {
         return connect(op->handle, &op->address->u.any, op->address->length) == 0 ? HV_DONE : hv_failed_now(op);
     }
-    return hv_sigint_is_new() ? hv_again(op) : hv_connect_overlapped(op);
+    return hv_sigint_is_new(op) ? hv_again(op) : hv_connect_overlapped(op);
 }
 
 /* ---- waiting ---- */
@@ -810,7 +799,7 @@ static hv_status
 hv_wait_for_end(hv_op *op)
 {
     HANDLE events[2] = {op->pending.event, hv_sigint_event};
-    DWORD watched = hv_watches_sigint() ? 2 : 1, woken;
+    DWORD watched = op->pending.watches_sigint ? 2 : 1, woken;
     while (!HasOverlappedIoCompleted(op->pending.overlapped)) {
         int64_t left = hv_op_time_left(op);
         if (hv_gate_is_closed(&op->socket->gate)) {
@@ -870,7 +859,7 @@ hv_poll_for_room(hv_op *op)
         if (left == 0) {
             return HV_TIMED_OUT;
         }
-        if (hv_sigint_is_new()) {
+        if (hv_sigint_is_new(op)) {
             return hv_again(op);
         }
         if (WSAPoll(&poll, 1, (INT)hv_milliseconds(left, HV_ROOM_SLICE)) != 0) {

@@ -42,6 +42,10 @@ struct hv_connecting {
     hv_connecting *next;
 };
 
+/* Set before hv_platform_init(), by what knows Python; CPython's. NULL: no call is ended by Ctrl-C. */
+static int (*hv_is_main_thread)(void); /* whether signal handlers run in this thread; called with the GIL */
+static HANDLE hv_sigint_event;         /* set by the SIGINT handler */
+
 typedef enum { HV_TRANSFER, HV_SEND_PENDING, HV_ACCEPT, HV_CONNECT } hv_kind;
 
 typedef struct {
@@ -49,11 +53,18 @@ typedef struct {
     OVERLAPPED *overlapped; /* of what is pending; NULL: nothing is */
     HANDLE event;           /* of this thread, which has one operation at a time */
     hv_connecting *connecting;
+    int watches_sigint;
     int writable; /* a wait has just said that there is room */
     DWORD pause;  /* ms; grows while that is not true */
     OVERLAPPED own;
     char room[2 * (sizeof(hv_sockaddr_hyperv) + 16)]; /* AcceptEx writes addresses here, which are not read */
 } hv_pending;
+
+static inline void
+hv_pending_begin(hv_pending *pending)
+{
+    pending->watches_sigint = hv_is_main_thread != NULL && hv_is_main_thread();
+}
 
 static inline void
 hv_pending_init(hv_pending *pending)
