@@ -84,6 +84,8 @@ PyDoc_STRVAR(getsockname_doc, "getsockname($self)\n--\n\n"
                               "Return this socket's address.");
 PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
                               "Return the peer's address.");
+PyDoc_STRVAR(gettimeout_doc, "gettimeout($self)\n--\n\n"
+                             "Return the timeout in seconds; None: calls wait without limit.");
 PyDoc_STRVAR(settimeout_doc, "settimeout($self, value, /)\n--\n\n"
                              "Set the timeout in seconds; None blocks without limit, 0 never blocks.");
 PyDoc_STRVAR(setblocking_doc, "setblocking($self, flag, /)\n--\n\n"
@@ -117,6 +119,7 @@ static PyMethodDef sock_methods[] = {
     {"accept", sock_accept, METH_NOARGS, accept_doc},
     {"getsockname", sock_getsockname, METH_NOARGS, getsockname_doc},
     {"getpeername", sock_getpeername, METH_NOARGS, getpeername_doc},
+    {"gettimeout", sock_gettimeout, METH_NOARGS, gettimeout_doc},
     {"settimeout", sock_settimeout, METH_O, settimeout_doc},
     {"setblocking", sock_setblocking, METH_O, setblocking_doc},
     {"detach", sock_detach, METH_NOARGS, detach_doc},
@@ -127,6 +130,7 @@ static PyMethodDef sock_methods[] = {
 
 static PyGetSetDef sock_properties[] = {
     {"busy_poll", sock_get_busy_poll, sock_set_busy_poll, busy_poll_doc, NULL},
+    {"timeout", sock_get_timeout, NULL, gettimeout_doc, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

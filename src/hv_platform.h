@@ -1,7 +1,8 @@
 /* The platform seam: what hv_posix.h and hv_windows.h both define. The headers of types come first, since a socket's
  * state holds some of them:
  *
- *   hv_handle, hv_iovec, hv_lock, hv_cond, hv_pending with hv_pending_init()
+ *   hv_handle, hv_iovec, hv_lock, hv_cond
+ *   hv_pending with hv_pending_begin() for an operation (with the GIL) and hv_pending_init() for each of its transfers
  *   HV_NO_HANDLE, HV_IO_MAX, HV_ERROR_CLOSED, HV_ERROR_WOULD_BLOCK, HV_ERROR_TOO_LONG
  *   HV_WAITS(timeout)    whether a transfer that is not possible yet is waited for here, and not in the system's call
  */
@@ -42,9 +43,10 @@ static hv_status hv_failed_now(hv_op *op); /* what the system's last error means
 
 static void hv_socket_init(hv_socket *s);        /* all but handle, family, timeout, gate, out and in */
 static inline void hv_socket_sync(hv_socket *s); /* before gate and turns are used: forgets what a fork left behind */
-static void hv_hand_over(hv_socket *s);          /* detach(): gives the handle the mode that its new owner expects */
-static int hv_close(hv_handle handle);           /* 0, or the error */
-static void hv_wake_all(hv_socket *s); /* the gate is shut: has every call inside look at that, as often as called */
+static inline int hv_handle_is_usable(hv_handle handle); /* false: the system itself waits in every call on it */
+static void hv_hand_over(hv_socket *s); /* detach(): gives the handle the mode that its new owner expects */
+static int hv_close(hv_handle handle);  /* 0, or the error */
+static void hv_wake_all(hv_socket *s);  /* the gate is shut: has every call inside look at that, as often as called */
 
 /* ---- attempts ----
  *

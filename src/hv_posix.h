@@ -197,6 +197,13 @@ hv_socket_sync(hv_socket *s)
     }
 }
 
+static inline int
+hv_handle_is_usable(hv_handle handle)
+{
+    (void)handle;
+    return 1;
+}
+
 static void
 hv_hand_over(hv_socket *s)
 {
@@ -290,7 +297,6 @@ hv_sleeping(hv_op *op, hv_status (*part)(hv_op *op))
     hv_status status;
     sigset_t before;
     int blocked = hv_unblock_wake(&before);
-    op->pending.thread = pthread_self();
     status = hv_waiting_add(s, op) ? part(op) : hv_op_fail(op, HV_ERROR_CLOSED);
     hv_waiting_remove(s, op);
     if (blocked) {
@@ -405,16 +411,33 @@ hv_accept_now(hv_op *op)
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
 }
 
-/* accept() has no MSG_DONTWAIT, and the mode of the handle may be any: without a client that poll() has seen, only a
- * call without a timeout asks for one. Should another owner take that client from a handle that is made blocking, close()
- * still gets the call back. */
+static inline int
+hv_is_blocking(hv_handle handle)
+{
+    return !(fcntl(handle, F_GETFL) & O_NONBLOCK);
+}
+
+/* accept() has no MSG_DONTWAIT, and another owner may have made the handle blocking: unless the call may wait in the
+ * kernel, it is made for a client that poll() has seen. Should that owner take the client meanwhile, close() still gets
+ * the call back. */
+static int
+hv_may_accept(const hv_op *op)
+{
+    if (op->pending.polled) {
+        return 1;
+    }
+    if (op->flags & MSG_DONTWAIT || (op->timeout == 0 && hv_is_blocking(op->handle))) {
+        return hv_is_readable(op->handle);
+    }
+    return op->timeout <= 0;
+}
+
 static hv_status
 hv_accept_start(hv_op *op)
 {
-    int is_try = op->timeout == 0 || op->flags & MSG_DONTWAIT;
-    int may_ask = op->pending.polled || (is_try ? hv_is_readable(op->handle) : op->timeout < 0);
+    int may_accept = hv_may_accept(op);
     op->pending.polled = 0;
-    return may_ask ? hv_sleeping(op, hv_accept_now) : hv_failed(op, EWOULDBLOCK);
+    return may_accept ? hv_sleeping(op, hv_accept_now) : hv_failed(op, EWOULDBLOCK);
 }
 
 /* AF_VSOCK gives up after 2 s by itself: a longer timeout needs the kernel's own to move. */
@@ -499,7 +522,7 @@ hv_connect_in_time(hv_op *op)
 static inline int
 hv_would_block(const hv_op *op)
 {
-    return op->timeout >= 0 && op->address->u.any.sa_family == AF_UNIX && !(fcntl(op->handle, F_GETFL) & O_NONBLOCK);
+    return op->timeout >= 0 && op->address->u.any.sa_family == AF_UNIX && hv_is_blocking(op->handle);
 }
 
 static hv_status

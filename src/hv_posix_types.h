@@ -32,6 +32,12 @@ typedef struct {
 } hv_pending;
 
 static inline void
+hv_pending_begin(hv_pending *pending)
+{
+    pending->thread = pthread_self();
+}
+
+static inline void
 hv_pending_init(hv_pending *pending)
 {
     pending->phase = HV_CONNECT_NEW;

@@ -94,7 +94,7 @@ struct hv_socket {
     hv_cell send_lost; /* how much of the stream was sent is unknown: nothing may follow */
 };
 
-/* One operation of `s`, not started yet. */
+/* One operation of `s`, not started yet. Called with the GIL. */
 static inline void
 hv_op_init(hv_op *op, hv_socket *s, hv_status (*start)(hv_op *op))
 {
@@ -115,6 +115,7 @@ hv_op_init(hv_op *op, hv_socket *s, hv_status (*start)(hv_op *op))
     op->result = 0;
     op->accepted = HV_NO_HANDLE;
     op->error = 0;
+    hv_pending_begin(&op->pending);
     hv_pending_init(&op->pending);
 }
 
@@ -176,7 +177,7 @@ hv_waiting_add(hv_socket *s, hv_op *op)
     op->next = s->waiting;
     s->waiting = op;
     hv_lock_release(&s->lock);
-    return hv_gate_is_open(&s->gate);
+    return !hv_gate_is_closed(&s->gate);
 }
 
 static inline void

@@ -3,7 +3,7 @@
 #define SOCK_ADDRESSES_H
 
 #include "sock_arguments.h"
-#include "sock_driver.h"
+#include "sock_life.h"
 
 static int
 parse_hyperv(PyObject *object, hv_sockaddr *address)
@@ -293,7 +293,7 @@ wrap_accepted(PyObject *self, hv_handle handle)
     }
     if (made == NULL) {
         hv_close(handle);
-    } else if (((initproc)PyType_GetSlot(type, Py_tp_init))(made, all, NULL) != 0) {
+    } else if (((initproc)PyType_GetSlot(type, Py_tp_init))(made, all, NULL) != 0 || !own_mode(made)) {
         close_accepted(made, handle);
         Py_CLEAR(made);
     } else {

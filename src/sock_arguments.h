@@ -56,14 +56,16 @@ refuse_buffer(PyObject *object, const char *operation)
 
 /* The buffer functions of bytearray, which most receives are into: the way through PyObject_GetBuffer() and back is a
  * tenth of what such a call costs. Set once, with the first import. */
-static getbufferproc bytearray_get;
-static releasebufferproc bytearray_release;
+typedef int (*buffer_getter)(PyObject *object, Py_buffer *view, int flags); /* 3.11's headers do not name these two */
+typedef void (*buffer_releaser)(PyObject *object, Py_buffer *view);
+static buffer_getter bytearray_get;
+static buffer_releaser bytearray_release;
 
 static void
 find_bytearray_buffer(void)
 {
-    bytearray_get = (getbufferproc)PyType_GetSlot(&PyByteArray_Type, Py_bf_getbuffer);
-    bytearray_release = (releasebufferproc)PyType_GetSlot(&PyByteArray_Type, Py_bf_releasebuffer);
+    bytearray_get = (buffer_getter)PyType_GetSlot(&PyByteArray_Type, Py_bf_getbuffer);
+    bytearray_release = (buffer_releaser)PyType_GetSlot(&PyByteArray_Type, Py_bf_releasebuffer);
 }
 
 /* A buffer to receive into; release_writable() is due if it is true. */

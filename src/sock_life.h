@@ -7,13 +7,6 @@
 
 #define BUSY_POLL_MAX 1000000 /* microseconds: while it lasts, Ctrl-C and close() wait */
 
-/* A timeout of the base's in seconds as the user has set it; < 0: None. */
-static double
-users_timeout(double seconds)
-{
-    return BASE_FOREVER > 0.0 && seconds >= BASE_FOREVER ? -1.0 : seconds;
-}
-
 /* The base's timeout; < 0: None, or an exception is set. */
 static double
 get_timeout(PyObject *self)
@@ -42,17 +35,33 @@ adopt_timeout(PyObject *self)
 static PyObject *
 set_timeout(PyObject *self, PyObject *value)
 {
-    PyObject *forever = BASE_FOREVER > 0.0 && value == Py_None ? PyFloat_FromDouble(BASE_FOREVER) : Py_NewRef(value);
-    PyObject *result = forever == NULL ? NULL : PyObject_CallMethod(base_of(self), "settimeout", "OO", self, forever);
-    Py_XDECREF(forever);
+    PyObject *told = base_timeout(value);
+    PyObject *result = told == NULL ? NULL : PyObject_CallMethod(base_of(self), "settimeout", "OO", self, told);
+    Py_XDECREF(told);
     if (result == NULL) {
         return NULL;
     }
-    hv_cell_set(&state_of(self)->nonblocking, 1); /* of no meaning on POSIX */
+    hv_cell_set(&state_of(self)->nonblocking, 1); /* before another thread sees the timeout; of no meaning on POSIX */
     if (!adopt_timeout(self)) {
         Py_CLEAR(result);
     }
     return result;
+}
+
+/* A handle that cannot be used here stays its owner's. */
+static int
+check_handle(PyObject *self)
+{
+    PyObject *handle;
+    if (hv_handle_is_usable(state_of(self)->handle)) {
+        return 1;
+    }
+    handle = PyObject_CallFunctionObjArgs(module_of(self)->detach, self, NULL);
+    if (handle != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the handle was made without WSA_FLAG_OVERLAPPED");
+    }
+    Py_XDECREF(handle);
+    return 0;
 }
 
 /* Takes over what the base has just set up: handle, family and timeout. */
@@ -68,7 +77,7 @@ adopt(PyObject *self, module_state *module)
     }
     Py_XDECREF(handle);
     Py_XDECREF(family);
-    if (PyErr_Occurred() || !adopt_timeout(self)) {
+    if (PyErr_Occurred() || !adopt_timeout(self) || !check_handle(self)) {
         return 0;
     }
     if (whole_state_of(self)->module == NULL) { /* later, other threads may be using what this sets up */
@@ -81,6 +90,29 @@ adopt(PyObject *self, module_state *module)
     hv_cell_set(&s->nonblocking, hv_cell_get(&s->timeout) >= 0);
     hv_gate_open(&s->gate);
     return 1;
+}
+
+/* The arguments name a handle of somebody else's: __init__(family, type, proto, fileno). */
+static int
+is_adopting(PyObject *args, PyObject *kwargs)
+{
+    PyObject *given = PyTuple_Size(args) > 3 ? PyTuple_GetItem(args, 3)
+                      : kwargs != NULL       ? PyDict_GetItemString(kwargs, "fileno")
+                                             : NULL;
+    return given != NULL && given != Py_None;
+}
+
+/* A new handle of the socket's own gets its mode, where the system's is not the one that is wanted. */
+static int
+own_mode(PyObject *self)
+{
+    PyObject *done;
+    if (!makes_mode() || hv_cell_get(&state_of(self)->timeout) >= 0) {
+        return 1;
+    }
+    done = set_timeout(self, Py_None);
+    Py_XDECREF(done);
+    return done != NULL;
 }
 
 static int
@@ -107,7 +139,24 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     Py_DECREF(result);
-    return adopt(self, module) ? 0 : -1;
+    return adopt(self, module) && (is_adopting(args, kwargs) || own_mode(self)) ? 0 : -1;
+}
+
+static PyObject *
+sock_gettimeout(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *timeout = PyObject_CallFunctionObjArgs(module_of(self)->gettimeout, self, NULL);
+    if (timeout != NULL && timeout != Py_None && users_timeout(PyFloat_AsDouble(timeout)) < 0.0) {
+        Py_DECREF(timeout);
+        return Py_NewRef(Py_None);
+    }
+    return timeout;
+}
+
+static PyObject *
+sock_get_timeout(PyObject *self, void *Py_UNUSED(closure))
+{
+    return sock_gettimeout(self, NULL);
 }
 
 static PyObject *

@@ -14,54 +14,58 @@ raise_os_error(int error)
     return PyErr_SetExcFromWindowsErr(PyExc_OSError, error);
 }
 
-/* CPython exports the event that its own sleep waits for, but not in the stable ABI: it is looked up
- * in the library that PyLong_Type really lives in. Without it, Ctrl-C waits for the call to end. */
-static HANDLE
-find_sigint_event(void)
+/* A function that CPython exports, but not in the stable ABI: it is looked up in the library that PyLong_Type really
+ * lives in. */
+static FARPROC
+find_in_python(const char *name)
 {
-    typedef HANDLE (*event_getter)(void);
     HMODULE python;
-    FARPROC found = NULL;
-    if (GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT,
-                           (LPCWSTR)(void *)&PyLong_Type, &python)) {
-        found = GetProcAddress(python, "_PyOS_SigintEvent");
+    if (!GetModuleHandleExW(GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT,
+                            (LPCWSTR)(void *)&PyLong_Type, &python)) {
+        return NULL;
     }
-    return found == NULL ? NULL : ((event_getter)(void (*)(void))found)();
+    return GetProcAddress(python, name);
 }
 
-/* The only thread that runs signal handlers. */
-static int
-find_main_thread(unsigned long *main_id)
-{
-    PyObject *threading = PyImport_ImportModule("threading");
-    PyObject *main_thread = threading == NULL ? NULL : PyObject_CallMethod(threading, "main_thread", NULL);
-    PyObject *ident = main_thread == NULL ? NULL : PyObject_GetAttrString(main_thread, "ident");
-    *main_id = ident == NULL ? 0 : PyLong_AsUnsignedLong(ident);
-    Py_XDECREF(threading);
-    Py_XDECREF(main_thread);
-    Py_XDECREF(ident);
-    return !PyErr_Occurred();
-}
-
+/* The event that CPython's SIGINT handler sets and its own sleep waits for, and the question whether this thread of this
+ * interpreter is the one that runs signal handlers. Without them, Ctrl-C waits for the call to end. */
 static int
 tell_platform(void)
 {
-    unsigned long main_id;
-    if (!find_main_thread(&main_id)) {
-        return 0;
-    }
+    typedef HANDLE (*event_getter)(void);
+    FARPROC event = find_in_python("_PyOS_SigintEvent"), is_main = find_in_python("_PyOS_IsMainThread");
     hv_lock_acquire(&hv_once);
-    if (hv_main_thread == 0) {
-        hv_main_thread = main_id;
-        hv_sigint_event = find_sigint_event();
+    if (event != NULL && is_main != NULL) {
+        hv_sigint_event = ((event_getter)(void (*)(void))event)();
+        hv_is_main_thread = (int (*)(void))(void (*)(void))is_main;
     }
     hv_lock_release(&hv_once);
     return 1;
 }
 
 /* The base is never told that a socket waits without end: it would make the handle blocking, whose sends only the
- * system could end. It waits for a century instead, and what asks for the timeout is told None. */
-#define BASE_FOREVER 3e9
+ * system could end. It is told the longest time that it takes, and what asks for the timeout is told None. */
+#define BASE_FOREVER 2147483.0 /* seconds, 24 days */
+
+static PyObject *
+base_timeout(PyObject *value)
+{
+    return value == Py_None ? PyFloat_FromDouble(BASE_FOREVER) : Py_NewRef(value);
+}
+
+/* < 0: None */
+static double
+users_timeout(double seconds)
+{
+    return seconds >= BASE_FOREVER ? -1.0 : seconds;
+}
+
+/* New handles get a mode by settimeout(), since the system makes them blocking. */
+static inline int
+makes_mode(void)
+{
+    return 1;
+}
 
 #else
 
@@ -78,7 +82,23 @@ tell_platform(void)
     return 1;
 }
 
-#define BASE_FOREVER 0.0 /* the base is told what the user has said */
+static PyObject *
+base_timeout(PyObject *value)
+{
+    return Py_NewRef(value);
+}
+
+static double
+users_timeout(double seconds)
+{
+    return seconds;
+}
+
+static inline int
+makes_mode(void)
+{
+    return 0;
+}
 
 #endif
 

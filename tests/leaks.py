@@ -239,6 +239,8 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     ],
     "Socket.getsockname": [lambda s: s.a.getsockname(), lambda s: s.closed.getsockname()],
     "Socket.getpeername": [lambda s: s.a.getpeername(), lambda s: s.listener.getpeername()],
+    "Socket.gettimeout": [lambda s: s.a.gettimeout()],
+    "Socket.timeout": [lambda s: s.a.timeout],
     "Socket.settimeout": [lambda s: s.a.settimeout(LIMIT), lambda s: s.a.settimeout("x"), lambda s: s.a.settimeout(-1)],
     "Socket.setblocking": [lambda s: s.odd.setblocking(False), lambda s: s.closed.setblocking(True)],
     "Socket.busy_poll": [

@@ -756,7 +756,6 @@ DIFFERENCES = (
     Difference(AT_ONCE, EMPTY_SENDS | {"shutdown and send"} | BAD_OFFSETS, {"full"}, ("unix",)),
     Difference(AT_ONCE, {"recv flags OOB"}, {"connected"}),
     Difference(AT_ONCE, {"recv flags OOB"}, {"full"}, ("unix",)),
-    Difference(AT_ONCE, {"accept"}, {"connected", "full"}, ("unix",)),
     Difference(POSITION, FROM_MEMORY | FROM_A_FILE, UNSENDABLE),
     Difference(POSITION, FROM_MEMORY | FROM_A_FILE, PEER_GONE, ("unix",)),
     Difference(POSITION, FROM_MEMORY, GONE),
