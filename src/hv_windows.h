@@ -298,12 +298,12 @@ hv_hand_over(hv_socket *s)
 static int
 hv_close(hv_handle handle)
 {
-    const struct linger none = {0, 0};
     int error;
     hv_connecting_forget(handle);
     error = closesocket(handle) == 0 ? 0 : hv_last_error();
-    if (error == WSAEWOULDBLOCK) { /* it lingers, and a non-blocking handle does not wait: it is still open */
-        setsockopt(handle, SOL_SOCKET, SO_LINGER, (const char *)&none, sizeof none);
+    if (error ==
+        WSAEWOULDBLOCK) { /* SO_LINGER asks for a wait, which a non-blocking handle refuses: it is still open */
+        hv_set_mode(handle, 0);
         error = closesocket(handle) == 0 ? 0 : hv_last_error();
     }
     return error;
