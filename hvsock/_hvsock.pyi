@@ -23,6 +23,10 @@ class Socket(socket.socket):
     """A `socket.socket` with a data path, waiting and closing of its own.
 
     Addresses are the family's: 36 bytes of SOCKADDR_HV, (cid, port) or a path.
+
+    A call of a socket whose timeout is None or above 0 releases the GIL, whether it has to wait or not; a call for
+    several transfers (messages, `recv_exactly`, `sendall`) once for all of them. With a timeout of 0, a transfer of up
+    to 16 KiB keeps the GIL on POSIX.
     """
 
     def send(self, data: ReadableBuffer, flags: int = 0, /) -> int: ...

@@ -47,17 +47,24 @@ class HyperVSocket(Socket):
     named too, the handle must be a stream of its family. A socket of any other family behaves as a `socket.socket` with
     this class's data path.
 
-    Timeouts are `socket.settimeout`'s, and a timeout of connect() also replaces the system's own limit of about 2 s.
-    close() wakes every call that another thread is blocked in with an `OSError`, and no other file gets the number of
-    the handle until they have left it. If calls were blocked, the connection is shut down for other owners of the
-    handle too. It does not wake `recvfrom`, `recvmsg` and `sendto` in all their forms, which stay `socket.socket`'s.
+    Timeouts are `socket.settimeout`'s and cover the whole call; a timeout of connect() also replaces the system's own
+    limit of about 2 s. A call releases the GIL if the timeout is None or above 0, whether it has to wait or not.
+
+    close() wakes every call that another thread is blocked in with an `OSError`, on POSIX by the signal SIGURG. It
+    waits until they have left, for 1 s at most; no other file gets the number of the handle before that. If calls were
+    blocked, the connection is shut down for other owners of the handle too. `recvfrom`, `recvmsg` and `sendto` in all
+    their forms are inherited unchanged, and are not woken.
+
+    Only settimeout() and setblocking() change the mode of the handle, blocking or non-blocking. On POSIX the mode is as
+    for `socket.socket`. On Windows the handle is non-blocking, whatever the timeout, and detach() gives it the mode
+    that fits the timeout. A handle that was taken over with `fileno` keeps its mode until its timeout is set.
 
     A process of `multiprocessing` can be given a socket of exactly this class as it can be given a `socket.socket`: the
     options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
 
     Raises:
-        ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use, which
-            stays open and the caller's.
+        ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use or that
+            was made without WSA_FLAG_OVERLAPPED, on Windows. The handle stays open and the caller's.
         OSError: the transport is not available here; a note says how to get one.
     """
 
@@ -183,8 +190,8 @@ class HyperVSocket(Socket):
     def accept(self) -> tuple[Self, Any]:
         """Wait for a connection within the timeout; return its socket, of this class, and the peer's address.
 
-        The options of this socket hold for the new one too. On POSIX the handle is non-blocking after the first call,
-        whatever the timeout, so that close() can end the wait: another object on the same handle has to expect that.
+        The options of this socket hold for the new one too. The handle's mode stays as it is. Without a timeout,
+        accept() waits also if the handle is non-blocking, where `socket.socket` raises BlockingIOError.
         """
         try:
             sock, native = super().accept()
@@ -202,8 +209,8 @@ class HyperVSocket(Socket):
         A regular file is sent from `offset`, wherever its position is. Anything else (a file in memory, a pipe, every
         file on Windows) is sent from its position if `offset` is 0. Both are as `socket.socket` does it.
 
-        By send(), on every platform: the system's own sendfile would go on with a handle that has been closed. The
-        timeout is for each send(), and the file's position is behind what was sent, after an error too.
+        It uses send(), on every platform: the system's own sendfile would continue on a handle that has been closed.
+        The timeout is for each send(), and the file's position is behind what was sent, after an error too.
 
         Raises:
             ValueError: the file is in text mode, `count` is not above 0, or the socket is non-blocking or no stream.
@@ -288,7 +295,10 @@ class HyperVSocket(Socket):
         return copy
 
     def detach(self) -> int:
-        """Give the handle up without closing it, and return it. Calls that other threads are in go on."""
+        """Give the handle up without closing it, and return it. Calls that other threads are in continue.
+
+        On Windows the handle is made blocking if the timeout is None, as its new owner expects it.
+        """
         self._before_close = None
         return super().detach()
 

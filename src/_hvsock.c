@@ -1,5 +1,5 @@
-/* hvsock._hvsock: a socket type whose data path, waiting, closing and Hyper-V addresses are its own, and whose
- * everything else is socket.socket's. One translation unit; a call passes through three layers:
+/* hvsock._hvsock: a socket type with a data path, waiting, closing and Hyper-V addresses of its own; the rest is
+ * socket.socket's. One translation unit; a call passes through three layers:
  *
  *   sock_*.h   arguments and objects; sock_driver.h owns the GIL, the gate, the deadline and the signals
  *   hv_*.h     an operation and what it moves, without Python
@@ -39,8 +39,8 @@ PyDoc_STRVAR(
     "send_message($self, /, *buffers)\n--\n\n"
     "Send one message, the concatenation of buffers, in one gather call and within one timeout.\n"
     "\n"
-    "After BlockingIOError, TimeoutError or an interrupt it may be partly sent: the same call goes on with it,\n"
-    "and any other send is a RuntimeError until then. Messages of several threads never mix.\n"
+    "After BlockingIOError, TimeoutError or an interrupt it may be partly sent: continue by calling it again with\n"
+    "the same buffers. Any other send is a RuntimeError until then. Messages of several threads never mix.\n"
     "A message has 4294967295 bytes at most; on the wire a big-endian length of 4 bytes comes first.");
 PyDoc_STRVAR(recv_message_doc,
              "recv_message($self, /, max_size=16777216)\n--\n\n"
@@ -48,7 +48,7 @@ PyDoc_STRVAR(recv_message_doc,
              "\n"
              "OSError (EMSGSIZE), before any of it is received, if it is longer than max_size bytes: a larger limit\n"
              "still gets it. EOFError at the end of the stream, IncompleteReadError if that is inside a message.\n"
-             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
+             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: continue by calling it again.");
 PyDoc_STRVAR(recv_message_into_doc,
              "recv_message_into($self, buffer, /)\n--\n\n"
              "Receive one message into a writable buffer, and return its length; otherwise like recv_message().");
@@ -57,21 +57,24 @@ PyDoc_STRVAR(recv_exactly_doc,
              "Receive size bytes within one timeout.\n"
              "\n"
              "EOFError at the end of the stream, IncompleteReadError if that comes after fewer bytes.\n"
-             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: the same call goes on.");
+             "After BlockingIOError, TimeoutError or an interrupt nothing is lost: continue by calling it again\n"
+             "with the same size.");
 PyDoc_STRVAR(recv_exactly_into_doc, "recv_exactly_into($self, buffer, /)\n--\n\n"
                                     "Fill a writable buffer; otherwise like recv_exactly().");
 PyDoc_STRVAR(exchange_doc,
              "exchange($self, /, *buffers, max_size=16777216)\n--\n\n"
              "Send one message and receive the next one, in one release of the GIL and within one timeout.\n"
              "\n"
-             "Exchanges of several threads follow each other. After TimeoutError or an interrupt the same call goes\n"
-             "on, and does not send twice; recv_message() takes the reply without it. Otherwise like both calls.\n"
-             "The request is sent whole before the reply is received, so the peer has to take it before it answers.");
+             "Exchanges of several threads follow each other. After TimeoutError or an interrupt continue by calling\n"
+             "it again with the same buffers, which are not sent twice; recv_message() takes the reply without that.\n"
+             "Otherwise like both calls.\n"
+             "The whole request is sent before the reply is received, so the peer has to take it before it answers.");
 PyDoc_STRVAR(
     busy_poll_doc,
     "Microseconds, 0 to 1000000, that a receive or accept that has to wait tries before it sleeps; 0 at first.\n"
     "\n"
-    "The GIL is released while it does, a core is busy, and Ctrl-C waits. Accepted sockets inherit it.");
+    "The GIL is released while it does, a core is busy, and Ctrl-C waits. When other threads take the core, the\n"
+    "socket sleeps at once for a while. Accepted sockets inherit it.");
 PyDoc_STRVAR(bind_doc, "bind($self, address, /)\n--\n\n"
                        "Bind to the family's own address: 36 bytes of SOCKADDR_HV, (cid, port), or a path.");
 PyDoc_STRVAR(connect_doc, "connect($self, address, /)\n--\n\n"
@@ -86,16 +89,20 @@ PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
                               "Return the peer's address.");
 PyDoc_STRVAR(gettimeout_doc, "gettimeout($self)\n--\n\n"
                              "Return the timeout in seconds; None: calls wait without limit.");
+PyDoc_STRVAR(timeout_doc, "The timeout in seconds, as gettimeout() returns it.");
 PyDoc_STRVAR(settimeout_doc, "settimeout($self, value, /)\n--\n\n"
-                             "Set the timeout in seconds; None blocks without limit, 0 never blocks.");
+                             "Set the timeout in seconds; None blocks without limit, 0 never blocks.\n"
+                             "\n"
+                             "It covers a whole call. On POSIX the handle is made non-blocking unless the timeout\n"
+                             "is None, on Windows in any case.");
 PyDoc_STRVAR(setblocking_doc, "setblocking($self, flag, /)\n--\n\n"
                               "settimeout(None) if flag is true, settimeout(0) otherwise.");
 PyDoc_STRVAR(detach_doc, "detach($self)\n--\n\n"
                          "Give the handle up without closing it, and return it.");
 PyDoc_STRVAR(real_close_doc, "_real_close($self)\n--\n\n"
-                             "Close the handle once no call uses it; wake those that do.");
+                             "Wake the calls that use the handle, and close it when they have left.");
 PyDoc_STRVAR(explain_doc, "_explain($self, exception, operation, /)\n--\n\n"
-                          "Called with a failed data call's exception before it is raised.");
+                          "Called with the exception of a failed data call before it is raised.");
 
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
@@ -130,7 +137,7 @@ static PyMethodDef sock_methods[] = {
 
 static PyGetSetDef sock_properties[] = {
     {"busy_poll", sock_get_busy_poll, sock_set_busy_poll, busy_poll_doc, NULL},
-    {"timeout", sock_get_timeout, NULL, gettimeout_doc, NULL},
+    {"timeout", sock_get_timeout, NULL, timeout_doc, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -1,5 +1,5 @@
-/* The gate of a socket: close() shuts it, every call passes through it, and the handle is released
- * by whoever leaves last, so that the system cannot give its number to another socket while a call
+/* The gate of a socket: close() shuts it, every call passes through it, and the last call that leaves
+ * releases the handle, so that the system cannot give its number to another socket while a call
  * still uses it. One word holds the open bit and the number of calls inside. */
 #ifndef HV_GATE_H
 #define HV_GATE_H
@@ -11,7 +11,7 @@
 typedef hv_word hv_gate;
 
 #define HV_GATE_OPEN 0x40000000L     /* calls may enter */
-#define HV_GATE_DETACHED 0x20000000L /* the handle is someone else's now: never release it */
+#define HV_GATE_DETACHED 0x20000000L /* the handle has another owner now: never release it */
 #define HV_GATE_CALLS 0x1fffffffL    /* how many are inside */
 
 /* True if a call may use the handle; it must hv_gate_leave() afterwards. */
@@ -45,8 +45,8 @@ hv_gate_open(hv_gate *gate)
     }
 }
 
-/* True if this call shut the gate. The caller then is inside, and leaves like the others. What else becomes
- * of the handle is up to it. */
+/* True if this call shut the gate. The caller then is inside, and leaves like the others.
+ * `also`: another bit to set, or 0. */
 static inline int
 hv_gate_shut(hv_gate *gate, long also)
 {
@@ -72,14 +72,14 @@ hv_gate_is_open(hv_gate *gate)
     return (hv_word_get(gate) & HV_GATE_OPEN) != 0;
 }
 
-/* Shut, and not by detach(): what comes out of a call inside is only an echo of close(). */
+/* Shut, and not by detach(): an error of a call inside is only a consequence of close(). */
 static inline int
 hv_gate_is_closed(hv_gate *gate)
 {
     return (hv_word_get(gate) & (HV_GATE_OPEN | HV_GATE_DETACHED)) == 0;
 }
 
-/* Shut by close() or detach(), which is not over, or there are calls inside. */
+/* Shut, while close() or detach() itself or other calls are still inside. */
 static inline int
 hv_gate_is_ending(hv_gate *gate)
 {

@@ -43,7 +43,7 @@ hv_spans_from(const hv_span *spans, size_t count, uint64_t offset, hv_iovec *iov
 typedef enum {
     HV_MESSAGE_OPEN,       /* not at its end */
     HV_MESSAGE_WHOLE,      /* all sent and, if that follows, all received */
-    HV_MESSAGE_ENDED,      /* the peer sent no more */
+    HV_MESSAGE_ENDED,      /* by the peer, before that */
     HV_MESSAGE_TOO_LONG,   /* more is announced than `limit` */
     HV_MESSAGE_NEEDS_ROOM, /* in.size bytes do not fit: set in.store, and continue */
 } hv_message_outcome;
@@ -55,8 +55,8 @@ typedef struct {
     int sends;            /* it is this thread's turn to send */
     const hv_span *spans; /* header first */
     size_t span_count;
-    size_t spans_sent;   /* of which so many are behind us */
-    uint64_t bytes_sent; /* with so many bytes */
+    size_t spans_sent;   /* how many of them have been sent */
+    uint64_t bytes_sent; /* and how many bytes those had */
     hv_iovec *iov;       /* room for all spans; one for a receive */
     int receives;        /* after that */
     size_t limit;        /* of the payload received */
@@ -90,7 +90,7 @@ hv_message_send(hv_message *m)
     op->buffers = m->iov;
     op->count = hv_spans_from(m->spans + m->spans_sent, m->span_count - m->spans_sent,
                               (uint64_t)m->s->out.sent - m->bytes_sent, m->iov, room);
-    /* Of an exchange, the receive is going to let the GIL go. */
+    /* In an exchange, the receive that follows releases the GIL. */
     op->brief = (op->timeout == 0 || m->receives) && hv_is_brief((uint64_t)left > HV_IO_MAX ? HV_IO_MAX : (size_t)left);
     return HV_READY;
 }

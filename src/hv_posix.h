@@ -159,8 +159,8 @@ hv_socket_init(hv_socket *s)
     s->generation = hv_generation;
 }
 
-/* In a forked child, ends the turns of the parent's other threads. What they were in the midst of cannot be continued
- * here: a part of it is on their stacks. */
+/* In a forked child, ends the turns of the parent's other threads. What they had begun cannot be continued here: a part
+ * of its state is on their stacks. */
 static void
 hv_forget_turns(hv_socket *s)
 {
@@ -225,16 +225,16 @@ hv_set_nonblocking(hv_handle handle, int on)
 /* ---- waking ----
  *
  * A call that sleeps in the kernel is woken by a signal to its thread, as Java's sockets do it: accept() and connect()
- * have no other way out on AF_VSOCK, and a poll of a descriptor more would need that descriptor. SIGURG is Go's
- * choice for its own purposes, too: it is ignored by default and may come at any time. */
+ * cannot be ended otherwise on AF_VSOCK, and a poll of a second descriptor would need that descriptor. Go uses SIGURG
+ * for its own purposes, too: it is ignored by default, and programs have to expect it at any time. */
 
 static void
 hv_on_wake(int number)
 {
-    (void)number; /* that the system call ends is all it is for */
+    (void)number; /* it only has to end the system call */
 }
 
-/* A handler of the program's own stays: it ends the call as well. */
+/* A handler of the program's own stays. Unless it was set with SA_RESTART, it ends the call as well. */
 static void
 hv_install_wake(void)
 {
@@ -253,7 +253,7 @@ hv_install_wake(void)
 static int
 hv_unblock_wake(sigset_t *before)
 {
-    static _Thread_local int is_open; /* looked at once, since hardly a thread ever blocks it */
+    static _Thread_local int is_open; /* looked at once for each thread, since few ever block it */
     sigset_t wake;
     if (is_open) {
         return 0;
@@ -273,8 +273,8 @@ hv_wake_one(hv_op *op)
     pthread_kill(op->pending.thread, SIGURG);
 }
 
-/* Data calls may sleep in the kernel without being listed: shutdown() reaches those. A listener is spared, since other
- * processes may share it. */
+/* Data calls may sleep in the kernel without being listed: shutdown() reaches those. A listener is not shut down, since
+ * other processes may share it. */
 static void
 hv_wake_all(hv_socket *s)
 {
@@ -417,9 +417,9 @@ hv_is_blocking(hv_handle handle)
     return !(fcntl(handle, F_GETFL) & O_NONBLOCK);
 }
 
-/* accept() has no MSG_DONTWAIT, and another owner may have made the handle blocking: unless the call may wait in the
- * kernel, it is made for a client that poll() has seen. Should that owner take the client meanwhile, close() still gets
- * the call back. */
+/* accept() has no MSG_DONTWAIT, and another owner may have made the handle blocking: a call that may not wait in the
+ * kernel asks only for a client that poll() has seen. If that owner takes the client first, the call sleeps in the
+ * kernel, where close() still reaches it. */
 static int
 hv_may_accept(const hv_op *op)
 {
@@ -466,7 +466,7 @@ hv_connect_settled(hv_op *op)
     return error != 0 ? hv_failed(op, error) : HV_DONE;
 }
 
-/* What an errno of connect() means. After a signal, Linux wants the call anew, and BSD goes on by itself. */
+/* What an errno of connect() means. After a signal, Linux needs another call, and BSD continues by itself. */
 static hv_status
 hv_connect_failed(hv_op *op, int error)
 {
@@ -502,7 +502,7 @@ hv_connect_now(hv_op *op)
 #define HV_CONNECT_SLICE 10000 /* us */
 
 /* A handle that another owner has made blocking would wait for room in the backlog of an AF_UNIX listener without end.
- * What is not connected has no use for SO_SNDTIMEO yet, so it is lent for the attempt. */
+ * A socket that is not connected does not use SO_SNDTIMEO yet, so the attempt borrows it. */
 static hv_status
 hv_connect_in_time(hv_op *op)
 {
@@ -650,8 +650,8 @@ hv_retry_after(const hv_op *op)
     return op->pending.pause > 0 ? op->pending.pause : is_send ? HV_SEND_RETRY : -1;
 }
 
-/* A signal that came between two polls has woken neither of them: it is looked at before the next try. After detach()
- * there is no way back from that. */
+/* A signal that came between two polls has woken neither of them: it is looked at before the next try. After detach() the
+ * call could not enter the gate again, so it does not leave. */
 static hv_status
 hv_retry(hv_op *op)
 {

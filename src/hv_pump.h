@@ -7,7 +7,7 @@
 #include "sock_process.h"
 
 /* One direction's room. Measured from 8 KiB on: the cost of a byte no longer falls above 128 KiB, and
- * splice() through a pipe costs more than this copy as soon as one of the two is no AF_UNIX socket.
+ * splice() through a pipe costs more than this copy unless both are AF_UNIX sockets.
  * Pages that no data has reached are never touched. */
 #define HV_PUMP_ROOM 131072
 
@@ -80,7 +80,7 @@ hv_flow_sent(hv_pair *pair, hv_flow *flow, size_t n)
     hv_pair_is_active(pair);
 }
 
-/* The other direction goes on: what the peer sent before it stopped listening is still to be had. */
+/* The other direction continues: what the peer sent before it stopped reading can still be received. */
 static inline void
 hv_flow_is_refused(hv_pair *pair, hv_flow *flow, int error)
 {

@@ -49,7 +49,7 @@ typedef struct {
     hv_word owner;     /* the identity of the thread whose turn it is, or 0 */
     hv_word waiting;   /* how many threads wait for it */
     hv_word kept;      /* the next turn is reserved for the first of them */
-    hv_turn_op *first; /* they, in the order in which they came; guarded by the socket's lock */
+    hv_turn_op *first; /* those threads, in the order in which they came; guarded by the socket's lock */
 } hv_turn;
 
 /* A message that was partly sent, to be continued by a call with the same buffers. */
@@ -57,7 +57,7 @@ typedef struct {
     hv_cell size; /* with the header; 0: there is none. Every sender looks at it */
     int64_t sent;
     void *buffers; /* object: what it is made of; NULL: not known */
-    int orphaned;  /* by a fork amid the message: only the parent's thread knew how much was sent */
+    int orphaned;  /* by a fork in the middle of it: only the parent's thread knew how much was sent */
 } hv_outbox;
 
 enum { HV_INBOX_EMPTY, HV_INBOX_EXACTLY, HV_INBOX_MESSAGE, HV_INBOX_LOST };
@@ -133,7 +133,7 @@ hv_op_continues(const hv_op *op, hv_status status)
     return status == HV_READY || (status == HV_BLOCKED && op->waits);
 }
 
-/* busy_poll may be spent on it: tries that do not wait, which MSG_WAITALL does not go with. */
+/* Whether to spin: by tries that do not wait, which do not go with MSG_WAITALL. */
 static inline int
 hv_op_may_spin(const hv_op *op)
 {

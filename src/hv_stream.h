@@ -28,7 +28,7 @@ hv_whole_end(hv_whole *w)
     return HV_DONE;
 }
 
-/* After a transfer: all is moved, or nothing comes any more. */
+/* After a transfer: the end is reached, by the last byte or because the stream has ended, or the next is prepared. */
 static hv_status
 hv_whole_advance(hv_op *op)
 {

@@ -1,5 +1,5 @@
-/* Turns: of the threads that send, or receive, messages on one socket, one does at a time, and the others wait in the
- * order in which they came. */
+/* Turns: on one socket, one thread at a time sends messages, and one receives them. The others wait in the order in which
+ * they came. */
 #ifndef HV_TURN_H
 #define HV_TURN_H
 
@@ -33,7 +33,7 @@ hv_turn_take(hv_turn *turn, long me)
     return hv_word_get(&turn->kept) == 0 && hv_turn_seize(turn, me);
 }
 
-/* The next turn is the first thread's that waits. */
+/* Reserves the next turn for the thread that has waited longest. */
 static inline void
 hv_turn_keep(hv_turn *turn)
 {
@@ -41,7 +41,7 @@ hv_turn_keep(hv_turn *turn)
     hv_word_swap_if(&turn->kept, &not_kept, 1);
 }
 
-/* Has the first thread look that waits for it: all of them would be too many. The socket is locked. */
+/* Wakes the thread that has waited longest, to look; waking all would cost too much. The socket is locked. */
 static inline void
 hv_turn_wake(hv_turn *turn)
 {
@@ -61,7 +61,7 @@ hv_turn_end(hv_socket *s, hv_turn *turn, long me)
     }
 }
 
-/* Has all threads look whether the gate is open. */
+/* Wakes all threads, to look whether the gate is open. */
 static inline void
 hv_turn_wake_all(hv_socket *s)
 {
@@ -83,7 +83,7 @@ hv_message_is_on(hv_socket *s)
     return hv_word_get(&s->sending.owner) != 0 || hv_word_get(&s->receiving.owner) != 0;
 }
 
-/* Has a place in the queue from here on. */
+/* Enters the queue. */
 static inline void
 hv_turn_enqueue(hv_turn_op *wait)
 {
@@ -112,14 +112,14 @@ hv_turn_dequeue(hv_turn_op *wait)
     if (link == &turn->first) {
         hv_word_swap_if(&turn->kept, &kept, 0);
         if (!wait->op.result) {
-            hv_turn_wake(turn); /* the turn may be over whose end woke this one */
+            hv_turn_wake(turn); /* this thread was woken by the end of a turn, and does not take the next one */
         }
     }
 }
 
-/* Waits for a turn. A free turn goes to the thread that asks first, which costs the least; after a while it is kept for
- * the first that waits, or threads that never pause could keep it waiting for ever. HV_AGAIN: it is time to look
- * at the signals. */
+/* Waits for a turn. A free turn goes to the thread that asks first, which costs least. After a millisecond it is reserved
+ * for the longest waiter, since threads that never pause could keep that one waiting for ever. HV_AGAIN: it is time to
+ * look at the signals. */
 static hv_status
 hv_turn_start(hv_op *op)
 {

@@ -60,7 +60,7 @@ may_receive(hv_socket *s)
 
 /* ---- one call of the system, as most transfers are ---- */
 
-/* Bytes, minus an error, or HV_UNTRIED: drive() has the reason. */
+/* Bytes, minus an error, or HV_UNTRIED: drive() finds out why. */
 static inline int64_t
 send_once(hv_socket *s, const void *data, size_t size)
 {
@@ -260,8 +260,8 @@ recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n
     return drive(s, op, as_status(op, n));
 }
 
-/* MSG_WAITALL, where the system takes it for something else: AF_VSOCK asks for more room than it has, and what a
- * cancelled overlapped receive has got is not known. What has arrived in time is not lost. */
+/* MSG_WAITALL, where the system's own does not do: on AF_VSOCK it fails if more is asked for than the socket's buffer
+ * holds, and how much a cancelled overlapped receive has taken is not known. What has arrived in time is returned. */
 static hv_status
 recv_all(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
 {
@@ -284,7 +284,7 @@ is_to_be_repeated(const hv_socket *s, int flags)
     return flags & MSG_WAITALL && !(flags & MSG_PEEK) && hv_address_is_stream_only(s->family);
 }
 
-/* Receives into memory of the caller. A length of zero asks nothing of the system, as in CPython. */
+/* Receives into memory of the caller. A length of zero makes no system call, as in CPython. */
 static hv_status
 receive(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n)
 {
@@ -310,7 +310,7 @@ received_length(hv_socket *s, size_t n, int flags)
     return length != NULL ? length : lose_received(s, flags);
 }
 
-/* recv() of more than goes by way of the stack. */
+/* recv() of more than fits on the stack. */
 static PyObject *
 recv_long(PyObject *self, Py_ssize_t length, int flags)
 {
@@ -523,7 +523,7 @@ gather_release(gather *g)
     PyMem_Free(g->many);
 }
 
-/* sendmsg with ancillary data or an address is not ours: socket.socket has it, where the system does. */
+/* sendmsg with ancillary data or an address is left to socket.socket, where the system has it. */
 static PyObject *
 sendmsg_of_base(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {

@@ -1,11 +1,11 @@
-/* The driver: runs an operation to its end, whoever has to wait for what.
+/* The driver: runs an operation to its end, with the waits that it takes.
  *
  * A method fills in an hv_op and calls drive() with the GIL held and no lock. `status` says what is known already:
  * HV_READY if nothing was tried, else what an attempt has come to. The driver owns the GIL, the gate, the deadline and
  * the signals:
  *
  *   - the gate is entered before the handle is read, and left before the GIL is taken again;
- *   - the GIL is let go around all that may wait, and kept where the operation says `brief`;
+ *   - the GIL is released around everything that may wait, and kept where the operation says `brief`;
  *   - signal handlers run between two attempts, outside the gate: they may close the socket, or fork.
  *
  * It returns HV_DONE, HV_TIMED_OUT, HV_FAILED with op->error, or HV_RAISED with the exception of a signal handler set.
@@ -17,7 +17,7 @@
 
 #define LOOK_AT_SIGNALS 50000000 /* ns that an operation of many transfers runs before it looks at the signals */
 
-/* busy_poll, as far as the last spin found the core free. */
+/* busy_poll, or 0 for a while after a spin has lost its core. */
 static inline int64_t
 busy_poll_of(hv_socket *s)
 {
@@ -45,7 +45,7 @@ transfer_briefly(hv_op *op)
     return status;
 }
 
-/* Before another transfer of many: the timeout covers all of them, and a signal is not to wait for the last one. */
+/* Before another transfer of many: the timeout covers all of them, and a signal handler must not wait for the last. */
 static hv_status
 between_transfers(const hv_op *op, int64_t *began)
 {

@@ -92,7 +92,7 @@ adopt(PyObject *self, module_state *module)
     return 1;
 }
 
-/* The arguments name a handle of somebody else's: __init__(family, type, proto, fileno). */
+/* Whether the arguments name a handle to take over: __init__(family, type, proto, fileno). */
 static int
 is_adopting(PyObject *args, PyObject *kwargs)
 {
@@ -205,7 +205,7 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         hv_hand_over(s);
         forget_messages(s);
         handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
-        hv_gate_leave(&s->gate); /* until then, close() keeps off */
+        hv_gate_leave(&s->gate); /* until here, close() leaves the handle alone */
         return handle;
     }
     if (hv_gate_is_ending(&s->gate)) {

@@ -6,7 +6,7 @@
 #include "sock_data.h"
 
 #define LIMIT_BY_DEFAULT (16 << 20)
-#define RECV_ON_HEAP 65536 /* up to this size a copy costs less than asking for the GIL in the midst of a message */
+#define RECV_ON_HEAP 65536 /* up to this size a copy costs less than taking the GIL in the middle of a message */
 
 static void
 message_init(hv_message *m, hv_socket *s)
@@ -91,8 +91,8 @@ gather_message(gather *g, PyObject *const *items, Py_ssize_t count)
     return 1;
 }
 
-/* What a message is made of, for a later call that has to give it again; copies of what may change. None if
- * there is no memory for that. An exception that is set stays so. */
+/* The buffers of a message, to be compared with those of a later call; copies of those that may change. None if
+ * there is no memory for that. An exception that is set stays set. */
 static PyObject *
 keep_buffers(PyObject *const *items, Py_ssize_t count)
 {
@@ -225,7 +225,7 @@ inbox_clear(hv_inbox *in)
     Py_CLEAR(in->request);
 }
 
-/* A message of a closed socket cannot be continued. If a thread is in its midst, that thread forgets it. */
+/* A message of a closed socket cannot be continued. If a thread is sending or receiving it, that thread forgets it. */
 static void
 forget_messages(hv_socket *s)
 {

@@ -43,8 +43,8 @@ tell_platform(void)
     return 1;
 }
 
-/* The base is never told that a socket waits without end: it would make the handle blocking, whose sends only the
- * system could end. It is told the longest time that it takes, and what asks for the timeout is told None. */
+/* The base is never told that a socket waits without end: it would make the handle blocking, and only the system could
+ * end its sends. It gets the longest timeout that it accepts instead, for which gettimeout() returns None. */
 #define BASE_FOREVER 2147483.0 /* seconds, 24 days */
 
 static PyObject *
