@@ -1,5 +1,5 @@
-/* The pump's loop on Windows: one overlapped call for each direction, waited for together with the
- * order to stop. */
+/* The pump's loop on Windows: attempts on both non-blocking sockets, and one event that says when another is worth it.
+ * As for every send here, nothing is ever cancelled. */
 #ifndef HV_PUMP_WINDOWS_H
 #define HV_PUMP_WINDOWS_H
 
@@ -23,9 +23,7 @@ hv_stop_clear(hv_stop *stop)
 static inline void
 hv_stop_close(hv_stop *stop)
 {
-    if (stop->event != NULL) {
-        CloseHandle(stop->event);
-    }
+    hv_event_free(stop->event);
 }
 
 static inline void
@@ -48,162 +46,133 @@ hv_error_is_pipe(int error)
     return 0;
 }
 
-/* A flow's one call. */
-typedef struct {
-    OVERLAPPED overlapped;
-    HANDLE event;
-    int pending;
-    int sends;
-    hv_handle handle;
-} hv_pump_call;
-
-/* What came of a call, n bytes or an error. 0, or the error of a receive. */
+/* One send. 0, or WSAEWOULDBLOCK. */
 static int
-hv_flow_finish(hv_pair *pair, hv_flow *flow, hv_pump_call *call, int error, DWORD n)
+hv_flow_send(hv_pair *pair, hv_flow *flow)
 {
-    call->pending = 0;
-    if (error == 0 && call->sends) {
-        hv_flow_sent(pair, flow, n);
-    } else if (error == 0) {
-        hv_flow_received(pair, flow, n);
-    } else if (call->sends) {
-        hv_flow_is_refused(pair, flow, error);
-    } else {
-        return error;
+    size_t size = flow->end - flow->start;
+    int n, error = 0;
+    while ((n = send(flow->to, flow->room + flow->start, (int)size, 0)) < 0) {
+        error = hv_last_error();
+        if (error != WSAENOBUFS || size <= HV_SEND_LEAST) {
+            break;
+        }
+        size = hv_smaller(size);
     }
-    return 0;
-}
-
-/* Starts the next call of a flow. One that is done at once sets its event all the same. The low bit keeps
- * the completion out of a completion port, as in hv_overlap(). */
-static int
-hv_flow_start(hv_pair *pair, hv_flow *flow, hv_pump_call *call)
-{
-    WSABUF buffer;
-    DWORD n = 0, flags = 0;
-    int result, error;
-    memset(&call->overlapped, 0, sizeof call->overlapped);
-    call->overlapped.hEvent = (HANDLE)((ULONG_PTR)call->event | 1);
-    call->sends = hv_flow_is_sending(flow);
-    call->handle = call->sends ? flow->to : flow->from;
-    if (call->sends) {
-        hv_iovec_set(&buffer, flow->room + flow->start, flow->end - flow->start);
-        result = WSASend(call->handle, &buffer, 1, &n, 0, &call->overlapped, NULL);
-    } else {
-        hv_iovec_set(&buffer, flow->room, HV_PUMP_ROOM);
-        result = WSARecv(call->handle, &buffer, 1, &n, &flags, &call->overlapped, NULL);
-    }
-    error = result == 0 ? 0 : hv_last_error();
-    if (error == 0 || error == WSA_IO_PENDING) {
-        call->pending = 1;
+    if (n >= 0) {
+        hv_flow_sent(pair, flow, (size_t)n);
         return 0;
     }
-    return hv_flow_finish(pair, flow, call, error, 0);
-}
-
-static int
-hv_flow_collect(hv_pair *pair, hv_flow *flow, hv_pump_call *call)
-{
-    DWORD n = 0, flags = 0;
-    int error = 0;
-    if (!WSAGetOverlappedResult(call->handle, &call->overlapped, &n, FALSE, &flags)) {
-        error = hv_last_error();
-        if (error == WSA_IO_INCOMPLETE) {
-            return 0;
-        }
+    if (error != WSAEWOULDBLOCK) {
+        hv_flow_is_refused(pair, flow, error);
+        return 0;
     }
-    return hv_flow_finish(pair, flow, call, error, n);
+    return error;
 }
 
-/* The kernel writes into the room and the OVERLAPPED until it has let go of them. */
-static void
-hv_pump_cancel(hv_pump_call calls[2])
+/* One receive, if all is sent, and one send. 0, WSAEWOULDBLOCK, or the error of the receive. */
+static int
+hv_flow_step(hv_pair *pair, hv_flow *flow)
 {
+    if (!hv_flow_is_sending(flow)) {
+        int n = recv(flow->from, flow->room, HV_PUMP_ROOM, 0);
+        if (n < 0) {
+            return hv_last_error();
+        }
+        hv_flow_received(pair, flow, (size_t)n);
+    }
+    return hv_flow_is_sending(flow) ? hv_flow_send(pair, flow) : 0;
+}
+
+/* A step of both flows; *moved: at least one of them may take another at once. */
+static hv_pump_status
+hv_pair_step(hv_pair *pair, int *moved)
+{
+    int i;
+    *moved = 0;
+    for (i = 0; i < 2; i++) {
+        int error = pair->flows[i].ended ? WSAEWOULDBLOCK : hv_flow_step(pair, &pair->flows[i]);
+        if (error != 0 && error != WSAEWOULDBLOCK) {
+            pair->error = error;
+            return HV_PUMP_FAILED;
+        }
+        *moved |= error == 0;
+    }
+    return hv_pair_has_ended(pair) ? HV_PUMP_ENDED : HV_PUMP_RUNS;
+}
+
+/* What has happened until now is going to be seen by the next attempts: the event is for what comes after. */
+static void
+hv_pair_clear(const hv_pair *pair, HANDLE event)
+{
+    WSANETWORKEVENTS ignored;
     int i;
     for (i = 0; i < 2; i++) {
-        if (calls[i].pending) {
-            DWORD n, flags;
-            CancelIoEx((HANDLE)calls[i].handle, &calls[i].overlapped);
-            WSAGetOverlappedResult(calls[i].handle, &calls[i].overlapped, &n, TRUE, &flags);
-        }
+        WSAEnumNetworkEvents(pair->flows[i].from, event, &ignored);
     }
 }
 
-static hv_pump_status
-hv_pump_wait(hv_pair *pair, const hv_stop *stop, hv_pump_call calls[2])
+/* ms after which a send is tried again, whatever the event says. */
+#define HV_PUMP_RETRY 1000
+
+static DWORD
+hv_pair_timeout(const hv_pair *pair)
 {
-    HANDLE events[3] = {stop->event, NULL, NULL};
-    DWORD count = 1, woken, timeout = INFINITE;
+    int sends = hv_flow_is_sending(&pair->flows[0]) || hv_flow_is_sending(&pair->flows[1]);
     int64_t left = hv_pair_idle_left(pair);
-    int i;
-    if (left == 0) {
+    return left < 0 && !sends ? INFINITE : hv_milliseconds(left, sends ? HV_PUMP_RETRY : INT_MAX);
+}
+
+/* Waits until another attempt is worth it. If one is at once, only looks at the order to stop. */
+static hv_pump_status
+hv_pair_wait(hv_pair *pair, const hv_stop *stop, HANDLE event, int at_once)
+{
+    HANDLE events[2] = {stop->event, event};
+    DWORD woken;
+    if (hv_pair_idle_left(pair) == 0) {
         return HV_PUMP_IDLE;
     }
-    if (left > 0) {
-        left = left / 1000000 + 1;
-        timeout = left < INT_MAX ? (DWORD)left : INT_MAX;
-    }
-    for (i = 0; i < 2; i++) {
-        if (calls[i].pending) {
-            events[count++] = calls[i].event;
-        }
-    }
-    woken = WaitForMultipleObjects(count, events, FALSE, timeout);
+    woken = WaitForMultipleObjects(at_once ? 1 : 2, events, FALSE, at_once ? 0 : hv_pair_timeout(pair));
     if (woken == WAIT_FAILED) {
         pair->error = (int)GetLastError();
         return HV_PUMP_FAILED;
     }
+    if (woken == WAIT_OBJECT_0 + 1) {
+        hv_pair_clear(pair, event);
+    }
     return woken == WAIT_OBJECT_0 ? HV_PUMP_STOPPED : HV_PUMP_RUNS;
 }
 
-static hv_pump_status
-hv_pump_step(hv_pair *pair, const hv_stop *stop, hv_pump_call calls[2])
+/* Makes the handles non-blocking, and has the event set by what they wait for. */
+static int
+hv_pair_select(const hv_pair *pair, HANDLE event, long what)
 {
-    hv_pump_status status;
-    int i;
+    int i, failed = 0;
     for (i = 0; i < 2; i++) {
-        hv_flow *flow = &pair->flows[i];
-        int error = 0;
-        while (!flow->ended && !calls[i].pending && error == 0) {
-            error = hv_flow_start(pair, flow, &calls[i]);
-        }
-        if (error != 0) {
-            pair->error = error;
-            return HV_PUMP_FAILED;
-        }
+        hv_set_mode(pair->flows[i].from, 1);
+        failed |= WSAEventSelect(pair->flows[i].from, event, what) != 0;
     }
-    if (hv_pair_has_ended(pair)) {
-        return HV_PUMP_ENDED;
-    }
-    status = hv_pump_wait(pair, stop, calls);
-    for (i = 0; i < 2 && status == HV_PUMP_RUNS; i++) {
-        int error = calls[i].pending ? hv_flow_collect(pair, &pair->flows[i], &calls[i]) : 0;
-        if (error != 0) {
-            pair->error = error;
-            status = HV_PUMP_FAILED;
-        }
-    }
-    return status;
+    return !failed;
 }
 
 static hv_pump_status
 hv_pump_run(hv_pair *pair, const hv_stop *stop)
 {
-    hv_pump_call calls[2];
+    HANDLE event = CreateEventW(NULL, TRUE, FALSE, NULL);
     hv_pump_status status = HV_PUMP_RUNS;
-    memset(calls, 0, sizeof calls);
-    calls[0].event = CreateEventW(NULL, TRUE, FALSE, NULL);
-    calls[1].event = CreateEventW(NULL, TRUE, FALSE, NULL);
-    if (calls[0].event == NULL || calls[1].event == NULL) {
-        pair->error = (int)GetLastError();
+    int moved;
+    if (event == NULL || !hv_pair_select(pair, event, FD_READ | FD_WRITE | FD_CLOSE)) {
+        pair->error = hv_last_error();
         status = HV_PUMP_FAILED;
     }
     while (status == HV_PUMP_RUNS) {
-        status = hv_pump_step(pair, stop, calls);
+        status = hv_pair_step(pair, &moved);
+        if (status == HV_PUMP_RUNS) {
+            status = hv_pair_wait(pair, stop, event, moved);
+        }
     }
-    hv_pump_cancel(calls);
-    hv_event_free(calls[0].event);
-    hv_event_free(calls[1].event);
+    hv_pair_select(pair, NULL, 0);
+    hv_event_free(event);
     return status;
 }
 

@@ -48,6 +48,13 @@ def to_be_repeated(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
     return buffers
 
 
+def _cut_off() -> OSError:
+    """Return the error of a stream that had a transfer cancelled, as by a loop that cancels every task at its end."""
+    return ConnectionAbortedError(
+        errno.ECONNABORTED, "a transfer was cancelled, and how much it has moved is not known"
+    )
+
+
 class Link(abc.ABC):
     """Transfers messages over a connected socket, one at a time in each direction, without waiting.
 
@@ -270,6 +277,8 @@ class OverlappedLink(Link):
             return super()._receive()
         if not self._reading.done():
             raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
+        if self._reading.cancelled():
+            raise _cut_off()
         reading, self._reading = self._reading, None
         try:
             got = reading.result()
@@ -301,6 +310,8 @@ class OverlappedLink(Link):
         if self._writing is not None:
             if not self._writing.done():
                 raise BlockingIOError(errno.EAGAIN, "the transfer is not over")
+            if self._writing.cancelled():
+                raise _cut_off()
             writing, self._writing = self._writing, None
             try:
                 return writing.result()

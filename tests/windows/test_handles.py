@@ -461,8 +461,7 @@ def test_waiting_calls_that_close_ends(address: Address, worker: Worker, operati
         "ConnectEx=10050",
         "bind=10013",
         "setsockopt=10042",  # the kernel's own timeout
-        "setsockopt=10050@1",  # SO_UPDATE_CONNECT_CONTEXT
-        "WSAIoctl=10045",  # no ConnectEx
+        "connect-context=10050",
         "WSAGetOverlappedResult=10054",
     ],
 )
@@ -483,9 +482,6 @@ def test_connect_errors(address: Address, server: hvsock.HyperVSocket, fault: st
     "fault",
     [
         "AcceptEx=10050",
-        "setsockopt=10050",  # SO_UPDATE_ACCEPT_CONTEXT
-        "WSAIoctl=10045",  # no AcceptEx
-        "WSAIoctl=10045@1",  # no GetAcceptExSockaddrs
         "WSAGetOverlappedResult=10050",
     ],
 )
@@ -506,7 +502,7 @@ def test_accept_errors(address: Address, server: hvsock.HyperVSocket, fault: str
 
 
 @pytest.mark.parametrize("code", [10053, 10054, 64])
-@pytest.mark.parametrize("call", ["AcceptEx", "setsockopt", "WSAGetOverlappedResult"])
+@pytest.mark.parametrize("call", ["AcceptEx", "accept-context", "getpeername", "WSAGetOverlappedResult"])
 def test_clients_that_are_gone_before_they_are_accepted(
     address: Address, server: hvsock.HyperVSocket, call: str, code: int
 ) -> None:
@@ -528,15 +524,63 @@ def test_clients_that_are_gone_before_they_are_accepted(
     check_flat(accept, SOME)
 
 
-def test_accept_error_without_waiting(server: hvsock.HyperVSocket) -> None:
+def test_accept_error_without_waiting(address: Address, server: hvsock.HyperVSocket) -> None:
     server.settimeout(0)
 
     def fail() -> None:
-        with failing(10054):
+        with failing(10050):
             server.accept()
 
-    with hvsim.faults("accept=10054*0"):
-        check_flat(fail, MANY)
+    with hvsock.create_connection(address, timeout=LIMIT), hvsim.faults("AcceptEx=10050*0"):
+        check_flat(fail, SOME)
+
+
+def test_accepts_that_find_nothing(server: hvsock.HyperVSocket) -> None:
+    server.settimeout(0)
+
+    def fail() -> None:
+        with contextlib.suppress(BlockingIOError):
+            server.accept()
+            raise AssertionError("something was accepted")
+
+    check_flat(fail, MANY)
+
+
+def test_accepts_that_find_nothing_where_something_is_announced(server: hvsock.HyperVSocket) -> None:
+    """As if another thread or process had taken it: AcceptEx is cancelled."""
+    server.settimeout(0)
+
+    def fail() -> None:
+        with contextlib.suppress(BlockingIOError):
+            server.accept()
+            raise AssertionError("something was accepted")
+
+    with hvsim.faults("WSAPoll=10045*0"):
+        check_flat(fail, SOME)
+
+
+def test_receives_that_find_nothing(pair: Pair) -> None:
+    client, _ = pair
+    client.settimeout(0)
+
+    def fail() -> None:
+        with contextlib.suppress(BlockingIOError):
+            client.recv(1)
+            raise AssertionError("something was received")
+
+    check_flat(fail, SOME)
+
+
+def test_stubborn_connects(address: Address) -> None:
+    """Connects that outlive their call: their memory and events are freed with the next one."""
+
+    def fail() -> None:
+        with contextlib.suppress(TimeoutError):
+            hvsock.create_connection(address, timeout=SHORT)
+            raise AssertionError("it connected")
+
+    with hvsim.faults("connecting=stubborn:60000*0"):
+        check_flat(fail, 60)
 
 
 def test_accepts_that_cannot_be_wrapped(address: Address, server: hvsock.HyperVSocket) -> None:

@@ -163,10 +163,13 @@ int WSAAPI
 hook_WSAPoll(LPWSAPOLLFD sockets, ULONG count, INT timeout)
 {
     struct handle h;
+    struct fault fault;
 
     for (ULONG i = 0; i < count; i++) {
-        if (handle_get(sockets[i].fd, &h)) {
-            count_call(CALL_WSAPoll);
+        if (hyperv_call(sockets[i].fd, CALL_WSAPoll, &h, &fault)) {
+            if (fault.kind == FAULT_ERROR) {
+                return fail(fault.value);
+            }
             break;
         }
     }
