@@ -176,7 +176,7 @@ hv_waiting_add(hv_socket *s, hv_op *op)
     op->next = s->waiting;
     s->waiting = op;
     hv_lock_release(&s->lock);
-    return hv_gate_is_open(&s->gate);
+    return !hv_gate_is_closed(&s->gate);
 }
 
 static inline void
