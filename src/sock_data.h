@@ -585,7 +585,7 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     }
     if (i == size) {
         op.buffers = g.iov;
-        op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
+        op.count = hv_spans_from(g.spans + 1, g.count, 0, HV_IO_MAX, g.iov, g.count);
         op.brief = op.timeout == 0 && hv_is_brief((size_t)g.total);
         status = may_send(s) ? drive(s, &op, HV_READY) : HV_RAISED;
     }
