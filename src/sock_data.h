@@ -264,8 +264,9 @@ recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, hv_status
     return drive(s, op, as_status(op, status, error));
 }
 
-/* MSG_WAITALL, where the system takes it for something else: AF_VSOCK asks for more room than it has, and what a
- * cancelled overlapped receive has got is not known. What has arrived in time is not lost. */
+/* MSG_WAITALL, so that it means the same on every transport: AF_VSOCK asks for more room than it has, AF_UNIX does not
+ * wait in a call that has a timeout, and what a cancelled overlapped receive has got is not known. What has arrived in
+ * time is not lost. */
 static hv_status
 recv_all(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
 {
@@ -282,22 +283,32 @@ recv_all(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
     return status;
 }
 
-static inline int
-is_to_be_repeated(const hv_socket *s, int flags)
+/* -1 with an exception set. */
+static int
+is_stream(PyObject *self)
 {
-    return flags & MSG_WAITALL && !(flags & MSG_PEEK) && hv_address_is_stream_only(s->family);
+    PyObject *kind = get_attribute(module_of(self)->kind, self);
+    long number = kind == NULL ? -1 : PyLong_AsLong(kind);
+    Py_XDECREF(kind);
+    return number < 0 ? -1 : number == SOCK_STREAM;
 }
 
 /* Receives into memory of the caller. A length of zero asks nothing of the system, as in CPython. */
 static hv_status
-receive(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
+receive(PyObject *self, hv_op *op, void *to, size_t size, int flags)
 {
+    hv_socket *s = state_of(self);
+    int all = 0;
     if (size == 0) {
         op->result = 0;
         return HV_DONE;
     }
-    return is_to_be_repeated(s, flags) ? recv_all(s, op, to, size, flags)
-                                       : recv_driven(s, op, to, size, flags, HV_READY, 0);
+    if (flags & MSG_WAITALL && !(flags & MSG_PEEK) && hv_address_kind_of(s->family) != HV_ADDRESS_OTHER) {
+        all = is_stream(self);
+    }
+    return all < 0   ? HV_RAISED
+           : all > 0 ? recv_all(s, op, to, size, flags)
+                     : recv_driven(s, op, to, size, flags, HV_READY, 0);
 }
 
 /* A new bytes object of what is in `room`. */
@@ -325,7 +336,7 @@ recv_long(PyObject *self, Py_ssize_t length, int flags)
     if (bytes == NULL) {
         return NULL;
     }
-    status = receive(state_of(self), &op, PyBytes_AsString(bytes), (size_t)length, flags);
+    status = receive(self, &op, PyBytes_AsString(bytes), (size_t)length, flags);
     if (status != HV_DONE) {
         Py_DECREF(bytes);
         return fail_explained(self, &op, status, "recv");
@@ -354,7 +365,7 @@ recv_short(PyObject *self, Py_ssize_t length, int flags)
     if (n > 0) {
         return received_bytes(s, room, n, 0);
     }
-    status = status == HV_READY ? receive(s, &op, room, (size_t)length, flags)
+    status = status == HV_READY ? receive(self, &op, room, (size_t)length, flags)
                                 : recv_driven(s, &op, room, (size_t)length, flags, status, error);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv");
@@ -418,7 +429,7 @@ recv_into_view(PyObject *self, Py_buffer *view, size_t size, int flags, hv_statu
 {
     hv_socket *s = state_of(self);
     hv_op op;
-    status = status == HV_READY ? receive(s, &op, view->buf, size, flags)
+    status = status == HV_READY ? receive(self, &op, view->buf, size, flags)
                                 : recv_driven(s, &op, view->buf, size, flags, status, error);
     PyBuffer_Release(view);
     if (status != HV_DONE) {
