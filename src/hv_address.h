@@ -73,14 +73,6 @@ hv_address_kind_of(int family)
 #endif
 }
 
-/* The families that have no sockets but streams. */
-static inline int
-hv_address_is_stream_only(int family)
-{
-    hv_address_kind kind = hv_address_kind_of(family);
-    return kind == HV_ADDRESS_HYPERV || kind == HV_ADDRESS_VSOCK;
-}
-
 /* A packed SOCKADDR_HV, checked: NULL, or what is wrong with it. */
 static inline const char *
 hv_sockaddr_set_hyperv(hv_sockaddr *address, const void *packed, size_t length)

@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 
+#include "hv_stream.h"
 #include "hv_turn.h"
 
 #define HV_MESSAGE_MAX 0xffffffffU
@@ -18,11 +19,11 @@ typedef struct {
     size_t length;
 } hv_span;
 
-/* Points iov at up to HV_IO_MAX bytes of the spans from an offset on; returns how many of its `room` it took. */
+/* Points iov at up to `most` bytes of the spans from an offset on; returns how many of its `room` it took. */
 static size_t
-hv_spans_from(const hv_span *spans, size_t count, uint64_t offset, hv_iovec *iov, size_t room)
+hv_spans_from(const hv_span *spans, size_t count, uint64_t offset, size_t most, hv_iovec *iov, size_t room)
 {
-    size_t i, used = 0, left = HV_IO_MAX;
+    size_t i, used = 0, left = most;
     for (i = 0; i < count && used < room && left > 0; i++) {
         size_t length = spans[i].length;
         if (offset >= length) {
@@ -89,7 +90,7 @@ hv_message_send(hv_message *m)
     op->writes = 1;
     op->buffers = m->iov;
     op->count = hv_spans_from(m->spans + m->spans_sent, m->span_count - m->spans_sent,
-                              (uint64_t)m->s->out.sent - m->bytes_sent, m->iov, room);
+                              (uint64_t)m->s->out.sent - m->bytes_sent, HV_TRANSFER_MAX, m->iov, room);
     /* In an exchange, the receive that follows releases the GIL. */
     op->brief = m->receives && left <= HV_BRIEF_MAX;
     return HV_READY;
@@ -128,7 +129,7 @@ hv_message_receive(hv_message *m)
         to = (in->store == NULL ? m->room : in->memory) + in->got;
         length = in->size - in->got;
     }
-    hv_iovec_set(m->iov, to, length < HV_IO_MAX ? length : HV_IO_MAX);
+    hv_iovec_set(m->iov, to, hv_transfer_length(length));
     op->start = hv_recv_start;
     op->late = op->writes; /* the reply to what was sent just now */
     op->writes = 0;

@@ -234,17 +234,22 @@ hv_on_wake(int number)
     (void)number; /* it only has to end the system call */
 }
 
-/* A handler of the program's own stays. Unless it was set with SA_RESTART, it ends the call as well. */
+/* A handler of the program's own stays: it ends the call as well, unless it has the call started again. */
 static void
 hv_install_wake(void)
 {
     struct sigaction action;
-    if (sigaction(SIGURG, NULL, &action) == 0 && !(action.sa_flags & SA_SIGINFO) &&
-        (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) {
+    if (sigaction(SIGURG, NULL, &action) != 0) {
+        return;
+    }
+    if (!(action.sa_flags & SA_SIGINFO) && (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN)) {
         memset(&action, 0, sizeof action);
         action.sa_handler = hv_on_wake;
         action.sa_flags = SA_ONSTACK;
         sigemptyset(&action.sa_mask);
+        sigaction(SIGURG, &action, NULL);
+    } else if (action.sa_flags & SA_RESTART) {
+        action.sa_flags &= ~SA_RESTART;
         sigaction(SIGURG, &action, NULL);
     }
 }

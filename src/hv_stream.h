@@ -4,6 +4,16 @@
 
 #include "hv_platform.h"
 
+/* Bytes of one transfer. A peer that is fast enough keeps the system in one call until all is moved, and the deadline and
+ * the signals are only looked at between two. */
+#define HV_TRANSFER_MAX ((size_t)4 << 20)
+
+static inline size_t
+hv_transfer_length(uint64_t left)
+{
+    return left < HV_TRANSFER_MAX ? (size_t)left : HV_TRANSFER_MAX;
+}
+
 typedef struct {
     hv_op op;     /* the transfer at hand; at the end its result is what was moved altogether */
     hv_iovec iov; /* what is left */
@@ -16,7 +26,7 @@ static inline hv_status
 hv_whole_prepare(hv_whole *w)
 {
     size_t left = w->size - w->moved;
-    hv_iovec_set(&w->iov, w->base + w->moved, left);
+    hv_iovec_set(&w->iov, w->base + w->moved, hv_transfer_length(left));
     return HV_READY;
 }
 

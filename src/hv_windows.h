@@ -455,14 +455,6 @@ hv_started(hv_op *op, int ok, DWORD n)
 
 /* ---- transfers ---- */
 
-/* No flag keeps a plain call from waiting here, whatever mode another owner of the handle has put it in. */
-static inline int
-hv_is_brief(size_t length)
-{
-    (void)length;
-    return 0;
-}
-
 static inline int64_t
 hv_recv_once(hv_handle handle, void *to, size_t size, int64_t timeout)
 {

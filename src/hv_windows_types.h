@@ -18,6 +18,7 @@ typedef CONDITION_VARIABLE hv_cond;
 
 #define HV_NO_HANDLE INVALID_SOCKET
 #define HV_IO_MAX ((size_t)INT_MAX)
+#define HV_BRIEF_MAX 0 /* every call releases the GIL */
 #define HV_ERROR_CLOSED WSAENOTSOCK
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
 #define HV_ERROR_TOO_LONG WSAEMSGSIZE

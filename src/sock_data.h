@@ -246,8 +246,9 @@ recv_driven(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n
     return drive(s, op, as_status(op, n));
 }
 
-/* MSG_WAITALL, where the system's own does not do: on AF_VSOCK it fails if more is asked for than the socket's buffer
- * holds, and how much a cancelled overlapped receive has taken is not known. What has arrived in time is returned. */
+/* MSG_WAITALL, so that it means the same on every transport: AF_VSOCK asks for more room than it has, AF_UNIX does not
+ * wait in a call that has a timeout, and how much a cancelled overlapped receive has taken is not known. What has arrived
+ * in time is returned. */
 static hv_status
 recv_all(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
 {
@@ -264,21 +265,30 @@ recv_all(hv_socket *s, hv_op *op, void *to, size_t size, int flags)
     return status;
 }
 
-static inline int
-is_to_be_repeated(const hv_socket *s, int flags)
+/* -1 with an exception set. */
+static int
+is_stream(PyObject *self)
 {
-    return flags & MSG_WAITALL && !(flags & MSG_PEEK) && hv_address_is_stream_only(s->family);
+    PyObject *kind = get_attribute(module_of(self)->kind, self);
+    long number = kind == NULL ? -1 : PyLong_AsLong(kind);
+    Py_XDECREF(kind);
+    return number < 0 ? -1 : number == SOCK_STREAM;
 }
 
 /* Receives into memory of the caller. A length of zero makes no system call, as in CPython. */
 static hv_status
-receive(hv_socket *s, hv_op *op, void *to, size_t size, int flags, int64_t n)
+receive(PyObject *self, hv_op *op, void *to, size_t size, int flags, int64_t n)
 {
+    hv_socket *s = state_of(self);
+    int all = 0;
     if (size == 0) {
         op->result = 0;
         return HV_DONE;
     }
-    return is_to_be_repeated(s, flags) ? recv_all(s, op, to, size, flags) : recv_driven(s, op, to, size, flags, n);
+    if (flags & MSG_WAITALL && !(flags & MSG_PEEK) && hv_address_kind_of(s->family) != HV_ADDRESS_OTHER) {
+        all = is_stream(self);
+    }
+    return all < 0 ? HV_RAISED : all > 0 ? recv_all(s, op, to, size, flags) : recv_driven(s, op, to, size, flags, n);
 }
 
 /* A new bytes object of what is in `room`. */
@@ -306,7 +316,7 @@ recv_long(PyObject *self, Py_ssize_t length, int flags)
     if (bytes == NULL) {
         return NULL;
     }
-    status = receive(state_of(self), &op, PyBytes_AsString(bytes), (size_t)length, flags, HV_UNTRIED);
+    status = receive(self, &op, PyBytes_AsString(bytes), (size_t)length, flags, HV_UNTRIED);
     if (status != HV_DONE) {
         Py_DECREF(bytes);
         return fail_explained(self, &op, status, "recv");
@@ -331,7 +341,7 @@ recv_short(PyObject *self, Py_ssize_t length, int flags)
     if (n > 0) {
         return received_bytes(s, room, (size_t)n, 0);
     }
-    status = receive(s, &op, room, (size_t)length, flags, n);
+    status = receive(self, &op, room, (size_t)length, flags, n);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv");
     }
@@ -394,7 +404,7 @@ recv_into_view(PyObject *self, Py_buffer *view, size_t size, int flags, int64_t 
 {
     hv_socket *s = state_of(self);
     hv_op op;
-    hv_status status = receive(s, &op, view->buf, size, flags, n);
+    hv_status status = receive(self, &op, view->buf, size, flags, n);
     release_writable(view);
     if (status != HV_DONE) {
         return fail_explained(self, &op, status, "recv_into");
@@ -558,7 +568,7 @@ sock_sendmsg(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     }
     if (i == size) {
         op.buffers = g.iov;
-        op.count = hv_spans_from(g.spans + 1, g.count, 0, g.iov, g.count);
+        op.count = hv_spans_from(g.spans + 1, g.count, 0, HV_IO_MAX, g.iov, g.count);
         status = may_send(s) ? drive(s, &op, HV_READY) : HV_RAISED;
     }
     gather_release(&g);

@@ -482,6 +482,164 @@ def close_wakes(implementation: str, operation: str, timeout: str, rounds: str, 
                 raise AssertionError("a call on a closed socket succeeded")
 
 
+def close_beside_sigurg(implementation: str, operation: str, timeout: str, how: str) -> None:
+    """Close a socket that a thread waits at, where the program uses, ignores or blocks the signal that wakes it."""
+    if how == "ignored":
+        signal.signal(signal.SIGURG, signal.SIG_IGN)
+    if how in ("handled", "restarted"):
+        signal.signal(signal.SIGURG, lambda *_: None)
+    if how == "restarted":
+        signal.siginterrupt(signal.SIGURG, False)
+    mine = signal.getsignal(signal.SIGURG)
+
+    def wait() -> None:
+        blocked = {signal.SIGURG} if how == "blocked" else set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            call()
+        finally:
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked
+
+    for delay in (2 * TICK, 0, 0.001):
+        with contextlib.ExitStack() as stack:
+            a, call = make_blocked(stack, implementation, operation, timeout)
+            tasks = [Task(wait) for _ in range(1 if operation == "connect" else 3)]
+            time.sleep(delay)
+            start = time.monotonic()
+            a.close()
+            assert time.monotonic() - start < 0.9 * utils.SCALE, "close() gave up"
+            for task in tasks:
+                check_error_of_closed(task.error())
+    assert signal.getsignal(signal.SIGURG) is mine
+
+
+def close_in_a_forked_twin(implementation: str) -> None:
+    """Close a listener in a forked process while a thread of each of the two waits at it; then in this one."""
+    with utils.listen(implementation) as listener:
+        listener.settimeout(None)
+        waiting = Task(listener.accept)
+        time.sleep(2 * TICK)
+        with forked() as in_child:
+            if in_child:
+                task = Task(listener.accept)
+                time.sleep(2 * TICK)
+                listener.close()
+                check_error_of_closed(task.error())
+        assert waiting.running, "a close in the forked process ended a call in this one"
+        with utils.dialler(implementation) as client:
+            client.connect(listener.getsockname())
+            with waiting.result()[0] as accepted:
+                accepted.sendall(b"x")
+                assert client.recv(1) == b"x"
+        waiting = Task(listener.accept)
+        read_end, write_end = os.pipe()
+        with forked() as in_child:
+            if in_child:
+                os.close(write_end)
+                assert os.read(read_end, 1) == b"", "the listener is open here until the other one has closed it"
+            else:
+                time.sleep(2 * TICK)
+                listener.close()
+                check_error_of_closed(waiting.error())
+                os.close(write_end)
+        os.close(read_end)
+
+
+@contextlib.contextmanager
+def no_descriptor_to_spare() -> Iterator[list[int]]:
+    """Have no more descriptors for this process; lend some that it may close."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield held
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def wait_without_descriptors(implementation: str, operation: str) -> None:
+    """Wait, time out and close where the process has no descriptor to spare; a client still finds the listener."""
+    with contextlib.ExitStack() as stack:
+        a, call = make_blocked(stack, implementation, operation, "limit")
+        a.settimeout(3 * TICK)
+        with no_descriptor_to_spare():
+            for _ in range(2):
+                start = time.monotonic()
+                assert isinstance(Task(call).error(), TimeoutError)
+                assert time.monotonic() - start > 2 * TICK
+            a.settimeout(LIMIT)
+            task = Task(call)
+            assert not task.wait(2 * TICK)
+            a.close()
+            check_error_of_closed(task.error())
+
+
+def connect_without_descriptors(implementation: str) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = utils.full_listener(implementation, stack)
+        sock = stack.enter_context(utils.dialler(implementation))
+        sock.settimeout(LIMIT)
+        with no_descriptor_to_spare() as held:
+            task = Task(sock.connect, listener.getsockname())
+            assert not task.wait(2 * TICK)
+            os.close(held.pop())
+            with listener.accept()[0]:
+                task.result()
+
+
+def close_without_descriptors() -> None:
+    """The address of a listener is free at once."""
+    from hvsock._hvsock import Socket
+
+    name = f"\0hvsock-{os.getpid()}"
+    for _ in range(50):
+        with Socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as next_one:
+            listener.bind(name)
+            listener.listen()
+            task = Task(listener.accept)
+            time.sleep(0.002)
+            with no_descriptor_to_spare():
+                listener.close()
+                next_one.bind(name)
+            check_error_of_closed(task.error())
+
+
+def opened_again_beside_settimeout() -> None:
+    """Open a closed socket anew again and again while other threads set its timeout: they all go on."""
+    import hvsock
+
+    over = threading.Event()
+    one, other = socket.socketpair()
+    sock = hvsock.HyperVSocket(fileno=one.detach())
+
+    def set_timeout() -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                sock.settimeout(1.0)
+
+    tasks = [Task(set_timeout) for _ in range(4)]
+    for _ in range(20_000):
+        sock.close()
+        other.close()
+        one, other = socket.socketpair()
+        sock.__init__(fileno=one.detach())  # type: ignore[misc]
+    over.set()
+    for task in tasks:
+        task.result()
+    sock.settimeout(LIMIT)
+    other.sendall(b"x")
+    assert sock.recv(1) == b"x"
+    sock.close()
+    other.close()
+
+
 def fork_after_close(implementation: str, operation: str) -> None:
     """Close a socket that a thread is blocked at, and fork before that thread can have left it."""
     import stat

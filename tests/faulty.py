@@ -13,7 +13,9 @@ import itertools
 import os
 import signal
 import socket
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,9 +74,9 @@ class Faults:
             assert shim.faults_arm(sock.fileno(), " ".join(words).encode()) == 0, words
             try:
                 yield
+            finally:
                 self.calls = {group: shim.faults_calls(group.encode()) for group in (*GROUPS, "polling", "asking")}
                 self.injected = shim.faults_injected()
-            finally:
                 shim.faults_arm(-1, b"")
 
     def again(self, call: Callable[..., Any], *args: Any) -> Any:
@@ -299,13 +301,41 @@ FAULTS: dict[str, Callable[[str, str], int]] = {
 # Another thread meanwhile
 
 
+def take_client(listener: Any) -> None:
+    """Be another owner of the listener, which makes it blocking and takes the client that waits."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as other:
+        other.setblocking(True)
+        other.accept()[0].close()
+
+
+def take_client_in_a_fork(listener: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later warn of a fork beside a thread
+        pid = os.fork()
+    if pid == 0:
+        try:
+            take_client(listener)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+RIVALS: dict[str, Callable[[Any], None]] = {
+    "accept": take_client,
+    "accept, in a fork": take_client_in_a_fork,
+    "connect": lambda _: None,  # its listener is full
+}
+
+
 def try_settimeout(transport: str, name: str) -> int:
     """Make the handle blocking when a call is just about to ask the system; close() must end it all the same.
 
     Another owner of the listener takes the client that poll() has seen.
     """
+    operation = name.split(",", maxsplit=1)[0]
     with contextlib.ExitStack() as stack:
-        if name == "accept":
+        if operation == "accept":
             sock, arguments = stack.enter_context(utils.listen(transport)), ()
             stack.enter_context(utils.dialler(transport)).connect(sock.getsockname())
         else:
@@ -313,13 +343,13 @@ def try_settimeout(transport: str, name: str) -> int:
             sock, arguments = stack.enter_context(utils.dialler(transport)), (address,)
         sock.settimeout(LIMIT)
         faults = Faults()
-        with faults.plan(sock, f"{name}ing=late:{TICK * 1000:.0f}"):
-            call = utils.Task(getattr(sock, name), *arguments)
-            utils.wait_for(lambda: ctypes.CDLL(None).faults_calls(f"{name}ing".encode()))
-            if name == "accept":
-                with socket.socket(fileno=os.dup(sock.fileno())) as other:
-                    other.accept()[0].close()
+        with faults.plan(sock, f"{operation}ing=parked:{LIMIT * 1000:.0f}"):
+            call = utils.Task(getattr(sock, operation), *arguments)
+            shim = ctypes.CDLL(None)
+            utils.wait_for(lambda: shim.faults_calls(f"{operation}ing".encode()))
+            RIVALS[name](sock)
             sock.settimeout(None)
+            utils.wait_for(shim.faults_let_go)
         assert not call.wait(TICK)
         sock.close()
         error = call.error()
@@ -328,7 +358,7 @@ def try_settimeout(transport: str, name: str) -> int:
     return faults.injected
 
 
-SETTIMEOUT = dict.fromkeys(("accept", "connect"), try_settimeout)
+SETTIMEOUT = dict.fromkeys(RIVALS, try_settimeout)
 
 
 def try_signal(transport: str, name: str) -> int:
@@ -347,6 +377,164 @@ def try_signal(transport: str, name: str) -> int:
 
 
 SIGNAL = {"connect": try_signal}
+
+
+# Other threads of Python
+
+
+@contextlib.contextmanager
+def prepared(transport: str, name: str, size: int) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    """Lend a socket and a call on it that has all it needs."""
+    with contextlib.ExitStack() as stack:
+        if name in ("accept", "connect"):
+            listener = stack.enter_context(utils.listen(transport))
+            client = stack.enter_context(utils.dialler(transport))
+            if name == "accept":
+                client.connect(listener.getsockname())
+                yield listener, lambda: listener.accept()[0].close()
+            else:
+                yield client, lambda: client.connect(listener.getsockname())
+            return
+        waiting, call, _, result = transfers(size)[name]
+        a, b = stack.enter_context(connected(transport))
+        b.sendall(waiting)
+
+        def check() -> None:
+            assert call(a, Faults().again) == result
+
+        yield a, check
+
+
+def try_release(transport: str, name: str) -> int:
+    """Hold the system call of an operation up until another thread has run a statement of Python.
+
+    The first half of an exchange may keep the GIL, and so may what is short and never waits.
+    """
+    group = f"{name}ing" if name in ("accept", "connect") else "sending" if name.startswith("send") else "receiving"
+    library = ctypes.PyDLL(None)  # which keeps the GIL: it cannot end a call that keeps it, too
+    injected = 0
+    for timeout, size in ((None, 11), (LIMIT, 11), (0.0, 70_000)):
+        if timeout == 0.0 and ("message" in name or name == "exchange"):
+            continue  # its header is short
+        with prepared(transport, name, size) as (sock, call):
+            sock.settimeout(timeout)
+            faults = Faults()
+            with faults.plan(sock, f"{group}=parked:{40 * TICK * 1000:.0f}"):
+                task, meanwhile = utils.Task(call), 0
+                while task.running:
+                    meanwhile += library.faults_let_go()
+                    time.sleep(TICK / 50)
+            assert meanwhile == 1, f"no other thread ran with timeout {timeout}"
+            task.result()
+        injected += faults.injected
+    return injected
+
+
+RELEASE = dict.fromkeys((*transfers(1), "accept", "connect"), try_release)
+
+
+# Calls of many transfers
+
+
+WHOLE = (
+    "sendall",
+    "send_message",
+    "recv_exactly",
+    "recv_exactly_into",
+    "recv_message",
+    "recv_message_into",
+    "exchange",
+)
+#: Seconds that each transfer takes, of which none waits, and how many bytes it has.
+SLOW = 0.02
+PIECES = {"sending": 200, "receiving": 500}
+
+
+def directions(name: str) -> tuple[str, ...]:
+    return tuple(PIECES) if name == "exchange" else ("sending" if name.startswith("send") else "receiving",)
+
+
+@contextlib.contextmanager
+def slow_call(transport: str, name: str, group: str, timeout: float | None) -> Iterator[tuple[Faults, Any]]:
+    """Lend a call that takes 2 seconds or more, none of which is a wait."""
+    with prepared(transport, name, 70_000) as (sock, call):
+        sock.settimeout(timeout)
+        faults = Faults()
+        with faults.plan(sock, f"{group}=held:{SLOW * 1000:.0f}*0", f"{group}=short:{PIECES[group]}*0"):
+            yield faults, call
+
+
+def try_deadline(transport: str, name: str) -> int:
+    """The timeout covers all transfers, and is looked at before each."""
+    for group in directions(name):
+        try:
+            with slow_call(transport, name, group, 4 * TICK) as (faults, call):
+                call()
+        except TimeoutError:
+            assert faults.calls[group] <= 4 * TICK / SLOW + 2
+        else:
+            raise AssertionError(f"{group}: the timeout did not end it")
+    return 1
+
+
+class FromHandlerError(Exception):
+    """What a signal handler raises."""
+
+
+def try_handler(transport: str, name: str) -> int:
+    """Without a timeout, a signal handler waits for a few transfers at most, not for all of them."""
+
+    def handler(*_: object) -> None:
+        raise FromHandlerError
+
+    def interrupt(group: str) -> int:
+        calls = ctypes.CDLL(None).faults_calls
+        utils.wait_for(lambda: calls(group.encode()) > 5)
+        made: int = calls(group.encode())
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        return made
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for group in directions(name):
+            try:
+                with slow_call(transport, name, group, None) as (faults, call):
+                    task = utils.Task(interrupt, group)
+                    call()
+            except FromHandlerError:
+                assert faults.calls[group] <= task.result() + 30
+            else:
+                raise AssertionError(f"{group}: the handler did not end it")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return 1
+
+
+def try_length(transport: str, name: str) -> int:
+    """No transfer is so long that a fast peer could keep the call in it."""
+    data = bytes(10 << 20)
+    wire = framed(data) if "message" in name or name == "exchange" else data
+    sends, receives = name.startswith("send") or name == "exchange", not name.startswith("send")
+    calls: dict[str, Callable[[Any], Any]] = {
+        "recv_exactly": lambda a: a.recv_exactly(len(data)),
+        "recv_exactly_into": lambda a: a.recv_exactly_into(bytearray(data)),
+        "recv_message": lambda a: a.recv_message(),
+        "recv_message_into": lambda a: a.recv_message_into(bytearray(data)),
+    }
+    with connected(transport) as (a, b):
+        tasks = [utils.Task(b.recv_exactly, len(wire))] * sends + [utils.Task(b.sendall, wire)] * receives
+        with Faults().plan(a):
+            calls.get(name, lambda a: getattr(a, name)(data))(a)
+            longest = ctypes.CDLL(None).faults_longest()
+        for task in tasks:
+            task.result()
+    assert 1 << 20 <= longest <= 4 << 20, longest
+    return 1
+
+
+DEADLINE = dict.fromkeys(WHOLE, try_deadline)
+HANDLER = dict.fromkeys(WHOLE, try_handler)
+LENGTH = dict.fromkeys(WHOLE, try_length)
 
 
 # Spins

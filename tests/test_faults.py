@@ -52,6 +52,15 @@ def test_settimeout_at_the_worst_moment(run: Run) -> None:
     assert run("SETTIMEOUT", "local") == dict.fromkeys(faulty.SETTIMEOUT, 1)
 
 
+@pytest.mark.skipif(WINDOWS, reason="POSIX only: system calls that can be held up")
+@pytest.mark.parametrize("what", ["RELEASE", "DEADLINE", "HANDLER", "LENGTH"])
+def test_held_up(run: Run, transport: str, what: str) -> None:
+    """Other threads run meanwhile, the timeout is that of the whole call, and a signal handler is not kept waiting."""
+    found = run(what, transport)
+    assert found.keys() == getattr(faulty, what).keys()
+    assert min(found.values()) > 0
+
+
 @pytest.mark.skipif(WINDOWS, reason="POSIX only: a signal that comes between two tries")
 def test_signal_between_two_tries(run: Run) -> None:
     assert run("SIGNAL", "local") == dict.fromkeys(faulty.SIGNAL, 1)

@@ -1120,6 +1120,13 @@ def test_pump_arguments(ends: Ends) -> None:
         Pump(1)  # type: ignore[call-arg]
 
 
+def test_pump_is_stopped_as_often_as_one_likes(ends: Ends) -> None:
+    """It never waits for room to say so, with or without a run that could hear it."""
+    task = Task(lambda: [ends.pump.stop() for _ in range(100_000)])
+    assert task.result() == [None] * 100_000
+    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None) is False
+
+
 @posix_only
 def test_pumps_leave_nothing() -> None:
     before = open_descriptors()

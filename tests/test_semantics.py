@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -290,6 +291,78 @@ def test_nonblocking_connect(local: str) -> None:
         listener.accept()[0].close()
 
 
+# The mode of a handle, which other owners share
+
+
+#: Calls of an object that has just taken a handle over, on which it has no timeout.
+TAKEN_OVER: dict[str, Callable[[Any, str], object]] = {
+    "nothing": lambda sock, name: None,
+    "detach": lambda sock, name: os.close(sock.detach()),
+    "close": lambda sock, name: sock.close(),
+    "send": lambda sock, name: sock.send(b"x"),
+    "recv": lambda sock, name: (sock.shutdown(socket.SHUT_RD), sock.recv(1)),
+    "accept": lambda sock, name: sock.accept()[0].close(),
+    "accept refused": lambda sock, name: refused(sock.accept),
+    "connect": lambda sock, name: sock.connect(name),
+    "connect refused": lambda sock, name: refused(sock.connect, name + "-that-is-not-there"),
+}
+
+
+def refused(call: Callable[..., object], *args: object) -> None:
+    with pytest.raises(OSError):
+        call(*args)
+
+
+@posix_only
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+@pytest.mark.parametrize("cls", [socket.socket, Socket])
+@pytest.mark.parametrize("what", TAKEN_OVER)
+def test_mode_is_its_owners(what: str, cls: type[socket.socket], blocking: bool) -> None:
+    """No call of an object that has taken a handle over changes it, whatever comes of the call."""
+    name = os.path.join(os.environ["HVSOCK_LOCAL_DIR"], "mode")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(name)
+        listener.listen()
+        if what in ("accept", "send", "recv"):
+            client.connect(name)
+        owner = listener if what == "accept" else client
+        owner.setblocking(blocking)
+        with cls(fileno=os.dup(owner.fileno())) as sock:
+            assert sock.gettimeout() is None
+            TAKEN_OVER[what](sock, name)
+        assert os.get_blocking(owner.fileno()) is blocking
+        os.unlink(name)
+
+
+@posix_only
+@pytest.mark.parametrize("timeout", [None, LIMIT, 0.0], ids=["blocking", "timeout", "non-blocking"])
+def test_mode_of_a_detached_handle(implementation: str, timeout: float | None) -> None:
+    """It is what the last settimeout() has made of it, as with `socket.socket`."""
+    with connected(implementation, timeout) as (a, _), socket.socket(fileno=a.detach()) as owner:
+        assert os.get_blocking(owner.fileno()) is (timeout is None)
+        assert owner.gettimeout() is None
+
+
+@posix_only
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
+@pytest.mark.parametrize("timeout", [LIMIT, TICK, 0.0])
+def test_mode_of_a_listener_is_its_owners(transport: str, timeout: float, blocking: bool) -> None:
+    """accept() with a timeout, or without waiting, keeps to that all the same; it leaves the mode alone."""
+    with utils.listen(transport) as listener, utils.dialler(transport) as client:
+        client.settimeout(LIMIT)
+        if timeout != TICK:
+            client.connect(listener.getsockname())
+            utils.wait_for(lambda: select.select([listener], [], [], 0)[0])
+        listener.settimeout(timeout)
+        os.set_blocking(listener.fileno(), blocking)
+        if timeout == TICK:
+            assert isinstance(Task(listener.accept).error(), TimeoutError)
+        else:
+            Task(listener.accept).result()[0].close()
+        assert os.get_blocking(listener.fileno()) is blocking
+
+
 # One system call
 
 
@@ -370,18 +443,90 @@ def test_address_is_free_after_close() -> None:
 
 
 @posix_only
+@pytest.mark.parametrize("how", ["ignored", "handled", "restarted", "blocked"])
+@pytest.mark.parametrize("timeout", ["none", "limit"])
+@pytest.mark.parametrize("operation", ["recv", "accept", "connect"])
+def test_close_beside_a_use_of_sigurg(ours: str, operation: str, timeout: str, how: str) -> None:
+    """The signal with which close() ends a wait may be the program's, too, or one that it does not want."""
+    if operation != "recv" and ours == "adopted":
+        pytest.skip("accept and connect have their test on transports: elsewhere they are the standard library's")
+    if operation == "connect" and ours != "local":
+        pytest.skip("only on `local` does a full backlog make a connect wait that is not the standard library's")
+    run_child("close_beside_sigurg", ours, operation, timeout, how)
+
+
+@posix_only
+def test_close_in_a_forked_twin(transport: str) -> None:
+    run_child("close_in_a_forked_twin", transport)
+
+
+@posix_only
+@pytest.mark.parametrize("operation", ["recv", "send", "accept", "connect"])
+def test_waiting_needs_no_descriptor(ours: str, operation: str) -> None:
+    if operation in ("accept", "connect") and ours == "adopted":
+        pytest.skip("accept and connect have their test on transports: elsewhere they are the standard library's")
+    if operation == "connect" and ours != "local":
+        pytest.skip("only on `local` does a full backlog make a connect wait that is not the standard library's")
+    run_child("wait_without_descriptors", ours, operation)
+
+
+def test_connect_that_waits_needs_no_descriptor(local: str) -> None:
+    run_child("connect_without_descriptors", local)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: names that are no files")
+def test_close_needs_no_descriptor() -> None:
+    run_child("close_without_descriptors")
+
+
+@posix_only
+def test_opened_again_beside_settimeout() -> None:
+    run_child("opened_again_beside_settimeout")
+
+
+@posix_only
 def test_send_goes_on_after_detach(our_pair: tuple[socket.socket, socket.socket]) -> None:
-    """For longer than until it tries again by itself."""
+    """For longer than until it tries again by itself, after a second."""
     a, b = our_pair
     utils.fill(a)
     a.settimeout(LIMIT)
     task = Task(a.send, b"12345")
     assert not task.wait(TICK)
     with socket.socket(fileno=a.detach()):
-        assert not task.wait(15 * TICK)
+        assert not task.wait(1 + 5 * TICK)
         while task.running:
             b.recv(100_000)
         assert task.result() == 5
+
+
+@posix_only
+@pytest.mark.parametrize("timeout", [None, LIMIT], ids=["blocking", "timeout"])
+def test_accept_goes_on_after_detach(transport: str, timeout: float | None) -> None:
+    """It gets the client that it waits for, and leaves the mode of the handle to its new owner."""
+    with utils.listen(transport) as listener, utils.dialler(transport) as client:
+        listener.settimeout(timeout)
+        address = listener.getsockname()
+        task = Task(listener.accept)
+        assert not task.wait(TICK)
+        with socket.socket(fileno=listener.detach()) as owner:
+            client.settimeout(LIMIT)
+            client.connect(address)
+            accepted, _ = task.result()
+            with accepted:
+                accepted.sendall(b"x")
+                assert client.recv(1) == b"x"
+            assert os.get_blocking(owner.fileno()) == (timeout is None)
+
+
+def test_connect_goes_on_after_detach(local: str) -> None:
+    with full_listener() as listener, hvsock.HyperVSocket(transport=local) as sock:
+        sock.settimeout(LIMIT)
+        task = Task(sock.connect, listener.getsockname())
+        assert not task.wait(TICK)
+        with socket.socket(fileno=sock.detach()):
+            assert not task.wait(TICK)
+            listener.accept()[0].close()
+            task.result()
 
 
 def test_close_during_detach(our_pair: tuple[socket.socket, socket.socket]) -> None:

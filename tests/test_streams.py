@@ -568,12 +568,18 @@ def test_peek(pair: Pair, into: bool) -> None:
     assert utils.receive_exactly(a, 8) == b"peekaboo"
 
 
+def receive_all_of(sock: socket.socket, size: int, into: bool) -> bytes:
+    """Receive with MSG_WAITALL, by either method."""
+    if not into:
+        return sock.recv(size, socket.MSG_WAITALL)
+    buffer = bytearray(size)
+    return bytes(buffer[: sock.recv_into(buffer, 0, socket.MSG_WAITALL)])
+
+
 @pytest.mark.parametrize("into", [False, True], ids=["recv", "recv_into"])
 def test_waitall(implementation: str, into: bool) -> None:
-    if utils.WINE:
+    if utils.WINE and implementation in ("stdlib", "adopted"):
         pytest.skip("Wine does not honour MSG_WAITALL, not for the standard library either")
-    if implementation == "hyperv":
-        pytest.skip("it is not known whether AF_HYPERV has MSG_WAITALL")
     with connected(implementation, None) as (a, b):
 
         def send() -> None:
@@ -582,13 +588,59 @@ def test_waitall(implementation: str, into: bool) -> None:
                 threading.Event().wait(TICK / 5)
 
         sending = Task(send)
-        if into:
-            buffer = bytearray(8)
-            assert Task(a.recv_into, buffer, 0, socket.MSG_WAITALL).result() == 8
-            assert buffer == b"patience"
-        else:
-            assert Task(a.recv, 8, socket.MSG_WAITALL).result() == b"patience"
+        assert Task(receive_all_of, a, 8, into).result() == b"patience"
         sending.result()
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["recv", "recv_into"])
+@pytest.mark.parametrize("timeout", [None, LIMIT], ids=["blocking", "timeout"])
+@pytest.mark.parametrize("size", [8193, 1 << 20, 10_000_000])
+def test_waitall_of_more_than_the_buffers_hold(transport: str, timeout: float | None, size: int, into: bool) -> None:
+    data = utils.random_bytes(size)
+    with connected(transport, timeout) as (a, b):
+        sending = Task(b.sendall, data)
+        assert Task(receive_all_of, a, size, into).result() == data
+        sending.result()
+
+
+@pytest.mark.parametrize("into", [False, True], ids=["recv", "recv_into"])
+@pytest.mark.parametrize("size", [8, 10_000])
+def test_waitall_returns_what_has_come(transport: str, size: int, into: bool) -> None:
+    """At the end of the timeout, or of the stream, or when nothing more is there for a call that does not wait."""
+    with connected(transport) as (a, b):
+        for timeout in (2 * TICK, 0, None):
+            b.sendall(b"part")
+            utils.wait_for(lambda: a.recv(4, socket.MSG_PEEK) == b"part")
+            if timeout is None:
+                b.shutdown(socket.SHUT_WR)
+            a.settimeout(timeout)
+            assert Task(receive_all_of, a, size, into).result() == b"part"
+            a.settimeout(LIMIT)
+        assert receive_all_of(a, size, into) == b""
+
+
+def test_waitall_without_anything(transport: str) -> None:
+    with connected(transport) as (a, b):
+        for timeout, error in ((2 * TICK, TimeoutError), (0, BlockingIOError)):
+            a.settimeout(timeout)
+            for into in (False, True):
+                with pytest.raises(error):
+                    receive_all_of(a, 10_000, into)
+        a.settimeout(LIMIT)
+        b.sendall(b"whole")
+        assert receive_all_of(a, 5, into=False) == b"whole"
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="AF_UNIX only: the other transports have streams alone")
+def test_waitall_of_datagrams() -> None:
+    """One datagram is all, as for socket.socket."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with hvsock.HyperVSocket(fileno=one.detach()) as sock, other:
+        for timeout in (None, LIMIT):
+            sock.settimeout(timeout)
+            other.send(b"first")
+            other.send(b"second")
+            assert [receive_all_of(sock, 100, into) for into in (False, True)] == [b"first", b"second"]
 
 
 @posix_only

@@ -3,8 +3,9 @@
  * faults_arm(fd, plan) makes the calls on one descriptor fail. A plan is words CALL=WHAT[@SKIP][*TIMES], as those of
  * tests/windows/provider. CALL is sending receiving polling accepting connecting or asking (ioctl, getsockopt).
  * WHAT is an errno, short:N for at most N bytes, late:MS for a call that begins so many milliseconds late since the
- * thread has lost its core, or held:MS for one that is as late since the whole machine was held up. SKIP calls go well
- * first; it happens once or TIMES times, *0 for ever. The first word that has something to say about a call is taken.
+ * thread has lost its core, held:MS for one that is as late since the whole machine was held up, or parked:MS for one
+ * that begins at faults_let_go(), or so late. SKIP calls go well first; it happens once or TIMES times, *0 for ever. The
+ * first word that has something to say about a call is taken, and the next one, too, if that makes the call late.
  * One thread at a time uses it, or another one while a call is late. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,6 +31,7 @@ typedef struct {
     size_t length;
     unsigned late; /* ms */
     unsigned held; /* ms */
+    unsigned parked; /* ms */
     unsigned skip;
     unsigned times; /* 0: for ever */
     int spent;
@@ -41,6 +43,8 @@ static int armed = -1;
 static const char *made[MAX_CALLS]; /* calls on the descriptor */
 static int made_count, injected;
 static long switches; /* that the kernel has not counted */
+static int parked;
+static size_t longest;
 
 /* 0, or -1 for a plan that is none. */
 int
@@ -48,6 +52,7 @@ faults_arm(int fd, const char *plan)
 {
     char copy[2048], *word;
     fault_count = made_count = injected = 0;
+    longest = 0;
     armed = fd;
     if (snprintf(copy, sizeof copy, "%s", plan) >= (int)sizeof copy) {
         return -1;
@@ -61,6 +66,7 @@ faults_arm(int fd, const char *plan)
         if (fault_count == MAX_FAULTS || (sscanf(word, "%15[a-z]=short:%zu", f->call, &f->length) != 2 &&
                                           sscanf(word, "%15[a-z]=late:%u", f->call, &f->late) != 2 &&
                                           sscanf(word, "%15[a-z]=held:%u", f->call, &f->held) != 2 &&
+                                          sscanf(word, "%15[a-z]=parked:%u", f->call, &f->parked) != 2 &&
                                           sscanf(word, "%15[a-z]=%d", f->call, &f->error) != 2)) {
             return -1;
         }
@@ -86,6 +92,30 @@ faults_injected(void)
     return injected;
 }
 
+/* The most bytes that one call was to transfer. */
+size_t
+faults_longest(void)
+{
+    return longest;
+}
+
+/* Has a call that is parked begin. True if there is one. */
+int
+faults_let_go(void)
+{
+    return __atomic_exchange_n(&parked, 0, __ATOMIC_SEQ_CST);
+}
+
+static void
+park(unsigned ms)
+{
+    __atomic_store_n(&parked, 1, __ATOMIC_SEQ_CST);
+    while (ms-- > 0 && __atomic_load_n(&parked, __ATOMIC_SEQ_CST)) {
+        usleep(1000);
+    }
+    __atomic_store_n(&parked, 0, __ATOMIC_SEQ_CST);
+}
+
 /* What is to happen to this call; NULL: nothing. */
 static const fault *
 due(int fd, const char *call)
@@ -109,14 +139,24 @@ due(int fd, const char *call)
         }
         f->spent = f->times != 0 && --f->times == 0;
         injected += i == 0;
-        if (f->late != 0 || f->held != 0) {
-            usleep((f->late + f->held) * 1000);
-            switches += f->late != 0;
-            return NULL;
+        if (f->error != 0 || f->length != 0) {
+            return f;
         }
-        return f;
+        if (f->parked != 0) {
+            park(f->parked);
+        }
+        usleep((f->late + f->held) * 1000);
+        switches += f->late != 0;
     }
     return NULL;
+}
+
+static void
+measure(int fd, size_t length)
+{
+    if (fd == armed && length > longest) {
+        longest = length;
+    }
 }
 
 static size_t
@@ -137,6 +177,7 @@ ssize_t
 recv(int fd, void *buffer, size_t length, int flags)
 {
     FAIL_IF_DUE(fd, "receiving")
+    measure(fd, length);
     return REAL(recv)(fd, buffer, shortened(f, length), flags);
 }
 
@@ -144,6 +185,7 @@ ssize_t
 send(int fd, const void *buffer, size_t length, int flags)
 {
     FAIL_IF_DUE(fd, "sending")
+    measure(fd, length);
     return REAL(send)(fd, buffer, shortened(f, length), flags);
 }
 
@@ -152,8 +194,12 @@ sendmsg(int fd, const struct msghdr *message, int flags)
 {
     struct iovec some[MAX_BUFFERS];
     struct msghdr shorter = *message;
-    size_t i, left;
+    size_t i, left, length = 0;
     FAIL_IF_DUE(fd, "sending")
+    for (i = 0; i < message->msg_iovlen; i++) {
+        length += message->msg_iov[i].iov_len;
+    }
+    measure(fd, length);
     if (f == NULL) {
         return REAL(sendmsg)(fd, message, flags);
     }
