@@ -1142,7 +1142,7 @@ def message_leaks() -> None:
     import tracemalloc
     import warnings
 
-    from test_messages import MESSAGE_LEAK_ROUNDS, MISUSES
+    from test_messages import MESSAGE_LEAK_BLOCKS, MESSAGE_LEAK_ROUNDS, MISUSES
 
     # Sockets are dropped open here.
     warnings.simplefilter("ignore", ResourceWarning)
@@ -1251,8 +1251,9 @@ def message_leaks() -> None:
     gc.collect()
     gc.freeze()
     for name, operation in operations.items():
-        growth = []
-        for _ in range(3):
+        growth: list[int] = []
+        # A free-threaded Windows build sets some 600 blocks aside for the first 700 sockets, then none: a leak goes on.
+        while len(growth) < 3 or (len(growth) < 15 and min(growth) > MESSAGE_LEAK_BLOCKS):
             for _ in range(5):
                 operation()
             gc.collect()

@@ -1419,6 +1419,8 @@ def test_fork(ours: str, case: str) -> None:
 
 
 MESSAGE_LEAK_ROUNDS = 45 if utils.WINE else 100
+#: Fewer than a leak of one block in each round, since caches fluctuate.
+MESSAGE_LEAK_BLOCKS = MESSAGE_LEAK_ROUNDS * 3 // 4
 
 
 def test_no_memory_leaks() -> None:
@@ -1426,8 +1428,8 @@ def test_no_memory_leaks() -> None:
     lines = run_child("message_leaks", timeout=4 * LIMIT)
     assert len(lines) > 30
     grown = {name: (int(blocks), int(size)) for name, blocks, size in (line.split("\t") for line in lines)}
-    blocks = MESSAGE_LEAK_ROUNDS * 3 // 4  # fewer than a leak of one in each round, since caches fluctuate
-    assert {name: growth for name, growth in grown.items() if growth[0] > blocks or growth[1] > 20_000} == {}
+    leaks = {name: growth for name, growth in grown.items() if growth[0] > MESSAGE_LEAK_BLOCKS or growth[1] > 20_000}
+    assert leaks == {}
 
 
 def test_buffers_are_released(our_pair: Pair) -> None:
