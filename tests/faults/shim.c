@@ -29,8 +29,8 @@ typedef struct {
     char call[16];
     int error; /* 0: short, or late */
     size_t length;
-    unsigned late; /* ms */
-    unsigned held; /* ms */
+    unsigned late;   /* ms */
+    unsigned held;   /* ms */
     unsigned parked; /* ms */
     unsigned skip;
     unsigned times; /* 0: for ever */
