@@ -170,12 +170,19 @@ def fill(sock: socket.socket) -> int:
     """Send until a send would block and return the number of bytes; the socket stays non-blocking."""
     sock.setblocking(False)
     sent = 0
+    while more := _send_what_fits(sock, 65536) + _send_what_fits(sock, 1):
+        sent += more
+        if not WINDOWS:
+            break
+        time.sleep(2 * TICK)  # TCP, which carries the simulated sockets, finds room for some more until then
+    return sent
+
+
+def _send_what_fits(sock: socket.socket, size: int) -> int:
+    sent = 0
     with contextlib.suppress(BlockingIOError):
         while True:
-            sent += sock.send(b"\xaa" * 65536)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += sock.send(b"\xaa")
+            sent += sock.send(b"\xaa" * size)
     return sent
 
 
