@@ -146,11 +146,12 @@ class HyperVSocket(Socket):
             OSError: as the system says.
             ValueError: the transport cannot express the address.
         """
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return super().connect(address)
         to = as_address(address)
         try:
-            self._transport.connect(self, to)
+            transport.connect(self, to)
         except OSError as exc:
             self._note(exc, "connect", peer=to)
             raise
