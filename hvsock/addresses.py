@@ -6,11 +6,12 @@ SDK's ``hvsocket.h``.
 
 from __future__ import annotations
 
+import functools
 import re
 import reprlib
 import struct
 from typing import Final, NamedTuple, TypeAlias
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 __all__ = [
     "AF_HYPERV",
@@ -90,7 +91,7 @@ _FIRST_32_BITS: Final = 96  # shift of a GUID's first field within UUID.int
 
 # linux/vm_sockets.h: VMADDR_CID_LOCAL, VMADDR_CID_HOST, VMADDR_CID_ANY.
 _VM_ID_OF_CID: Final = {1: HV_GUID_LOOPBACK, 2: HV_GUID_PARENT, _MAX_U32: HV_GUID_WILDCARD}
-_CID_OF_VM_ID: Final = {vm_id: cid for cid, vm_id in _VM_ID_OF_CID.items()}
+_CID_OF_VM_ID: Final = {vm_id.int: cid for cid, vm_id in _VM_ID_OF_CID.items()}
 # Version 8 is RFC 9562's for formats of one's own, so no id that Windows draws (version 4) has this form. The fixed
 # fields spell "cid" and "hvsock" in ASCII.
 _CID_TEMPLATE: Final = UUID("00000000-6369-8064-8000-6876736f636b")
@@ -198,6 +199,8 @@ def as_address(address: Address) -> HyperVAddress:
         TypeError: `address` is no tuple, or a member of it is of another type.
         ValueError: it does not have two members, or one of them is malformed or out of range.
     """
+    if type(address) is HyperVAddress and type(address[0]) is type(address[1]) is UUID:
+        return address
     if not isinstance(address, tuple):
         hint = "; HyperVAddress.parse() takes a URI" if isinstance(address, str) else ""
         raise TypeError(f"an address must be a (vm, service) tuple, not {_shown.repr(address)}{hint}")
@@ -277,6 +280,11 @@ def service_id_from_vsock_port(port: int) -> UUID:
     return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_U32))
 
 
+def vsock_address(cid: int, port: int) -> HyperVAddress:
+    """Return the address of what a Linux kernel reports as (cid, port), each 0..0xffffffff; neither is checked."""
+    return HyperVAddress(_vm_id_of(cid), _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, port))
+
+
 def vsock_port_from_service_id(service_id: UUID) -> int | None:
     """Return the 32-bit vsock port of a service id, or None: the inverse of `service_id_from_vsock_port`.
 
@@ -298,6 +306,11 @@ def vm_id_from_cid(cid: int) -> UUID:
         ValueError: it is out of range.
     """
     _checked("CID", cid, _MAX_U32)
+    return _vm_id_of(cid)
+
+
+@functools.lru_cache(maxsize=128)  # a server asks for its few clients' again and again
+def _vm_id_of(cid: int) -> UUID:
     return _VM_ID_OF_CID.get(cid) or _with_first_32_bits(_CID_TEMPLATE, cid)
 
 
@@ -308,7 +321,7 @@ def cid_from_vm_id(vm_id: UUID) -> int | None:
         TypeError: `vm_id` is no UUID.
     """
     cid = _first_32_bits(_CID_TEMPLATE, "VM id", vm_id)
-    return _CID_OF_VM_ID.get(vm_id) if cid is None or cid in _VM_ID_OF_CID else cid
+    return _CID_OF_VM_ID.get(vm_id.int) if cid is None or cid in _VM_ID_OF_CID else cid
 
 
 def container_vm_id(hcs_id: str) -> UUID:
@@ -344,7 +357,15 @@ def _checked(what: str, value: int, maximum: int) -> int:
 
 
 def _with_first_32_bits(template: UUID, value: int) -> UUID:
-    return UUID(int=template.int | value << _FIRST_32_BITS)
+    """Make the UUID without its __init__, as uuid does itself since Python 3.14.
+
+    A server needs one for each connection, and the checks of __init__, of arguments that are known to be good, would be
+    most of what that costs.
+    """
+    made = UUID.__new__(UUID)
+    object.__setattr__(made, "int", template.int | value << _FIRST_32_BITS)
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made
 
 
 def _first_32_bits(template: UUID, what: str, guid: UUID) -> int | None:

@@ -24,7 +24,7 @@ from hvsock.addresses import (
     HyperVAddress,
     as_address,
 )
-from hvsock.transports import Transport, default_transport, transport_named, transport_of_family
+from hvsock.transports import Transport, default_transport, transport_named, transport_of_family, transports
 
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
@@ -32,6 +32,8 @@ _FIRST_PAUSE: Final = 0.01  # seconds between two attempts to connect, doubled e
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
+# Where the platform does not have a transport, its number is another family's.
+_CARRIERS: Final = {transport.family: transport for transport in transports() if transport.unsupported is None}
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -68,19 +70,7 @@ class HyperVSocket(Socket):
         OSError: the transport is not available here; a note says how to get one.
     """
 
-    __slots__ = ("_before_close", "_options", "_transport")
-
-    _transport: Transport | None
-    _options: int  # those that are set
-    _before_close: Callable[[], None] | None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a closed socket; __init__ opens it."""
-        self = super().__new__(cls, *args, **kwargs)
-        self._transport = None
-        self._options = 0
-        self._before_close = None
-        return self
+    __slots__ = ()  # accept() does not call __init__: what a socket has of its own is in C
 
     def __init__(
         self,
@@ -93,7 +83,7 @@ class HyperVSocket(Socket):
     ) -> None:
         chosen = _choose(family, fileno, transport)
         if chosen is not None and fileno is None:
-            if type not in (-1, socket.SOCK_STREAM, socket.SOCK_STREAM | _TYPE_FLAGS & type):
+            if type not in (-1, socket.SOCK_STREAM) and type & ~_TYPE_FLAGS != socket.SOCK_STREAM:
                 raise ValueError(f"Hyper-V sockets are streams: the type must be SOCK_STREAM, not {type!r}")
             family, proto = chosen.family, chosen.proto if proto == -1 else proto
         try:
@@ -108,11 +98,6 @@ class HyperVSocket(Socket):
             raise
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
-        if chosen is None:
-            carrier = transport_of_family(self.family)
-            # Where the platform does not have it, its number is another family's.
-            chosen = carrier if carrier is not None and carrier.unsupported is None else None
-        self._transport = chosen
 
     def _check_handle(self, chosen: Transport) -> None:
         """Give a handle back, open, that is not a stream of the family of the transport that it was taken over for."""
@@ -123,6 +108,10 @@ class HyperVSocket(Socket):
                 f"handle {handle} is of {_name(family)}, {_name(kind)}, and transport {chosen.name} is of family "
                 f"{chosen.family}, SOCK_STREAM: leave the transport out to take it over as what it is"
             )
+
+    @property
+    def _transport(self) -> Transport | None:
+        return _CARRIERS.get(self._family)
 
     @property
     def proto(self) -> int:
@@ -140,7 +129,7 @@ class HyperVSocket(Socket):
             return super().bind(address)
         to = as_address(address)
         try:
-            self._before_close = self._transport.bind(self, to)
+            self._before_close(self._transport.bind(self, to))
         except OSError as exc:
             self._note(exc, "bind", local=to)
             raise
@@ -164,11 +153,12 @@ class HyperVSocket(Socket):
             OSError: as the system says.
             ValueError: the transport cannot express the address.
         """
-        if self._transport is None:
+        transport = self._transport
+        if transport is None:
             return super().connect(address)
         to = as_address(address)
         try:
-            self._transport.connect(self, to)
+            transport.connect(self, to)
         except OSError as exc:
             self._note(exc, "connect", peer=to)
             raise
@@ -188,20 +178,22 @@ class HyperVSocket(Socket):
         return 0
 
     def accept(self) -> tuple[Self, Any]:
-        """Wait for a connection within the timeout; return its socket, of this class, and the peer's address.
+        """Wait for a connection within the timeout; return its socket and the peer's address.
 
-        The options of this socket hold for the new one too. The handle's mode stays as it is. Without a timeout,
-        accept() waits also if the handle is non-blocking, where `socket.socket` raises BlockingIOError.
+        The socket is of this class. If that is a subclass whose constructor does not take
+        ``(family, type, proto, fileno=handle)``, as dup() passes it, it is a plain `HyperVSocket`. The options of this
+        socket hold for the new one too.
+
+        The handle's mode stays as it is. Without a timeout, accept() waits also if the handle is non-blocking, where
+        `socket.socket` raises BlockingIOError.
         """
         try:
-            sock, native = super().accept()
+            sock, native = super()._accept_plain(HyperVSocket)
         except OSError as exc:
             self._note(exc, "accept")
             raise
-        if self._transport is None:
-            return sock, native
-        sock._options = self._options
-        return sock, self._transport.peer_address(native)
+        transport = self._transport
+        return sock, native if transport is None else transport.peer_address(native)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a file, opened in binary mode, up to `count` bytes of it; return how many were sent.
@@ -294,14 +286,6 @@ class HyperVSocket(Socket):
         copy._options = self._options
         return copy
 
-    def detach(self) -> int:
-        """Give the handle up without closing it, and return it. Calls that other threads are in continue.
-
-        On Windows the handle is made blocking if the timeout is None, as its new owner expects it.
-        """
-        self._before_close = None
-        return super().detach()
-
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
         """Reduce for the picklers of `multiprocessing`, which send the handle along; refuse all others.
 
@@ -312,14 +296,6 @@ class HyperVSocket(Socket):
         if reduction is None or type(self) is not HyperVSocket or sys._getframe(1).f_globals is not vars(reduction):
             return super().__reduce_ex__(protocol)
         return _rebuilt, (reduction._reduce_socket(self), self._options, self.busy_poll)
-
-    def _real_close(self) -> None:
-        before, self._before_close = self._before_close, None
-        try:
-            if before is not None:
-                before()
-        finally:
-            super()._real_close()
 
     @property
     def connected_suspend(self) -> bool:

@@ -82,7 +82,12 @@ PyDoc_STRVAR(connect_doc, "connect($self, address, /)\n--\n\n"
 PyDoc_STRVAR(connect_ex_doc, "connect_ex($self, address, /)\n--\n\n"
                              "Like connect, but return the system's error code instead of raising it; 0 is success.");
 PyDoc_STRVAR(accept_doc, "accept($self)\n--\n\n"
-                         "Wait for a connection; return (socket of this class, address of the peer).");
+                         "Wait for a connection; return (socket, address of the peer).\n"
+                         "\n"
+                         "The socket is of this class if its constructor takes (family, type, proto, fileno=), else a\n"
+                         "plain Socket.");
+PyDoc_STRVAR(accept_plain_doc, "_accept_plain($self, cls, /)\n--\n\n"
+                               "accept() with cls as the plain class, whose __init__ is not called.");
 PyDoc_STRVAR(getsockname_doc, "getsockname($self)\n--\n\n"
                               "Return this socket's address.");
 PyDoc_STRVAR(getpeername_doc, "getpeername($self)\n--\n\n"
@@ -99,6 +104,8 @@ PyDoc_STRVAR(setblocking_doc, "setblocking($self, flag, /)\n--\n\n"
                               "settimeout(None) if flag is true, settimeout(0) otherwise.");
 PyDoc_STRVAR(detach_doc, "detach($self)\n--\n\n"
                          "Give the handle up without closing it, and return it.");
+PyDoc_STRVAR(before_close_doc, "_before_close($self, call, /)\n--\n\n"
+                               "Have call() called once, before close() releases the handle; None: nothing any more.");
 PyDoc_STRVAR(real_close_doc, "_real_close($self)\n--\n\n"
                              "Wake the calls that use the handle, and close it when they have left.");
 PyDoc_STRVAR(explain_doc, "_explain($self, exception, operation, /)\n--\n\n"
@@ -124,12 +131,14 @@ static PyMethodDef sock_methods[] = {
     {"connect", sock_connect, METH_O, connect_doc},
     {"connect_ex", sock_connect_ex, METH_O, connect_ex_doc},
     {"accept", sock_accept, METH_NOARGS, accept_doc},
+    {"_accept_plain", sock_accept_plain, METH_O, accept_plain_doc},
     {"getsockname", sock_getsockname, METH_NOARGS, getsockname_doc},
     {"getpeername", sock_getpeername, METH_NOARGS, getpeername_doc},
     {"gettimeout", sock_gettimeout, METH_NOARGS, gettimeout_doc},
     {"settimeout", sock_settimeout, METH_O, settimeout_doc},
     {"setblocking", sock_setblocking, METH_O, setblocking_doc},
     {"detach", sock_detach, METH_NOARGS, detach_doc},
+    {"_before_close", sock_before_close, METH_O, before_close_doc},
     {"_real_close", sock_real_close, METH_NOARGS, real_close_doc},
     {"_explain", sock_explain, METH_VARARGS, explain_doc},
     {NULL, NULL, 0, NULL},
@@ -138,12 +147,16 @@ static PyMethodDef sock_methods[] = {
 static PyGetSetDef sock_properties[] = {
     {"busy_poll", sock_get_busy_poll, sock_set_busy_poll, busy_poll_doc, NULL},
     {"timeout", sock_get_timeout, NULL, timeout_doc, NULL},
+    {"_family", sock_get_family, NULL, "The family, as a plain number; 0 before __init__.", NULL},
+    {"_options", sock_get_options, sock_set_options, "A number for a subclass; accepted sockets inherit it.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot sock_slots[] = {
     {Py_tp_init, (void *)sock_init},
     {Py_tp_finalize, (void *)sock_finalize},
+    {Py_tp_traverse, (void *)sock_traverse},
+    {Py_tp_clear, (void *)sock_clear},
     {Py_tp_methods, sock_methods},
     {Py_tp_getset, sock_properties},
     {0, NULL},
@@ -166,9 +179,13 @@ find_base(module_state *module)
             PyObject *from;
             const char *name;
         } wanted[] = {
-            {&module->init, base, "__init__"},         {&module->fileno, root, "fileno"},
-            {&module->gettimeout, root, "gettimeout"}, {&module->detach, root, "detach"},
-            {&module->family, root, "family"},         {&module->kind, root, "type"},
+            {&module->init, base, "__init__"},
+            {&module->fileno, root, "fileno"},
+            {&module->settimeout, root, "settimeout"},
+            {&module->detach, root, "detach"},
+            {&module->timeout, root, "timeout"},
+            {&module->family, root, "family"},
+            {&module->kind, root, "type"},
             {&module->proto, root, "proto"},
         };
         size_t i;
@@ -193,7 +210,7 @@ make_type(PyObject *module, PyObject *base)
     Py_ssize_t offset = size == NULL ? -1 : PyLong_AsSsize_t(size);
     PyType_Spec spec = {
         .name = "hvsock._hvsock.Socket",
-        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
         .slots = sock_slots,
     };
     PyObject *bases, *type;
@@ -275,8 +292,9 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->base);
     Py_VISIT(state->init);
     Py_VISIT(state->fileno);
-    Py_VISIT(state->gettimeout);
+    Py_VISIT(state->settimeout);
     Py_VISIT(state->detach);
+    Py_VISIT(state->timeout);
     Py_VISIT(state->family);
     Py_VISIT(state->kind);
     Py_VISIT(state->proto);
@@ -290,8 +308,9 @@ module_free(void *module)
     Py_CLEAR(state->base);
     Py_CLEAR(state->init);
     Py_CLEAR(state->fileno);
-    Py_CLEAR(state->gettimeout);
+    Py_CLEAR(state->settimeout);
     Py_CLEAR(state->detach);
+    Py_CLEAR(state->timeout);
     Py_CLEAR(state->family);
     Py_CLEAR(state->kind);
     Py_CLEAR(state->proto);

@@ -259,56 +259,116 @@ sock_getpeername(PyObject *self, PyObject *Py_UNUSED(ignored))
     return name_of(self, "getpeername", peername_start);
 }
 
-/* Closes an accepted handle after __init__ of its object has failed. An object that was whole for a while may
- * have given the handle up since, and knows. */
-static void
-close_accepted(PyObject *made, hv_handle handle)
+/* Whether the object has, or has had, the handle. */
+static int
+has_taken(PyObject *made, hv_handle handle)
 {
+    return whole_state_of(made)->module != NULL && state_of(made)->handle == handle;
+}
+
+/* Ends an object that does not become the accepted socket; one that was whole for a while may have given its handle up
+ * since, and knows. True if the handle is still the caller's. */
+static int
+abandon(PyObject *made, hv_handle handle)
+{
+    int was_taken = has_taken(made, handle);
     PyObject *error_type, *error, *traceback, *result;
     PyErr_Fetch(&error_type, &error, &traceback);
     if (whole_state_of(made)->module != NULL) {
         result = PyObject_CallMethod(made, "close", NULL);
     } else {
         result = PyObject_CallFunctionObjArgs(module_of(made)->detach, made, NULL);
-        hv_close(handle);
     }
     Py_XDECREF(result);
+    Py_DECREF(made);
     PyErr_Restore(error_type, error, traceback);
+    return !was_taken;
 }
 
-/* A new socket of self's class, with its busy_poll, around `handle`, which it owns from then on; on failure
- * the handle is closed. */
+/* An object of a class that needs no other __init__ than Socket's. */
 static PyObject *
-wrap_accepted(PyObject *self, hv_handle handle)
+make_plain(PyTypeObject *type, PyObject *arguments, hv_handle handle)
 {
-    PyTypeObject *type = Py_TYPE(self);
+    PyObject *none = PyTuple_New(0);
+    PyObject *made = none == NULL ? NULL : ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, none, NULL);
+    Py_XDECREF(none);
+    if (made != NULL && sock_init(made, arguments, NULL) != 0) {
+        abandon(made, handle);
+        return NULL;
+    }
+    return made;
+}
+
+/* False: the class has made no object that has the handle. */
+static int
+construct(PyTypeObject *type, PyObject *kind, PyObject *named, hv_handle handle, PyObject **made)
+{
+    *made = ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, kind, named);
+    if (*made != NULL && !PyObject_TypeCheck(*made, type)) {
+        Py_CLEAR(*made);
+    }
+    return *made != NULL && ((initproc)PyType_GetSlot(type, Py_tp_init))(*made, kind, named) == 0 &&
+           has_taken(*made, handle);
+}
+
+/* An object by the constructor of its class, called as dup() calls it. NULL without an exception: it does not take
+ * these arguments, or not the handle. With one, *handle is HV_NO_HANDLE if the object has had it. */
+static PyObject *
+make_by_class(PyTypeObject *type, PyObject *arguments, hv_handle *handle)
+{
+    PyObject *kind = PyTuple_GetSlice(arguments, 0, 3), *made = NULL;
+    PyObject *named = Py_BuildValue("{sO}", "fileno", PyTuple_GetItem(arguments, 3));
+    int is_made = kind != NULL && named != NULL && construct(type, kind, named, *handle, &made);
+    int is_other = PyErr_ExceptionMatches(PyExc_TypeError);
+    Py_XDECREF(kind);
+    Py_XDECREF(named);
+    if (is_made) {
+        return made;
+    }
+    if (made != NULL && !abandon(made, *handle)) {
+        *handle = HV_NO_HANDLE;
+    } else if (is_other) {
+        PyErr_Clear();
+    }
+    return NULL;
+}
+
+/* A new socket around `handle`, which it owns from then on; on failure the handle is closed. It is of self's class, or,
+ * if that has another constructor, of the class `plain`. */
+static PyObject *
+wrap_accepted(PyObject *self, PyTypeObject *plain, hv_handle handle)
+{
     module_state *module = module_of(self);
     PyObject *kind = get_attribute(module->kind, self), *proto = get_attribute(module->proto, self);
-    PyObject *none = PyTuple_New(0), *all = NULL, *made = NULL;
+    PyObject *arguments = NULL, *made = NULL;
     if (kind != NULL && proto != NULL) {
-        all = Py_BuildValue("iOOL", state_of(self)->family, kind, proto, (long long)handle);
+        arguments = Py_BuildValue("iOOL", state_of(self)->family, kind, proto, (long long)handle);
     }
-    if (all != NULL && none != NULL) {
-        made = ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, none, NULL);
+    if (arguments != NULL && Py_TYPE(self) != plain) {
+        made = make_by_class(Py_TYPE(self), arguments, &handle);
     }
-    if (made == NULL) {
-        hv_close(handle);
-    } else if (((initproc)PyType_GetSlot(type, Py_tp_init))(made, all, NULL) != 0 || !own_mode(made)) {
-        close_accepted(made, handle);
-        Py_CLEAR(made);
-    } else {
-        hv_cell_set(&state_of(made)->busy_poll, hv_cell_get(&state_of(self)->busy_poll));
+    if (made == NULL && !PyErr_Occurred()) {
+        made = make_plain(plain, arguments, handle);
     }
     Py_XDECREF(kind);
     Py_XDECREF(proto);
-    Py_XDECREF(none);
-    Py_XDECREF(all);
+    Py_XDECREF(arguments);
+    if (made != NULL && !own_mode(made)) {
+        abandon(made, handle); /* with the handle */
+        return NULL;
+    }
+    if (made != NULL) {
+        hv_cell_set(&state_of(made)->busy_poll, hv_cell_get(&state_of(self)->busy_poll));
+        hv_cell_set(&whole_state_of(made)->options, hv_cell_get(&whole_state_of(self)->options));
+    } else if (handle != HV_NO_HANDLE) {
+        hv_close(handle);
+    }
     return made;
 }
 
 /* socket.socket's accept makes a socket.socket: its handle moves into one of our class. */
 static PyObject *
-accept_foreign(PyObject *self)
+accept_foreign(PyObject *self, PyTypeObject *plain)
 {
     PyObject *pair = PyObject_CallMethod(base_of(self), "accept", "O", self);
     PyObject *handle, *made = NULL, *result = NULL;
@@ -317,7 +377,7 @@ accept_foreign(PyObject *self)
     }
     handle = PyObject_CallMethod(PyTuple_GetItem(pair, 0), "detach", NULL);
     if (handle != NULL) {
-        made = wrap_accepted(self, (hv_handle)PyLong_AsLongLong(handle));
+        made = wrap_accepted(self, plain, (hv_handle)PyLong_AsLongLong(handle));
         Py_DECREF(handle);
     }
     if (made != NULL) {
@@ -329,7 +389,7 @@ accept_foreign(PyObject *self)
 }
 
 static PyObject *
-sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
+accept_as(PyObject *self, PyTypeObject *plain)
 {
     hv_socket *s = state_of(self);
     hv_sockaddr from;
@@ -337,7 +397,7 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
     hv_op op;
     hv_status status;
     if (is_foreign(s)) {
-        return accept_foreign(self);
+        return accept_foreign(self, plain);
     }
     hv_op_init(&op, s, hv_accept_start);
     op.waits = op.timeout != 0;
@@ -346,7 +406,7 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (status != HV_DONE) {
         return fail(&op, status);
     }
-    made = wrap_accepted(self, op.accepted);
+    made = wrap_accepted(self, plain, op.accepted);
     if (made == NULL) {
         return NULL;
     }
@@ -357,6 +417,22 @@ sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
     }
     Py_DECREF(made);
     return result;
+}
+
+static PyObject *
+sock_accept(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return accept_as(self, our_base_of(Py_TYPE(self)));
+}
+
+static PyObject *
+sock_accept_plain(PyObject *self, PyObject *plain)
+{
+    if (!PyType_Check(plain) || !PyType_IsSubtype((PyTypeObject *)plain, our_base_of(Py_TYPE(self)))) {
+        PyErr_SetString(PyExc_TypeError, "a subclass of Socket is needed");
+        return NULL;
+    }
+    return accept_as(self, (PyTypeObject *)plain);
 }
 
 #endif

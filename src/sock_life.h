@@ -11,7 +11,7 @@
 static double
 get_timeout(PyObject *self)
 {
-    PyObject *timeout = PyObject_CallFunctionObjArgs(module_of(self)->gettimeout, self, NULL);
+    PyObject *timeout = get_attribute(module_of(self)->timeout, self);
     double seconds = timeout == NULL || timeout == Py_None ? -1.0 : PyFloat_AsDouble(timeout);
     Py_XDECREF(timeout);
     return users_timeout(seconds);
@@ -35,8 +35,10 @@ adopt_timeout(PyObject *self)
 static PyObject *
 set_timeout(PyObject *self, PyObject *value)
 {
-    PyObject *told = base_timeout(value);
-    PyObject *result = told == NULL ? NULL : PyObject_CallMethod(base_of(self), "settimeout", "OO", self, told);
+    PyObject *told = base_timeout(value), *result = NULL;
+    if (told != NULL) {
+        result = PyObject_CallFunctionObjArgs(module_of(self)->settimeout, self, told, NULL);
+    }
     Py_XDECREF(told);
     if (result == NULL) {
         return NULL;
@@ -64,6 +66,19 @@ check_handle(PyObject *self)
     return 0;
 }
 
+/* Sets what is called before the handle is closed; returns what was to be called until now, or NULL. */
+static PyObject *
+swap_before_close(PyObject *self, PyObject *call)
+{
+    sock_state *state = whole_state_of(self);
+    PyObject *was;
+    hv_lock_acquire(&state->socket.lock);
+    was = state->before_close;
+    state->before_close = call;
+    hv_lock_release(&state->socket.lock);
+    return was;
+}
+
 /* Takes over what the base has just set up: handle, family and timeout. */
 static int
 adopt(PyObject *self, module_state *module)
@@ -84,6 +99,8 @@ adopt(PyObject *self, module_state *module)
         hv_socket_init(s);
         whole_state_of(self)->module = module;
     }
+    Py_XDECREF(swap_before_close(self, NULL));
+    hv_cell_set(&whole_state_of(self)->options, 0);
     inbox_clear(&s->in);
     outbox_clear(&s->out);
     hv_cell_set(&s->send_lost, 0);
@@ -145,7 +162,7 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
 static PyObject *
 sock_gettimeout(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *timeout = PyObject_CallFunctionObjArgs(module_of(self)->gettimeout, self, NULL);
+    PyObject *timeout = get_attribute(module_of(self)->timeout, self);
     if (timeout != NULL && timeout != Py_None && users_timeout(PyFloat_AsDouble(timeout)) < 0.0) {
         Py_DECREF(timeout);
         return Py_NewRef(Py_None);
@@ -204,6 +221,7 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         PyObject *handle;
         hv_hand_over(s);
         forget_messages(s);
+        Py_XDECREF(swap_before_close(self, NULL));
         handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
         hv_gate_leave(&s->gate); /* until here, close() leaves the handle alone */
         return handle;
@@ -212,6 +230,29 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         return PyLong_FromLong(-1); /* what the base says of a closed socket */
     }
     return PyObject_CallMethod(base_of(self), "detach", "O", self);
+}
+
+static PyObject *
+sock_before_close(PyObject *self, PyObject *call)
+{
+    hv_socket *s = state_of(self);
+    if (!hv_gate_is_open(&s->gate)) {
+        return raise_os_error(HV_ERROR_CLOSED);
+    }
+    hv_socket_sync(s);
+    Py_XDECREF(swap_before_close(self, call == Py_None ? NULL : Py_NewRef(call)));
+    return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
+}
+
+/* False with an exception set. */
+static int
+call_before_close(PyObject *self)
+{
+    PyObject *call = swap_before_close(self, NULL);
+    PyObject *result = call == NULL ? Py_NewRef(Py_None) : PyObject_CallNoArgs(call);
+    Py_XDECREF(call);
+    Py_XDECREF(result);
+    return result != NULL;
 }
 
 /* The one place where the handle of an open socket goes away: socket.socket.close() calls it when the
@@ -223,7 +264,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     hv_socket *s = state_of(self);
     PyObject *given_up;
     hv_handle handle;
-    int error = 0;
+    int error = 0, prepared;
     hv_socket_sync(s);
     if (!hv_gate_shut(&s->gate, 0)) {
         return hv_gate_is_ending(&s->gate) ? Py_NewRef(Py_None)
@@ -236,6 +277,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     Py_DECREF(given_up);
+    prepared = call_before_close(self);
     forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     hv_end_calls(s);
@@ -243,6 +285,9 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(handle);
     }
     Py_END_ALLOW_THREADS
+    if (!prepared) {
+        return NULL;
+    }
     if (error != 0 && !hv_error_is_reset(error)) {
         return raise_os_error(error);
     }
@@ -262,6 +307,52 @@ sock_finalize(PyObject *self)
     }
     inbox_clear(&s->in);
     outbox_clear(&s->out);
+    Py_CLEAR(whole_state_of(self)->before_close);
+}
+
+/* The collector finds only this type's own reference to another object here: what socket.socket keeps in its slots are
+ * plain numbers. */
+static int
+sock_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(whole_state_of(self)->before_close);
+    return 0;
+}
+
+static int
+sock_clear(PyObject *self)
+{
+    Py_CLEAR(whole_state_of(self)->before_close);
+    return 0;
+}
+
+static PyObject *
+sock_get_family(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(state_of(self)->family);
+}
+
+static PyObject *
+sock_get_options(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(hv_cell_get(&whole_state_of(self)->options));
+}
+
+static int
+sock_set_options(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    long options;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "_options cannot be deleted");
+        return -1;
+    }
+    options = PyLong_AsLong(value);
+    if (options == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    hv_cell_set(&whole_state_of(self)->options, options);
+    return 0;
 }
 
 static PyObject *

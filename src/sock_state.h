@@ -10,13 +10,15 @@
 typedef struct {
     PyObject *base;
     PyObject *init;
-    PyObject *fileno, *gettimeout, *detach;
-    PyObject *family, *kind, *proto; /* plain numbers, where the attributes of `base` are enums */
+    PyObject *fileno, *settimeout, *detach;
+    PyObject *timeout, *family, *kind, *proto; /* plain numbers, where the attributes of `base` are enums */
 } module_state;
 
 typedef struct {
     hv_socket socket;
-    module_state *module; /* NULL before __init__ */
+    module_state *module;   /* NULL before __init__ */
+    hv_cell options;        /* of Python's part, which accepted sockets inherit */
+    PyObject *before_close; /* called once, before the handle is closed; or NULL. Guarded by the socket's lock */
 } sock_state;
 
 /* The state lies behind the instance data of socket.socket, whose size only the interpreter knows. */

@@ -166,6 +166,15 @@ def real_close(s: Scene) -> None:
     sock._real_close()
 
 
+def before_close(s: Scene) -> None:
+    sock = s.new()
+    sock._before_close(int)
+    sock.close()
+    sock = s.new()
+    sock._before_close(list)
+    socket.close(sock.detach())
+
+
 def pump(s: Scene) -> None:
     with utils.connected("adopted") as (a, one), utils.connected("adopted") as (b, other):
         stopped, mover = Pump(), Pump()
@@ -236,6 +245,23 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
         accept_nobody,
         lambda s: s.idle.accept(),
         lambda s: s.closed.accept(),
+    ],
+    "Socket._accept_plain": [
+        lambda s: connection(s, lambda sock: sock.connect(s.address)),
+        lambda s: s.listener._accept_plain(int),
+        lambda s: s.idle._accept_plain(Socket),
+    ],
+    "Socket._before_close": [
+        lambda s: s.a._before_close(list),
+        lambda s: s.a._before_close(None),
+        lambda s: s.closed._before_close(list),
+        before_close,
+    ],
+    "Socket._family": [lambda s: s.a._family],
+    "Socket._options": [
+        lambda s: setattr(s.a, "_options", s.b._options),
+        lambda s: setattr(s.a, "_options", None),
+        lambda s: delattr(s.a, "_options"),
     ],
     "Socket.getsockname": [lambda s: s.a.getsockname(), lambda s: s.closed.getsockname()],
     "Socket.getpeername": [lambda s: s.a.getpeername(), lambda s: s.listener.getpeername()],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import io
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 import time
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -221,7 +223,7 @@ def test_adopts_a_familys_number_where_it_means_another(transport: str, monkeypa
     """34 and 40 are other families on other platforms: what has that number has its own addresses."""
     with connected(transport) as (a, b):
         name = Socket.getsockname(a)
-        monkeypatch.setattr(type(transport_named(transport)), "unsupported", "exists elsewhere only")
+        monkeypatch.delitem(hvsock.sockets._CARRIERS, transport_named(transport).family)
         with hvsock.HyperVSocket(fileno=a.detach()) as again:
             assert again.getsockname() == name
             again.sendall(b"x")
@@ -884,16 +886,16 @@ def test_accept_whose_init_fails(local: str, how: str) -> None:
 
     class Refusing(hvsock.HyperVSocket):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            if len(args) < 4:  # the server
+            if "fileno" not in kwargs:  # the server
                 super().__init__(*args, **kwargs)
                 return
             if how == "half made":
-                socket.socket.__init__(self, *args)
+                socket.socket.__init__(self, *args, **kwargs)
             else:
-                super().__init__(*args)
+                super().__init__(*args, **kwargs)
                 self.close() if how == "closed" else os.close(self.detach())
                 taken.append(os.open(os.devnull, os.O_RDONLY))
-                assert taken[0] == args[3]
+                assert taken[0] == kwargs["fileno"]
             raise ZeroDivisionError
 
     with Refusing(transport=local) as server:
@@ -908,6 +910,151 @@ def test_accept_whose_init_fails(local: str, how: str) -> None:
             for descriptor in taken:
                 os.close(descriptor)
             assert utils.open_descriptors() == before
+
+
+class Takes(hvsock.HyperVSocket):
+    """A subclass whose constructor takes what HyperVSocket's does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made = True
+
+
+class Named(hvsock.HyperVSocket):
+    """A subclass whose constructor takes other arguments."""
+
+    def __init__(self, name: str, *, transport: str) -> None:
+        super().__init__(transport=transport)
+        self.name = name
+
+
+class NamedByNew(hvsock.HyperVSocket):
+    """A subclass whose __new__ takes other arguments."""
+
+    def __new__(cls, name: str, **_kwargs: Any) -> NamedByNew:
+        return super().__new__(cls)
+
+    def __init__(self, _name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class Ignoring(hvsock.HyperVSocket):
+    """A subclass whose constructor takes a handle, and opens another one."""
+
+    def __init__(self, *_args: Any, fileno: int | None = None, transport: str = "local") -> None:
+        super().__init__(transport=transport)
+
+
+class Another(hvsock.HyperVSocket):
+    """A subclass whose __new__ may make something else."""
+
+    def __new__(cls, *_args: Any, fileno: int | None = None, **_kwargs: Any) -> Any:
+        return super().__new__(cls) if fileno is None else []
+
+
+@pytest.mark.parametrize(
+    ("make", "of"),
+    [
+        (hvsock.HyperVSocket, hvsock.HyperVSocket),
+        (Takes, Takes),
+        (functools.partial(Named, "a"), hvsock.HyperVSocket),
+        (functools.partial(NamedByNew, "a"), hvsock.HyperVSocket),
+        (Ignoring, hvsock.HyperVSocket),
+        (Another, hvsock.HyperVSocket),
+    ],
+    ids=["plain", "takes", "named", "named by new", "ignoring", "another"],
+)
+def test_class_of_accepted_socket(
+    make: Callable[..., hvsock.HyperVSocket], of: type[hvsock.HyperVSocket], local: str
+) -> None:
+    """The listener's, where its constructor takes the handle; else HyperVSocket: a client is never lost by it."""
+    with make(transport=local) as server:
+        server.busy_poll = 7
+        server._options = 5
+        server.bind(("loopback", 5000))
+        server.listen()
+        with hvsock.create_connection(("loopback", 5000), transport=local) as client:
+            before = utils.open_descriptors()
+            accepted, address = server.accept()
+            with accepted:
+                assert type(accepted) is of
+                assert getattr(accepted, "made", False) == (of is Takes)
+                assert address == client.getsockname()._replace(vm_id=hvsock.HV_GUID_LOOPBACK)
+                assert accepted.getsockname().port == 5000
+                assert (accepted.busy_poll, accepted._options, accepted.gettimeout()) == (7, 5, None)
+                client.sendall(b"x")
+                assert accepted.recv(1) == b"x"
+            assert client.recv(1) == b""
+            gc.collect()
+            assert utils.open_descriptors() == before
+
+
+def test_accept_whose_class_has_a_fault(local: str) -> None:
+    """A TypeError after the handle was taken is no matter of the arguments, and is raised."""
+
+    class Faulty(hvsock.HyperVSocket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if "fileno" in kwargs:
+                raise TypeError("a fault")
+
+    with Faulty(transport=local) as server:
+        server.bind(("loopback", 5000))
+        server.listen()
+        with hvsock.create_connection(("loopback", 5000), transport=local) as client:
+            with pytest.raises(TypeError, match="a fault"):
+                server.accept()
+            assert client.recv(1) == b""
+
+
+def test_accepts_as_its_own_subclasses_only(local: str) -> None:
+    with hvsock.HyperVSocket(transport=local) as sock:
+        for wrong in (socket.socket, int, 3):
+            with pytest.raises(TypeError, match="subclass of Socket"):
+                sock._accept_plain(wrong)  # type: ignore[arg-type]
+
+
+def test_before_close(local: str) -> None:
+    """It is called once and before the handle is closed; its error comes after that; detach() forgets it."""
+    seen: list[str] = []
+
+    with connected(local) as (a, b):
+
+        def before() -> None:
+            b.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                b.recv(1)
+            b.settimeout(LIMIT)
+            seen.append("before")
+            raise ZeroDivisionError
+
+        a._before_close(lambda: seen.append("replaced"))
+        a._before_close(before)
+        with pytest.raises(ZeroDivisionError):
+            a.close()
+        assert b.recv(1) == b""
+        a.close()
+        with pytest.raises(OSError) as info:
+            a._before_close(None)
+        assert info.value.errno == (10038 if WINDOWS else errno.EBADF)
+        b._before_close(lambda: seen.append("taken back"))
+        b._before_close(None)
+    with hvsock.HyperVSocket(transport=local) as detached:
+        detached._before_close(lambda: seen.append("detached"))
+        socket.close(detached.detach())
+    assert seen == ["before"]
+
+
+def test_before_close_is_collected(local: str) -> None:
+    """What it refers to may refer to the socket."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        sock = hvsock.HyperVSocket(transport=local)
+        sock._before_close(functools.partial(id, sock))
+        gone = weakref.ref(sock)
+        del sock
+        gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.skipif(WINDOWS, reason="POSIX only: descriptors are passed over AF_UNIX")

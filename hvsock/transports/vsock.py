@@ -15,8 +15,7 @@ from hvsock.addresses import (
     HV_GUID_CHILDREN,
     HyperVAddress,
     cid_from_vm_id,
-    service_id_from_vsock_port,
-    vm_id_from_cid,
+    vsock_address,
     vsock_port_from_service_id,
 )
 from hvsock.transports.base import Transport
@@ -66,12 +65,11 @@ class VsockTransport(Transport):
 
     def local_address(self, native: Any) -> HyperVAddress:
         """Translate (cid, port)."""
-        cid, port = native
-        return HyperVAddress(vm_id_from_cid(cid), service_id_from_vsock_port(port))
+        return vsock_address(*native)
 
     def peer_address(self, native: Any) -> HyperVAddress:
         """Translate (cid, port)."""
-        return self.local_address(native)
+        return vsock_address(*native)
 
 
 def _cid(address: HyperVAddress) -> int:
