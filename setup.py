@@ -29,6 +29,9 @@ UNIX_FLAGS = [
     "-Wno-missing-field-initializers",
 ]
 MSVC_FLAGS = ["/std:c11", "/W4"]
+if sys.version_info < (3, 13):
+    # "Unreferenced parameter", for each Py_UNUSED of these versions' headers.
+    MSVC_FLAGS.append("/wd4100")
 
 macros: list[tuple[str, str | None]] = []
 if LIMITED:

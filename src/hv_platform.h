@@ -6,6 +6,7 @@
  *   HV_NO_HANDLE, HV_IO_MAX, HV_ERROR_CLOSED, HV_ERROR_WOULD_BLOCK, HV_ERROR_TOO_LONG
  *   HV_BRIEF_MAX         up to so many bytes a send that does not wait is over sooner than the GIL is back
  *   HV_WAITS(timeout)    whether a transfer that is not possible yet is waited for here, and not in the system's call
+ *   hv_forbids_waiting(flags): whether the flags of a transfer do, whatever its timeout is
  */
 #ifndef HV_PLATFORM_H
 #define HV_PLATFORM_H

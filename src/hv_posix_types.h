@@ -32,6 +32,12 @@ typedef struct {
     int64_t pause;          /* ns to sleep instead of polling the handle */
 } hv_pending;
 
+static inline int
+hv_forbids_waiting(int flags)
+{
+    return flags & MSG_DONTWAIT;
+}
+
 static inline void
 hv_pending_begin(hv_pending *pending)
 {

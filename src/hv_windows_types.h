@@ -22,10 +22,6 @@ typedef CONDITION_VARIABLE hv_cond;
 #define HV_ERROR_CLOSED WSAENOTSOCK
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
 #define HV_ERROR_TOO_LONG WSAEMSGSIZE
-/* No flag keeps a call from waiting. */
-#ifndef MSG_DONTWAIT
-#define MSG_DONTWAIT 0
-#endif
 
 /* No call waits in the system: what is pending, or has no room, must be waited for here. */
 #define HV_WAITS(timeout) ((timeout) != 0)
@@ -60,6 +56,13 @@ typedef struct {
     OVERLAPPED own;
     char room[2 * (sizeof(hv_sockaddr_hyperv) + 16)]; /* AcceptEx writes addresses here, which are not read */
 } hv_pending;
+
+static inline int
+hv_forbids_waiting(int flags)
+{
+    (void)flags; /* Winsock has no such flag */
+    return 0;
+}
 
 static inline void
 hv_pending_begin(hv_pending *pending)

@@ -31,7 +31,7 @@ static hv_status
 transfer_briefly(hv_op *op)
 {
     hv_status status = hv_try(op);
-    if (status == HV_BLOCKED && op->timeout < 0 && !(op->flags & MSG_DONTWAIT)) {
+    if (status == HV_BLOCKED && op->timeout < 0 && !hv_forbids_waiting(op->flags)) {
         return HV_READY;
     }
     while (status == HV_DONE && op->advance != NULL) {

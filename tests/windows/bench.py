@@ -3,7 +3,10 @@
 Every product is made once and kept in the work directory, with a stamp: a hash of all that it is
 made from. It is made again when that hash differs. Works with Python 3.11 and later, on Linux.
 
-    bench.py build WORK PYTHON...    PYTHON: the Linux interpreters, one for each Windows one
+    bench.py build WORK MSVC PYTHON...
+
+MSVC: a folder with Microsoft's compiler, or nothing ('') for mingw-w64. PYTHON: the Linux
+interpreters, one for each Windows one.
 """
 
 from __future__ import annotations
@@ -35,6 +38,14 @@ EXTENSION_FLAGS = [
     "-D_WIN32_WINNT=0x0a00", "-include", str(HERE / "pyconfig_win.h"),
 ]  # fmt: skip
 PROVIDER_FLAGS = ["-std=c11", "-O2", *WARNINGS, "-D_WIN32_WINNT=0x0a00"]
+
+# What pyproject.toml asks for, and what the Windows Python needs to run it.
+BUILD_TOOLS = ["setuptools>=77", "packaging"]
+# shutil, from 3.12 on, calls CopyFile2 if there is one, and Wine 8 ends the process inside it.
+BUILD_IN_WINDOWS = (
+    "import _winapi; vars(_winapi).pop('CopyFile2', None)\n"
+    "import setuptools.build_meta; setuptools.build_meta.build_wheel('..')"
+)
 
 # The wheels carry a complete Windows CPython DLL with its extension modules (deploy_libs/).
 WHEELS = {
@@ -412,6 +423,94 @@ def repack(wheel: Path, extension: Path) -> None:
         windows.writestr(record_name, "".join([*record, f"{record_name},,\n"]))
 
 
+# The project, by Microsoft's compiler
+
+
+def windows_path(path: Path | str) -> str:
+    return "Z:" + str(path).replace("/", "\\")
+
+
+class Toolset(NamedTuple):
+    """Microsoft's compiler, linker and SDK, for x64."""
+
+    compiler: Path  # VC/Tools/MSVC/VERSION
+    kit: Path  # Windows Kits/10
+    kit_version: str
+
+    def environment(self) -> dict[str, str]:
+        """What cl and setuptools need; setuptools then takes cl and link from the path."""
+        headers = self.kit / "Include" / self.kit_version
+        libraries = self.kit / "Lib" / self.kit_version
+
+        def joined(*folders: Path) -> str:
+            return ";".join(map(windows_path, folders))
+
+        return {
+            **os.environ,
+            "INCLUDE": joined(self.compiler / "include", *(headers / part for part in ("ucrt", "shared", "um"))),
+            "LIB": joined(self.compiler / "lib" / "x64", *(libraries / part / "x64" for part in ("ucrt", "um"))),
+            "WINEPATH": joined(self.compiler / "bin" / "Hostx64" / "x64", self.kit / "bin" / self.kit_version / "x64"),
+            "DISTUTILS_USE_SDK": "1",
+            "MSSdk": "1",
+            "VSCMD_ARG_TGT_ARCH": "x64",
+            "VSCMD_SKIP_SENDTELEMETRY": "1",
+        }
+
+
+def toolset(folder: Path) -> Toolset:
+    """The newest compiler and SDK of a folder in Visual Studio's layout."""
+    compilers = sorted(folder.glob("VC/Tools/MSVC/*/bin/Hostx64/x64/cl.exe"))
+    kits = sorted(folder.glob("Windows Kits/10/Include/*/shared/hvsocket.h"))
+    if not compilers or not kits:
+        wanted = "VC/Tools/MSVC/*/bin/Hostx64/x64/cl.exe and Windows Kits/10/Include/*/shared/hvsocket.h"
+        raise Missing(f"{folder} is not in Visual Studio's layout: {wanted}")
+    version = kits[-1].parent.parent
+    return Toolset(compilers[-1].parents[3], version.parent.parent, version.name)
+
+
+def prepare_for_msvc(work: Path, source: Interpreter, tree: Path, stable_abi: Path, tools: Toolset) -> None:
+    """What a Windows Python has for compilers: headers, with Windows' pyconfig.h, and python3.lib."""
+    shutil.rmtree(tree / "include", ignore_errors=True)
+    shutil.copytree(source.headers, tree / "include")
+    shutil.copy(HERE / "pyconfig_win.h", tree / "include" / "pyconfig.h")
+    (tree / "libs").mkdir(exist_ok=True)
+    run([
+        "wine", "lib.exe", "/nologo", "/machine:x64", f"/def:{windows_path(stable_abi / 'python3.def')}",
+        f"/out:{windows_path(tree / 'libs' / 'python3.lib')}",
+    ], env=tools.environment())  # fmt: skip
+    with stamped(work / "build-tools.stamp", *BUILD_TOOLS) as stale:
+        if stale:
+            shutil.rmtree(work / "build-tools", ignore_errors=True)
+            run([
+                sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
+                "--target", work / "build-tools", *BUILD_TOOLS,
+            ])  # fmt: skip
+
+
+def build_wheel_with_msvc(work: Path, source: Interpreter, tree: Path, stable_abi: Path, tools: Toolset) -> Path:
+    """The wheel that setuptools makes in one Windows Python, with warnings as errors."""
+    folder = work / f"msvc-{source.version}"
+    names = [name for name in project_files() if not name.startswith((".", "tests/", "benchmarks/"))]
+    inputs = [str(tools), tree / "python.exe", HERE / "pyconfig_win.h", HERE / "sdk.c", stable_abi, Path(__file__)]
+    with stamped(work / f"msvc-{source.version}.stamp", *[PROJECT / name for name in names], *inputs) as stale:
+        if stale:
+            shutil.rmtree(folder, ignore_errors=True)
+            copy_project(folder / "project", names)
+            prepare_for_msvc(work, source, tree, stable_abi, tools)
+            run([
+                "wine", "cl.exe", "/nologo", "/c", "/std:c11", "/W4", "/WX", "/I" + windows_path(PROJECT / "src"),
+                windows_path(HERE / "sdk.c"), f"/Fo{windows_path(folder / 'sdk.obj')}",
+            ], env=tools.environment())  # fmt: skip
+            environment = {
+                **tools.environment(), "HVSOCK_WERROR": "1", "PYTHONPATH": windows_path(work / "build-tools"),
+            }  # fmt: skip
+            run(["wine", tree / "python.exe", "-P", "-c", BUILD_IN_WINDOWS], cwd=folder / "project", env=environment)
+    return next(folder.glob("*.whl"))
+
+
+# Into the Windows Pythons
+
+
 def install_project(source: Interpreter, tree: Path, provider: Path, wheel: Path) -> None:
     """The provider beside python.exe; the wheel and the provider's controls in site-packages."""
     packages = tree / "Lib" / "site-packages"
@@ -432,7 +531,7 @@ def copy_tests(work: Path) -> None:
     copy_project(work / "project", [name for name in project_files() if not name.startswith("hvsock/")])
 
 
-def build(work: Path, executables: list[str]) -> None:
+def build(work: Path, msvc: str, executables: list[str]) -> None:
     sources = [interpreter(executable) for executable in executables]
     for source in sources:
         if source.version not in WHEELS:
@@ -444,9 +543,18 @@ def build(work: Path, executables: list[str]) -> None:
     if oldest is None:
         raise Missing("bench.py build needs Python 3.11 in its list: the extension is built for it")
     stable_abi = import_library(work, oldest, download(work, oldest))
-    wheel = build_wheel(work, oldest, build_extension(work, oldest, stable_abi))
-    for source in sources:
-        tree = python_tree(work, source, download(work, source))
+    trees = [python_tree(work, source, download(work, source)) for source in sources]
+    if msvc:
+        tools = toolset(Path(msvc))
+        wheels = [
+            build_wheel_with_msvc(work, source, tree, stable_abi, tools)
+            for source, tree in zip(sources, trees, strict=True)
+        ]
+        # Each Python runs what another one has built.
+        wheels = [*wheels[1:], wheels[0]]
+    else:
+        wheels = [build_wheel(work, oldest, build_extension(work, oldest, stable_abi))] * len(sources)
+    for source, tree, wheel in zip(sources, trees, wheels, strict=True):
         install_packages(work, source, tree)
         install_project(source, tree, provider, wheel)
     copy_tests(work)
@@ -455,8 +563,8 @@ def build(work: Path, executables: list[str]) -> None:
 def main(arguments: list[str]) -> int:
     try:
         match arguments:
-            case ["build", work, *executables] if executables:
-                build(Path(work), executables)
+            case ["build", work, msvc, *executables] if executables:
+                build(Path(work), msvc, executables)
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2

@@ -37,4 +37,9 @@
 #define SIZEOF_VOID_P 8
 #define SIZEOF_WCHAR_T 2
 
+/* MSVC's linker is told here what to link with. */
+#ifdef _MSC_VER
+#pragma comment(lib, "python3.lib")
+#endif
+
 #endif
