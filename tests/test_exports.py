@@ -89,7 +89,7 @@ def test_module_exports_what_it_defines(name: str) -> None:
         for key, value in vars(module).items()
         if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
     }
-    internal = {"service_id_from_vsock_port", "vsock_port_from_service_id"}
+    internal = {"service_id_from_vsock_port", "vsock_address", "vsock_port_from_service_id"}
     assert {key for key in own if not key.startswith("_")} - internal <= set(module.__all__)
 
 
