@@ -169,6 +169,8 @@ find_base(module_state *module)
             const char *name;
         } wanted[] = {
             {&module->init, base, "__init__"},
+            {&module->io_refs, base, "_io_refs"},
+            {&module->closed, base, "_closed"},
             {&module->fileno, root, "fileno"},
             {&module->settimeout, root, "settimeout"},
             {&module->detach, root, "detach"},
@@ -179,6 +181,7 @@ find_base(module_state *module)
         };
         size_t i;
         module->base = Py_NewRef(base);
+        module->root_init = (initproc)PyType_GetSlot((PyTypeObject *)root, Py_tp_init);
         for (i = 0; i < sizeof wanted / sizeof *wanted && is_one == 1; i++) {
             *wanted[i].to = PyObject_GetAttrString(wanted[i].from, wanted[i].name);
             is_one = *wanted[i].to != NULL;
@@ -282,6 +285,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->fileno);
     Py_VISIT(state->settimeout);
     Py_VISIT(state->detach);
+    Py_VISIT(state->io_refs);
+    Py_VISIT(state->closed);
     Py_VISIT(state->timeout);
     Py_VISIT(state->family);
     Py_VISIT(state->kind);
@@ -298,6 +303,8 @@ module_free(void *module)
     Py_CLEAR(state->fileno);
     Py_CLEAR(state->settimeout);
     Py_CLEAR(state->detach);
+    Py_CLEAR(state->io_refs);
+    Py_CLEAR(state->closed);
     Py_CLEAR(state->timeout);
     Py_CLEAR(state->family);
     Py_CLEAR(state->kind);

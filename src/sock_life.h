@@ -128,6 +128,21 @@ sock_init(PyObject *self, PyObject *args, PyObject *kwargs)
     return adopt(self, module) ? 0 : -1;
 }
 
+/* Socket's own __init__ where all arguments are given. What socket.socket.__init__ does then is done here: its frame in
+ * Python would be a tenth of what accepting costs. */
+static int
+init_plain(PyObject *made, PyObject *arguments)
+{
+    module_state *module = module_of(made);
+    PyObject *zero = PyLong_FromLong(0), *no = PyBool_FromLong(0);
+    int is_done = zero != NULL && module->root_init(made, arguments, NULL) == 0 &&
+                  set_attribute(module->io_refs, made, zero) == 0 && set_attribute(module->closed, made, no) == 0 &&
+                  adopt(made, module);
+    Py_XDECREF(zero);
+    Py_XDECREF(no);
+    return is_done;
+}
+
 static PyObject *
 sock_settimeout(PyObject *self, PyObject *value)
 {
