@@ -192,7 +192,7 @@ class HyperVSocket(Socket):
         except OSError as exc:
             self._note(exc, "accept")
             raise
-        transport = self._transport
+        transport = _CARRIERS.get(self._family)
         return sock, native if transport is None else transport.peer_address(native)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:

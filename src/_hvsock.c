@@ -162,6 +162,23 @@ static PyType_Slot sock_slots[] = {
     {0, NULL},
 };
 
+/* What __init__ of socket.socket sets; NULL where a newer one sets something else. */
+static int
+find_own_slots(module_state *module)
+{
+    PyObject *known = Py_BuildValue("[sss]", "__weakref__", "_io_refs", "_closed");
+    PyObject *slots = known == NULL ? NULL : PyObject_GetAttrString(module->base, "__slots__");
+    int are_known = slots == NULL ? -1 : PyObject_RichCompareBool(slots, known, Py_EQ);
+    Py_XDECREF(known);
+    Py_XDECREF(slots);
+    if (are_known == 1) {
+        module->io_refs = PyObject_GetAttrString(module->base, "_io_refs");
+        module->closed = module->io_refs == NULL ? NULL : PyObject_GetAttrString(module->base, "_closed");
+        are_known = module->closed == NULL ? -1 : 1;
+    }
+    return are_known >= 0;
+}
+
 /* Fills the module's state. The base must be CPython's own class: a replacement (gevent's) has no handle
  * that C could use. */
 static int
@@ -190,10 +207,12 @@ find_base(module_state *module)
         };
         size_t i;
         module->base = Py_NewRef(base);
+        module->root_init = (initproc)PyType_GetSlot((PyTypeObject *)root, Py_tp_init);
         for (i = 0; i < sizeof wanted / sizeof *wanted && is_one == 1; i++) {
             *wanted[i].to = PyObject_GetAttrString(wanted[i].from, wanted[i].name);
             is_one = *wanted[i].to != NULL;
         }
+        is_one = is_one == 1 && find_own_slots(module);
     }
     Py_XDECREF(python);
     Py_XDECREF(c);
@@ -294,6 +313,8 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->fileno);
     Py_VISIT(state->settimeout);
     Py_VISIT(state->detach);
+    Py_VISIT(state->io_refs);
+    Py_VISIT(state->closed);
     Py_VISIT(state->timeout);
     Py_VISIT(state->family);
     Py_VISIT(state->kind);
@@ -310,6 +331,8 @@ module_free(void *module)
     Py_CLEAR(state->fileno);
     Py_CLEAR(state->settimeout);
     Py_CLEAR(state->detach);
+    Py_CLEAR(state->io_refs);
+    Py_CLEAR(state->closed);
     Py_CLEAR(state->timeout);
     Py_CLEAR(state->family);
     Py_CLEAR(state->kind);

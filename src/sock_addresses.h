@@ -292,7 +292,7 @@ make_plain(PyTypeObject *type, PyObject *arguments, hv_handle handle)
     PyObject *none = PyTuple_New(0);
     PyObject *made = none == NULL ? NULL : ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, none, NULL);
     Py_XDECREF(none);
-    if (made != NULL && sock_init(made, arguments, NULL) != 0) {
+    if (made != NULL && !init_plain(made, arguments)) {
         abandon(made, handle);
         return NULL;
     }

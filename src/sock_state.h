@@ -11,6 +11,8 @@ typedef struct {
     PyObject *base;
     PyObject *init;
     PyObject *fileno, *settimeout, *detach;
+    PyObject *io_refs, *closed;                /* what `init` sets of its own; NULL: not known */
+    initproc root_init;                        /* of the base in C */
     PyObject *timeout, *family, *kind, *proto; /* plain numbers, where the attributes of `base` are enums */
 } module_state;
 
@@ -70,6 +72,13 @@ get_attribute(PyObject *descriptor, PyObject *self)
 {
     descrgetfunc get = (descrgetfunc)PyType_GetSlot(Py_TYPE(descriptor), Py_tp_descr_get);
     return get(descriptor, self, (PyObject *)Py_TYPE(self));
+}
+
+static int
+set_attribute(PyObject *descriptor, PyObject *self, PyObject *value)
+{
+    descrsetfunc set = (descrsetfunc)PyType_GetSlot(Py_TYPE(descriptor), Py_tp_descr_set);
+    return set(descriptor, self, value);
 }
 
 #endif

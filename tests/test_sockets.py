@@ -989,6 +989,14 @@ def test_class_of_accepted_socket(
             assert utils.open_descriptors() == before
 
 
+def test_accepted_socket_is_set_up_as_by_the_base(local: str) -> None:
+    """accept() does in C what socket.socket.__init__ does in Python."""
+    with connected(local) as (_, accepted), socket.socket() as plain:
+        for name in set(socket.socket.__slots__) - {"__weakref__"}:
+            assert getattr(accepted, name) == getattr(plain, name)
+            assert type(getattr(accepted, name)) is type(getattr(plain, name))
+
+
 def test_accept_whose_class_has_a_fault(local: str) -> None:
     """A TypeError after the handle was taken is no matter of the arguments, and is raised."""
 
