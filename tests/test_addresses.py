@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import enum
+import pickle
 import re
 import socket
 import struct
@@ -731,3 +732,17 @@ def test_module_does_no_io() -> None:
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported <= {"__future__", "functools", "hashlib", "re", "reprlib", "struct", "typing", "uuid"}
+
+
+@pytest.mark.parametrize("cid", [0, 1, 2, 3, 77, 0xFFFFFFFF])
+@pytest.mark.parametrize("port", [0, 5000, 0xFFFFFFFF])
+def test_vsock_address(cid: int, port: int) -> None:
+    """What a kernel reports; its UUIDs, made without __init__, are as any other."""
+    address = addresses.vsock_address(cid, port)
+    service = UUID(f"{port:08x}-facb-11e6-bd58-64006a7986d3")
+    assert address == (addresses.vm_id_from_cid(cid), service)
+    assert type(address) is addresses.HyperVAddress
+    assert (hash(address.service_id), repr(address.service_id)) == (hash(service), repr(service))
+    assert pickle.loads(pickle.dumps(address)) == address
+    assert address.service_id.is_safe is service.is_safe
+    assert addresses.as_address(address) is address
