@@ -303,12 +303,13 @@ make_plain(PyTypeObject *type, PyObject *arguments, hv_handle handle)
 static int
 construct(PyTypeObject *type, PyObject *kind, PyObject *named, hv_handle handle, PyObject **made)
 {
-    *made = ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, kind, named);
-    if (*made != NULL && !PyObject_TypeCheck(*made, type)) {
-        Py_CLEAR(*made);
+    PyObject *object = ((newfunc)PyType_GetSlot(type, Py_tp_new))(type, kind, named);
+    if (object != NULL && !PyObject_TypeCheck(object, type)) {
+        Py_CLEAR(object);
     }
-    return *made != NULL && ((initproc)PyType_GetSlot(type, Py_tp_init))(*made, kind, named) == 0 &&
-           has_taken(*made, handle);
+    *made = object;
+    return object != NULL && ((initproc)PyType_GetSlot(type, Py_tp_init))(object, kind, named) == 0 &&
+           has_taken(object, handle);
 }
 
 /* An object by the constructor of its class, called as dup() calls it. NULL without an exception: it does not take
