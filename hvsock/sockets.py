@@ -50,7 +50,7 @@ class HyperVSocket(Socket):
     this class's data path.
 
     Timeouts are `socket.settimeout`'s and cover the whole call; a timeout of connect() also replaces the system's own
-    limit of about 2 s. A call releases the GIL if the timeout is None or above 0, whether it has to wait or not.
+    limit of about 2 s. A call releases the GIL, whether it has to wait or not.
 
     close() wakes every call that another thread is blocked in with an `OSError`, on POSIX by the signal SIGURG. It
     waits until they have left, for 1 s at most; no other file gets the number of the handle before that. If calls were
