@@ -97,6 +97,9 @@ hv_count_fork(void)
     pthread_mutex_init(&hv_once, NULL); /* another thread may have had it */
 }
 
+/* Set for threads that are known to let the wake signal through; see hv_unblock_wake(). */
+static pthread_key_t hv_lets_wake;
+
 static int
 hv_platform_init(void)
 {
@@ -104,7 +107,8 @@ hv_platform_init(void)
     int error = 0;
     hv_lock_acquire(&hv_once);
     if (!done) {
-        error = pthread_atfork(NULL, NULL, hv_count_fork);
+        error = pthread_key_create(&hv_lets_wake, NULL);
+        error = error != 0 ? error : pthread_atfork(NULL, NULL, hv_count_fork);
         done = error == 0;
     }
     hv_lock_release(&hv_once);
@@ -254,13 +258,13 @@ hv_install_wake(void)
     }
 }
 
-/* Lets the signal through to a thread that blocks it, for the time of a wait. True if that has to be undone. */
+/* Lets the signal through to a thread that blocks it, for the time of a wait. True if that has to be undone. Each thread
+ * is looked at until it lets the signal through by itself, as nearly all do. */
 static int
 hv_unblock_wake(sigset_t *before)
 {
-    static _Thread_local int is_open; /* looked at once for each thread, since few ever block it */
     sigset_t wake;
-    if (is_open) {
+    if (pthread_getspecific(hv_lets_wake) != NULL) {
         return 0;
     }
     sigemptyset(&wake);
@@ -268,8 +272,11 @@ hv_unblock_wake(sigset_t *before)
     if (pthread_sigmask(SIG_UNBLOCK, &wake, before) != 0) {
         return 0;
     }
-    is_open = !sigismember(before, SIGURG);
-    return !is_open;
+    if (sigismember(before, SIGURG)) {
+        return 1;
+    }
+    pthread_setspecific(hv_lets_wake, &hv_lets_wake);
+    return 0;
 }
 
 static void
