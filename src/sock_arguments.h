@@ -4,6 +4,8 @@
 
 #include "hv_abi.h"
 
+#include "hv_platform.h"
+
 static int
 check_count(const char *name, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most)
 {
@@ -55,7 +57,7 @@ refuse_buffer(PyObject *object, const char *operation)
 }
 
 /* The buffer functions of bytearray, which most receives are into: the way through PyObject_GetBuffer() and back is a
- * tenth of what such a call costs. Set once, with the first import. */
+ * tenth of what such a call costs. Set once, with the first import, since other interpreters may be using them. */
 typedef int (*buffer_getter)(PyObject *object, Py_buffer *view, int flags); /* 3.11's headers do not name these two */
 typedef void (*buffer_releaser)(PyObject *object, Py_buffer *view);
 static buffer_getter bytearray_get;
@@ -64,8 +66,12 @@ static buffer_releaser bytearray_release;
 static void
 find_bytearray_buffer(void)
 {
-    bytearray_get = (buffer_getter)PyType_GetSlot(&PyByteArray_Type, Py_bf_getbuffer);
-    bytearray_release = (buffer_releaser)PyType_GetSlot(&PyByteArray_Type, Py_bf_releasebuffer);
+    hv_lock_acquire(&hv_once);
+    if (bytearray_get == NULL) {
+        bytearray_get = (buffer_getter)PyType_GetSlot(&PyByteArray_Type, Py_bf_getbuffer);
+        bytearray_release = (buffer_releaser)PyType_GetSlot(&PyByteArray_Type, Py_bf_releasebuffer);
+    }
+    hv_lock_release(&hv_once);
 }
 
 /* A buffer to receive into; release_writable() is due if it is true. */

@@ -517,14 +517,16 @@ def close_in_a_forked_twin(implementation: str) -> None:
     """Close a listener in a forked process while a thread of each of the two waits at it; then in this one."""
     with utils.listen(implementation) as listener:
         listener.settimeout(None)
-        waiting = Task(listener.accept)
-        time.sleep(2 * TICK)
-        with forked() as in_child:
+        read_end, write_end = os.pipe()
+        with forked() as in_child:  # before there is a thread: ThreadSanitizer knows no other one of its number
+            waiting = Task(listener.accept)
+            time.sleep(2 * TICK)
             if in_child:
-                task = Task(listener.accept)
-                time.sleep(2 * TICK)
+                assert os.read(read_end, 1) == b"x"
                 listener.close()
-                check_error_of_closed(task.error())
+                check_error_of_closed(waiting.error())
+            else:
+                os.write(write_end, b"x")
         assert waiting.running, "a close in the forked process ended a call in this one"
         with utils.dialler(implementation) as client:
             client.connect(listener.getsockname())
@@ -532,7 +534,6 @@ def close_in_a_forked_twin(implementation: str) -> None:
                 accepted.sendall(b"x")
                 assert client.recv(1) == b"x"
         waiting = Task(listener.accept)
-        read_end, write_end = os.pipe()
         with forked() as in_child:
             if in_child:
                 os.close(write_end)

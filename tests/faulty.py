@@ -568,8 +568,8 @@ def try_spin(transport: str, name: str) -> int:
         sock.busy_poll = 100
         # Whoever else wants the core has the same effect: then it is tried again.
         utils.wait_for(lambda: tries() > 2 * sleeping + 2)
-        utils.wait_for(lambda: tries(f"{group}=held:{late * 1000:.0f}@2") and faults.injected)
-        assert tries() > 2 * sleeping + 2
+        held = f"{group}=held:{late * 1000:.0f}@2"
+        utils.wait_for(lambda: tries(held) and faults.injected and tries() > 2 * sleeping + 2)
         utils.wait_for(lambda: tries(f"{group}=late:{late * 1000:.0f}@2") and faults.injected)
         assert faults.calls[group] <= 3 + sleeping
         injected, end = faults.injected, began + 50 * late
