@@ -322,7 +322,7 @@ def instructions(effort: Effort, transport: str) -> Table:
     bars = {
         ("blocking", "pair"): (0.50, 0.45),
         ("timeout", "pair"): (0.36, 0.32),
-        ("non-blocking", "pair"): (0.20, 0.12),
+        ("non-blocking", "pair"): (0.50, 0.45),
         ("blocking", "connect"): (1.0, 0.8),
         ("timeout", "connect"): (1.0, 0.8),
     }

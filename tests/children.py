@@ -454,7 +454,8 @@ def make_blocked(stack: contextlib.ExitStack, implementation: str, operation: st
     a, _ = stack.enter_context(connected(implementation))
     a.settimeout(limit)
     block(operation, a)
-    return a, blocking_call(operation, a)
+    call = blocking_call(operation, a)
+    return a, utils.repeated(call) if operation in ("send", "sendmsg") else call
 
 
 def check_error_of_closed(error: BaseException | None) -> None:

@@ -186,6 +186,16 @@ def _send_what_fits(sock: socket.socket, size: int) -> int:
     return sent
 
 
+def repeated(call: Callable[[], object]) -> Callable[[], object]:
+    """Return a call that blocks at last: TCP, which carries the simulated sockets, may find room for some more."""
+
+    def repeat() -> None:
+        while True:
+            call()
+
+    return repeat if WINE else call
+
+
 def random_bytes(size: int, seed: int = 0) -> bytes:
     """Return `size` bytes that are the same in every process."""
     return random.Random(seed).randbytes(size)
