@@ -282,7 +282,7 @@ def service_id_from_vsock_port(port: int) -> UUID:
 
 def vsock_address(cid: int, port: int) -> HyperVAddress:
     """Return the address of what a Linux kernel reports as (cid, port), each 0..0xffffffff; neither is checked."""
-    return HyperVAddress(_vm_id_of(cid), _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, port))
+    return tuple.__new__(HyperVAddress, (_vm_id_of(cid), _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, port)))
 
 
 def vsock_port_from_service_id(service_id: UUID) -> int | None:
