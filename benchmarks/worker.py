@@ -27,7 +27,7 @@ from aio import Stream, Streams
 import hvsock
 from hvsock import aio
 from hvsock._hvsock import Socket
-from hvsock.transports import transport_named
+from hvsock._transports import transport_named
 
 LATE: Final = 0.0002  # seconds: longer than a thread takes to wake
 NAP: Final = 0.001  # seconds that the sleeper of fairness() asks for

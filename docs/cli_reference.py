@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from hvsock.cli import cli
+from hvsock._cli import cli
 
 PAGE: Final = Path(__file__).resolve().parent / "reference" / "cli.md"
 

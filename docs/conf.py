@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from typing import Final
 
@@ -9,6 +10,7 @@ from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 
 import hvsock
 
@@ -49,6 +51,20 @@ def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, cont
     return domain.resolve_xref(env, node["refdoc"], app.builder, node["reftype"], name, node, content)
 
 
+def order_by_source() -> None:
+    """Have the members of a class stand in the order in which its module defines them.
+
+    A public class says that it is of the package that exports it, and autodoc looks for the order there.
+    """
+    for module in pkgutil.walk_packages(hvsock.__path__, f"{project}."):
+        package, private, _ = module.name.partition("._")
+        if private and module.name != "hvsock._hvsock":
+            exported, defining = ModuleAnalyzer.for_module(package), ModuleAnalyzer.for_module(module.name)
+            exported.analyze()
+            defining.analyze()
+            exported.tagorder |= defining.tagorder  # for_module() gives autodoc the same object
+
+
 def name_files_of_the_clone(app: Sphinx, docname: str, source: list[str]) -> None:
     """Name a page that is not in docs/ where it is linked to: the site does not have it."""
     source[0] = re.sub(r"\[([^]]+)\]\(\.\./\.\./([\w/]+\.md)[^)]*\)", r"\1 (`\2`)", source[0])
@@ -56,5 +72,6 @@ def name_files_of_the_clone(app: Sphinx, docname: str, source: list[str]) -> Non
 
 def setup(app: Sphinx) -> None:
     """Register the above."""
+    order_by_source()
     app.connect("source-read", name_files_of_the_clone)
     app.connect("missing-reference", find_in_package)

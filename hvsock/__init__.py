@@ -5,11 +5,12 @@ Hyper-V sockets connect a host and its virtual machines through shared memory, w
 POSIX machine (``AF_UNIX``).
 """
 
-from hvsock.addresses import *
-from hvsock.errors import IncompleteReadError
+from hvsock import _names
+from hvsock._addresses import *
+from hvsock._errors import IncompleteReadError
 
 try:
-    from hvsock.sockets import *
+    from hvsock._sockets import *
 except ModuleNotFoundError as error:
     if error.name != "hvsock._hvsock":
         raise
@@ -17,7 +18,7 @@ except ModuleNotFoundError as error:
         f"{__path__[0]} is hvsock's source, which is not compiled and hides the installed package: "
         "change to another directory"
     ) from None
-from hvsock.transports import default_transport, transports
+from hvsock._transports import Transport, default_transport, transports
 
 __all__ = [
     "AF_HYPERV",
@@ -39,6 +40,7 @@ __all__ = [
     "HyperVAddress",
     "HyperVSocket",
     "IncompleteReadError",
+    "Transport",
     "as_address",
     "cid_from_vm_id",
     "container_vm_id",
@@ -52,3 +54,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_names.publish(globals())

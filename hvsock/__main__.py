@@ -10,7 +10,7 @@ def main() -> None:
     try:
         import rich  # noqa: F401 - the command line imports the parts of it only when it prints
 
-        from hvsock.cli import cli
+        from hvsock._cli import cli
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in ("click", "rich"):

@@ -39,12 +39,12 @@ from pathlib import Path
 from typing import ClassVar, Final, NamedTuple, Self
 from urllib.parse import unquote
 
+from hvsock._addresses import SEVERAL_VMS, HyperVAddress, service_id_from_vsock_port, vm_id_from_cid
 from hvsock._hvsock import SUN_PATH_SIZE, Pump, Socket
-from hvsock.addresses import SEVERAL_VMS, HyperVAddress, service_id_from_vsock_port, vm_id_from_cid
-from hvsock.sockets import HyperVSocket, create_server
-from hvsock.transports import default_transport, transport_named
-from hvsock.transports.local import bind_path
-from hvsock.transports.vsock import VsockTransport
+from hvsock._sockets import HyperVSocket, create_server
+from hvsock._transports import default_transport, transport_named
+from hvsock._transports.local import bind_path
+from hvsock._transports.vsock import VsockTransport
 
 __all__ = ["Counters", "Relay"]
 

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from hvsock.addresses import HV_GUID_ZERO, as_address, port_from_service_id
+from hvsock._addresses import HV_GUID_ZERO, as_address, port_from_service_id
 
 __all__ = ["REGISTRY_KEY", "Service", "list_services", "reg_file", "register", "registered", "unregister"]
 

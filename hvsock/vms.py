@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Final, NamedTuple
 from uuid import UUID
 
-from hvsock.addresses import (
+from hvsock._addresses import (
     HV_GUID_BROADCAST,
     HV_GUID_CHILDREN,
     HV_GUID_LOOPBACK,
@@ -39,7 +39,7 @@ from hvsock.addresses import (
     container_vm_id,
     vm_id_from_cid,
 )
-from hvsock.transports.vsock import VMADDR_CID_ANY, local_cid
+from hvsock._transports.vsock import VMADDR_CID_ANY, local_cid
 
 __all__ = [
     "SOURCES",

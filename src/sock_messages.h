@@ -361,7 +361,7 @@ raise_ended(const hv_inbox *in, const char *room)
         PyErr_SetString(PyExc_EOFError, "the peer has ended the stream");
         return;
     }
-    errors = PyImport_ImportModule("hvsock.errors");
+    errors = PyImport_ImportModule("hvsock._errors");
     bytes = errors == NULL ? NULL : PyBytes_FromStringAndSize(partial, (Py_ssize_t)got);
     error = bytes == NULL ? NULL
                           : PyObject_CallMethod(errors, "IncompleteReadError", "On", bytes,

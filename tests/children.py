@@ -355,7 +355,7 @@ def signal_during_explanation() -> None:
         signal.raise_signal(signal.SIGALRM)
 
     signal.signal(signal.SIGALRM, handler)
-    with connected("local", TICK) as (a, b), mock.patch("hvsock.errors.add_notes", add_notes):
+    with connected("local", TICK) as (a, b), mock.patch("hvsock._errors.add_notes", add_notes):
         for call in (lambda: a.recv(1), a.recv_message, lambda: a.exchange(b"")):
             context = None
             try:
@@ -1533,7 +1533,7 @@ def scene_guest(transport: str, target: str, port: str, size: str) -> None:
     import hvsock
 
     with hvsock.create_connection((target, int(port)), timeout=LIMIT, transport=transport, retry_for=LIMIT) as sock:
-        dialled = hvsock.addresses.as_address((target, int(port)))
+        dialled = hvsock.as_address((target, int(port)))
         assert sock.getpeername() == dialled
         mine = sock.getsockname()
         assert type(mine) is hvsock.HyperVAddress

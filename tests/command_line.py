@@ -23,8 +23,8 @@ pytest.importorskip("rich", reason='the command line is an extra: pip install "h
 
 from click.testing import CliRunner, Result
 
-from hvsock.cli import cli
-from hvsock.cli.echo import echo
+from hvsock._cli import cli
+from hvsock._cli.echo import echo
 
 NASTY = "a\x1b[31mb\r\nc\u202ed[bold]e[/bold]:smile:\x00\x7f"
 ESCAPED = r"a\x1b[31mb\r\nc\u202ed[bold]e[/bold]:smile:\x00\x7f"

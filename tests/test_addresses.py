@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hvsock import addresses
-from hvsock.addresses import (
+from hvsock import _addresses as addresses
+from hvsock._addresses import (
     HV_GUID_BROADCAST,
     HV_GUID_CHILDREN,
     HV_GUID_LOOPBACK,

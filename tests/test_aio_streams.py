@@ -25,8 +25,8 @@ from utils import LIMIT, TICK, WINDOWS, random_bytes
 
 import hvsock
 from hvsock import aio
+from hvsock._transports import transport_named
 from hvsock.aio import connecting, serving
-from hvsock.transports import transport_named
 
 MIB = 1 << 20
 

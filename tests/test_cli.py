@@ -17,9 +17,9 @@ import utils
 from command_line import ESCAPED, NASTY, command, failure, posix, run
 
 import hvsock
-from hvsock.cli import cli, info, output
-from hvsock.cli.commands import Seconds
-from hvsock.cli.output import Failure, doing, print_lines, print_table
+from hvsock._cli import cli, info, output
+from hvsock._cli.options import Seconds
+from hvsock._cli.output import Failure, doing, print_lines, print_table
 
 
 def leaves(group: click.Group = cli, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

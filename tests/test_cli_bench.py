@@ -12,8 +12,8 @@ import utils
 from command_line import failure, nowhere, on_terminal, plain, posix, run, service
 
 import hvsock
-from hvsock.cli import bench
-from hvsock.cli.echo import echo
+from hvsock._cli import bench
+from hvsock._cli.echo import echo
 
 QUICK = ("--duration", "0.02")
 

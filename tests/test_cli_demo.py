@@ -22,7 +22,7 @@ import utils
 from command_line import ESCAPED, NASTY, command, on_terminal, plain, posix, run
 
 import hvsock
-from hvsock.cli import demo
+from hvsock._cli import demo
 
 QUICK = ("--count", "50", "--size", "1")
 

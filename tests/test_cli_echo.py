@@ -16,10 +16,10 @@ from command_line import ended, failure, posix, run, start
 from utils import Task
 
 import hvsock
-from hvsock.cli import echo as module
-from hvsock.cli.echo import Echoes, echo
-from hvsock.cli.measuring import round_trip
-from hvsock.cli.output import Failure
+from hvsock._cli import echo as module
+from hvsock._cli.echo import Echoes, echo
+from hvsock._cli.output import Failure
+from hvsock._cli.timing import round_trip
 
 
 def dial(transport: str, address: Any) -> hvsock.HyperVSocket:
@@ -49,7 +49,7 @@ def test_echo_of_one_connection(implementation: str) -> None:
 
 def test_echo_as_a_process(served: str) -> None:
     """Two clients at the same time, and one that comes later."""
-    address = hvsock.addresses.as_address(("loopback", utils.new_service()))
+    address = hvsock.as_address(("loopback", utils.new_service()))
     with ended(start("echo", "--transport", served, str(address))) as process:
         assert process.stdout
         assert process.stdout.readline().strip().decode() == f"listening on {address}"
@@ -70,7 +70,7 @@ def test_echo_as_a_process(served: str) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
-    address = hvsock.addresses.as_address(("loopback", utils.new_service()))
+    address = hvsock.as_address(("loopback", utils.new_service()))
     with ended(start("echo", "--transport", local, str(address))) as process:
         assert process.stdout
         assert process.stderr
@@ -96,7 +96,7 @@ def test_the_address_is_taken(served: str) -> None:
 
 def test_ctrl_c_closes_what_is_open(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In process: the first wait after the first client is interrupted."""
-    address = hvsock.addresses.as_address(("loopback", utils.new_service()))
+    address = hvsock.as_address(("loopback", utils.new_service()))
     real = hvsock.HyperVSocket.accept
     accepted: list[Any] = []
 
@@ -199,7 +199,7 @@ def test_idle_it_sleeps(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nobody_reads_what_it_prints(local: str) -> None:
     """Neither while a connection comes nor while one ends does the service go on unheard."""
     for gone_when in ("comes", "ends"):
-        address = hvsock.addresses.as_address(("loopback", utils.new_service()))
+        address = hvsock.as_address(("loopback", utils.new_service()))
         with ended(start("echo", "--transport", local, str(address))) as process:
             assert process.stdout
             assert process.stderr

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from command_line import ESCAPED, NASTY, on_terminal, plain, posix, run
 
 import hvsock
-from hvsock.cli import cli, info
+from hvsock._cli import cli, info
 
 
 def test_info_lists_transports_reasons_ids_and_constants() -> None:

@@ -25,8 +25,8 @@ from command_line import (
 )  # fmt: skip
 
 import hvsock
-from hvsock.cli import ping
-from hvsock.cli.measuring import Durations
+from hvsock._cli import ping
+from hvsock._cli.timing import Durations
 
 REPLY = r"64 bytes from hvsock://loopback/\d+: seq=(\d+) time=[\d.]+ (us|ms|s)"
 

@@ -18,7 +18,7 @@ from command_line import NASTY, ended, failure, posix, run, service, start
 from utils import Task
 
 import hvsock
-from hvsock.cli import relay
+from hvsock._cli import relay
 
 TO_CLIENT = b"from the service"
 

@@ -16,7 +16,7 @@ from command_line import ESCAPED, NASTY, command, failure, on_terminal, posix, r
 
 import hvsock
 from hvsock import services
-from hvsock.cli import service
+from hvsock._cli import service
 
 PORT = hvsock.service_id_from_port(5000)
 OTHER = uuid.UUID("6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42")

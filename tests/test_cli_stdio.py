@@ -34,8 +34,8 @@ from command_line import (
 from utils import Task
 
 import hvsock
-from hvsock.cli import stdio
-from hvsock.cli.output import Failure
+from hvsock._cli import stdio
+from hvsock._cli.output import Failure
 
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\r\x1a\x04\x00" * 3
 
@@ -55,7 +55,7 @@ def connected_process(transport: str) -> Iterator[tuple[subprocess.Popen[bytes],
 
 
 def new_address() -> hvsock.HyperVAddress:
-    return hvsock.addresses.as_address(("loopback", utils.new_service()))
+    return hvsock.as_address(("loopback", utils.new_service()))
 
 
 @pytest.mark.parametrize("data", [b"", b"x", EVERY_BYTE, utils.random_bytes(1 << 20)], ids=["none", "x", "all", "MiB"])

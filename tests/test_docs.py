@@ -26,7 +26,8 @@ from test_vms import WMI, Program, program
 from utils import Task, next_line
 
 import hvsock
-from hvsock import errors, services
+from hvsock import _errors as errors
+from hvsock import services
 
 __all__ = ["program"]  # a fixture
 
@@ -154,7 +155,7 @@ COMMANDS = [
 def click_command() -> Any:
     pytest.importorskip("click")
     pytest.importorskip("rich")
-    from hvsock.cli import cli
+    from hvsock._cli import cli
 
     return cli
 

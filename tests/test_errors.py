@@ -11,7 +11,7 @@ import utils
 from utils import LIMIT, TICK, WINDOWS, connected
 
 import hvsock
-from hvsock import errors
+from hvsock import _errors as errors
 
 HYPERV_TRANSIENT = (10050, 10051, 10054, 10060, 10061, 1201, 1225)
 

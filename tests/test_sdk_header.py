@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 import utils
 
-from hvsock import addresses
+from hvsock import _addresses as addresses
 
 SDKS = Path("C:/Program Files (x86)/Windows Kits/10/Include")
 PLACES = [*sorted(SDKS.glob("*/shared/hvsocket.h")), Path("/usr/share/mingw-w64/include/hvsocket.h")]

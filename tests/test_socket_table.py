@@ -345,7 +345,7 @@ def refused_pickle(sock: Any) -> Any:
 
 def shown(sock: Any) -> str:
     """Return the repr() without what must differ: the class, the number of the handle, and addresses."""
-    text = repr(sock).replace("hvsock.sockets.HyperVSocket", "socket.socket")
+    text = repr(sock).replace("hvsock.HyperVSocket", "socket.socket")
     for part in ("fd=", "laddr=", "raddr="):
         if part in text and not text.partition(part)[2].startswith("-1"):
             before, _, after = text.partition(part)

@@ -24,7 +24,7 @@ from utils import LIMIT, TICK, WINDOWS, Task, connected
 
 import hvsock
 from hvsock._hvsock import Socket, own_data_path
-from hvsock.transports import transport_named
+from hvsock._transports import transport_named
 
 SLACK = 100 * TICK
 OPTIONS = ["connected_suspend", "high_vtl", "container_passthru"]
@@ -223,7 +223,7 @@ def test_adopts_a_familys_number_where_it_means_another(transport: str, monkeypa
     """34 and 40 are other families on other platforms: what has that number has its own addresses."""
     with connected(transport) as (a, b):
         name = Socket.getsockname(a)
-        monkeypatch.delitem(hvsock.sockets._CARRIERS, transport_named(transport).family)
+        monkeypatch.delitem(hvsock._sockets._CARRIERS, transport_named(transport).family)
         with hvsock.HyperVSocket(fileno=a.detach()) as again:
             assert again.getsockname() == name
             again.sendall(b"x")

@@ -16,7 +16,7 @@ from conftest import Recorder, record_native_calls, require
 from utils import LIMIT, WINDOWS, connected
 
 import hvsock
-from hvsock.transports import hyperv
+from hvsock._transports import hyperv
 
 TRANSPORT = hyperv.HyperVTransport()
 ADDRESS = hvsock.HyperVAddress(hvsock.HV_GUID_PARENT, hvsock.service_id_from_port(5000))

@@ -20,7 +20,7 @@ from utils import LIMIT, TICK, Child, Task
 
 import hvsock
 from hvsock import _hvsock
-from hvsock.transports import local as local_module
+from hvsock._transports import local as local_module
 
 pytestmark = pytest.mark.skipif(utils.WINDOWS, reason="POSIX only: Python has no AF_UNIX on Windows")
 

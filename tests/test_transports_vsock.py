@@ -25,7 +25,7 @@ from utils import LIMIT, TICK, Task
 import hvsock
 from hvsock import aio
 from hvsock._hvsock import Pump
-from hvsock.transports import vsock
+from hvsock._transports import vsock
 
 TRANSPORT = vsock.VsockTransport()
 ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2
@@ -38,7 +38,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def address(vm: Any, service: Any = 5000) -> hvsock.HyperVAddress:
-    return hvsock.addresses.as_address((vm, service))
+    return hvsock.as_address((vm, service))
 
 
 def test_is_tested() -> None:

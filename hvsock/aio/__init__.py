@@ -4,6 +4,7 @@ It works on asyncio's own event loops, the Proactor among them, and on uvloop, w
 winloop, messages do.
 """
 
+from hvsock import _names
 from hvsock.aio.messages import *
 from hvsock.aio.streams import *
 
@@ -18,3 +19,5 @@ __all__ = [
     "serve_messages",
     "start_server",
 ]
+
+_names.publish(globals())

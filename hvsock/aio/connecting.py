@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from hvsock import errors
-from hvsock.addresses import Address, HyperVAddress, as_address
-from hvsock.sockets import _FIRST_PAUSE, _LONGEST_PAUSE, HyperVSocket, _limit_of_attempt
-from hvsock.transports import Transport, default_transport, transport_named
+from hvsock import _errors
+from hvsock._addresses import Address, HyperVAddress, as_address
+from hvsock._sockets import _FIRST_PAUSE, _LONGEST_PAUSE, HyperVSocket, _limit_of_attempt
+from hvsock._transports import Transport, default_transport, transport_named
 
 __all__ = ["connect", "settle", "watches_sockets"]
 
@@ -71,7 +71,7 @@ async def connect(
         try:
             return await _attempt(to, carrier, limit)
         except OSError as exc:
-            if now() + pause >= deadline or not errors.is_transient(exc):
+            if now() + pause >= deadline or not _errors.is_transient(exc):
                 raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

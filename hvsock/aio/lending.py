@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from hvsock.sockets import HyperVSocket
+from hvsock._sockets import HyperVSocket
 
 __all__ = ["LentSocket", "NamedTransport", "Presenter"]
 

@@ -10,10 +10,10 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+from hvsock._errors import IncompleteReadError
+from hvsock._sockets import HyperVSocket
+from hvsock._transports.vsock import VsockTransport
 from hvsock.aio.connecting import settle
-from hvsock.errors import IncompleteReadError
-from hvsock.sockets import HyperVSocket
-from hvsock.transports.vsock import VsockTransport
 
 __all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long", "to_be_repeated"]
 

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Self
 
-from hvsock.addresses import Address
+from hvsock._addresses import Address
+from hvsock._sockets import HyperVSocket, _bind_server
 from hvsock.aio.connecting import connect, watches_sockets
 from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio.serving import BaseServer
-from hvsock.sockets import HyperVSocket, _bind_server
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
 

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self
 
+from hvsock._sockets import HyperVSocket
 from hvsock.aio.connecting import watches_sockets
-from hvsock.sockets import HyperVSocket
 
 __all__ = ["BaseServer"]
 

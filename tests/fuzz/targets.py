@@ -17,9 +17,10 @@ from pathlib import Path
 from unittest import mock
 
 import hvsock
-from hvsock import addresses, relay, vms
+from hvsock import _addresses as addresses
+from hvsock import relay, vms
+from hvsock._transports import local
 from hvsock.aio.links import Link
-from hvsock.transports import local
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 

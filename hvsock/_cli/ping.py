@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import click
 
 import hvsock
-from hvsock.cli.commands import EXIT_FAILURE, Seconds, address_argument, as_json, examples, transport_option
-from hvsock.cli.measuring import Bucket, Durations, in_words, round_trip
-from hvsock.cli.output import Failure, cell, console, doing, print_json, print_lines, stdout, writing
-from hvsock.errors import is_transient
+from hvsock._cli.options import EXIT_FAILURE, Seconds, address_argument, as_json, examples, transport_option
+from hvsock._cli.output import Failure, cell, console, doing, print_json, print_lines, stdout, writing
+from hvsock._cli.timing import Bucket, Durations, in_words, round_trip
+from hvsock._errors import is_transient
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from hvsock._hvsock import Socket
-from hvsock.addresses import (
+from hvsock._addresses import (
     HV_GUID_CHILDREN,
     HyperVAddress,
     cid_from_vm_id,
     vsock_address,
     vsock_port_from_service_id,
 )
-from hvsock.transports.base import Transport
+from hvsock._hvsock import Socket
+from hvsock._transports.base import Transport
 
 __all__ = ["VMADDR_CID_ANY", "VsockTransport", "has_loopback", "local_cid"]
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import click
 
 import hvsock
-from hvsock.cli.commands import Seconds, address_argument, examples, transport_option
-from hvsock.cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.options import Seconds, address_argument, examples, transport_option
+from hvsock._cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
 
 __all__ = ["connect", "listen", "pump"]
 

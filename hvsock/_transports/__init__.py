@@ -7,10 +7,10 @@ import reprlib
 import sys
 from typing import Final
 
-from hvsock.transports.base import Transport
-from hvsock.transports.hyperv import HyperVTransport
-from hvsock.transports.local import LocalTransport
-from hvsock.transports.vsock import VsockTransport
+from hvsock._transports.base import Transport
+from hvsock._transports.hyperv import HyperVTransport
+from hvsock._transports.local import LocalTransport
+from hvsock._transports.vsock import VsockTransport
 
 __all__ = ["Transport", "default_transport", "transport_named", "transport_of_family", "transports"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypedDict
 
 import hvsock
-from hvsock.cli.output import Failure
+from hvsock._cli.output import Failure
 
 __all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round_trip"]
 

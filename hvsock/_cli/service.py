@@ -13,8 +13,8 @@ import click
 
 import hvsock
 from hvsock import services
-from hvsock.cli.commands import as_json, checking_arguments, examples
-from hvsock.cli.output import Failure, doing, print_json, print_lines, print_table, stdout, writing
+from hvsock._cli.options import as_json, checking_arguments, examples
+from hvsock._cli.output import Failure, doing, print_json, print_lines, print_table, stdout, writing
 
 __all__ = ["command"]
 

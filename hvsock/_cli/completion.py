@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
-from hvsock.cli.commands import COMPLETE, examples
-from hvsock.cli.output import stdout, writing
+from hvsock._cli.options import COMPLETE, examples
+from hvsock._cli.output import stdout, writing
 
 __all__ = ["command"]
 

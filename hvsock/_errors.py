@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from hvsock.addresses import HyperVAddress
+from hvsock._addresses import HyperVAddress
 
 __all__ = ["IncompleteReadError", "add_notes", "is_transient", "known_cause"]
 

@@ -6,8 +6,8 @@ import logging
 
 import click
 
-from hvsock.cli.commands import Seconds, as_json, checking_arguments, examples, until_interrupted
-from hvsock.cli.output import doing, print_json, print_lines, print_note, print_rows
+from hvsock._cli.options import Seconds, as_json, checking_arguments, examples, until_interrupted
+from hvsock._cli.output import doing, print_json, print_lines, print_note, print_rows
 from hvsock.relay import Relay
 
 __all__ = ["command"]

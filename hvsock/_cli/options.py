@@ -14,7 +14,7 @@ import click
 from click.shell_completion import shell_complete
 
 import hvsock
-from hvsock.cli.output import Failure, end_output, print_failure
+from hvsock._cli.output import Failure, end_output, print_failure
 
 __all__ = [
     "COMPLETE",

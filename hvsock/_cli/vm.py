@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from hvsock import vms
-from hvsock.cli.commands import Seconds, as_json, checking_arguments, examples
-from hvsock.cli.output import Failure, print_json, print_lines, print_note, print_table
+from hvsock._cli.options import Seconds, as_json, checking_arguments, examples
+from hvsock._cli.output import Failure, print_json, print_lines, print_note, print_table
 
 __all__ = ["command"]
 

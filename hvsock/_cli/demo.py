@@ -24,11 +24,11 @@ from typing import Any, TypedDict
 import click
 
 import hvsock
-from hvsock.cli.commands import as_json, examples, transport_option
-from hvsock.cli.echo import echo
-from hvsock.cli.measuring import Durations, Times
-from hvsock.cli.output import Failure, doing, print_json, print_rows
-from hvsock.transports import vsock
+from hvsock._cli.echo import echo
+from hvsock._cli.options import as_json, examples, transport_option
+from hvsock._cli.output import Failure, doing, print_json, print_rows
+from hvsock._cli.timing import Durations, Times
+from hvsock._transports import vsock
 
 __all__ = ["command", "demo_client"]
 
@@ -362,7 +362,7 @@ def check(equal: bool) -> None:
 CLIENT = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])["path"]
-from hvsock.cli.demo import demo_client
+from hvsock._cli.demo import demo_client
 demo_client(sys.argv[1])
 """
 

@@ -4,13 +4,11 @@ Pure computation, the same on every platform. The constants and the layout of ``
 SDK's ``hvsocket.h``.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 import reprlib
 import struct
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Self, TypeAlias
 from uuid import UUID, SafeUUID
 
 __all__ = [
@@ -107,12 +105,14 @@ class HyperVAddress(NamedTuple):
     """A Hyper-V socket address: which VM, and which service in it.
 
     The fields are not checked here; `as_address` makes an address from looser input and says what is wrong with it.
+
+    Attributes:
+        vm_id: a VM's id, or one of the HV_GUID constants, which may mean several VMs.
+        service_id: the service in it.
     """
 
     vm_id: UUID
-    """A VM's id, or one of the HV_GUID constants, which may mean several VMs."""
     service_id: UUID
-    """The service in it."""
 
     @property
     def port(self) -> int | None:
@@ -128,7 +128,7 @@ class HyperVAddress(NamedTuple):
         return _SOCKADDR_HV.pack(AF_HYPERV, 0, self.vm_id.bytes_le, self.service_id.bytes_le)
 
     @classmethod
-    def unpack(cls, buffer: bytes | bytearray | memoryview) -> HyperVAddress:
+    def unpack(cls, buffer: bytes | bytearray | memoryview) -> Self:
         """Make an address from a ``SOCKADDR_HV``: the inverse of `pack`.
 
         Reserved is ignored: it carries no part of the address, and refusing what a kernel left there would lose an
@@ -157,7 +157,7 @@ class HyperVAddress(NamedTuple):
         return f"hvsock://{vm}/{service}"
 
     @classmethod
-    def parse(cls, text: str) -> HyperVAddress:
+    def parse(cls, text: str) -> Self:
         """Make an address from its URI, ``hvsock://VM/SERVICE``.
 
         VM is an alias (wildcard, children, loopback, parent, silohost) or a GUID, SERVICE a decimal port without

@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 import hvsock
-from hvsock.cli.commands import Commands, examples
-from hvsock.cli.output import print_lines
+from hvsock._cli.options import Commands, examples
+from hvsock._cli.output import print_lines
 
 __all__ = ["cli"]
 
@@ -41,7 +41,7 @@ class OnDemand(Mapping[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, attribute = COMMANDS[name].partition(".")
-        command: click.Command = getattr(importlib.import_module(f"hvsock.cli.{module}"), attribute)
+        command: click.Command = getattr(importlib.import_module(f"hvsock._cli.{module}"), attribute)
         return command
 
     def __iter__(self) -> Iterator[str]:

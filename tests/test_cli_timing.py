@@ -9,8 +9,8 @@ import utils
 from command_line import service
 
 import hvsock
-from hvsock.cli.measuring import FITS, Bucket, Durations, in_words, round_trip
-from hvsock.cli.output import Failure
+from hvsock._cli.output import Failure
+from hvsock._cli.timing import FITS, Bucket, Durations, in_words, round_trip
 
 
 def test_percentiles_are_nearest_rank() -> None:

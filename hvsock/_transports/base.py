@@ -1,14 +1,12 @@
 """What a transport is: a socket family that can carry Hyper-V addresses."""
 
-from __future__ import annotations
-
 import abc
 import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from hvsock._addresses import HyperVAddress
 from hvsock._hvsock import Socket
-from hvsock.addresses import HyperVAddress
 
 __all__ = ["Transport"]
 
@@ -18,13 +16,18 @@ class Transport(abc.ABC):
 
     The methods that take a socket are `HyperVSocket`'s side of its methods of the same name; they raise what the system
     raises.
+
+    Attributes:
+        name: what `HyperVSocket` and HVSOCK_TRANSPORT call it.
+        family: the number of the socket family.
+        proto: the protocol of its sockets.
+        unsupported: why this platform cannot have it at all, or None.
     """
 
     name: ClassVar[str]
     family: ClassVar[int]
     proto: ClassVar[int] = 0
     unsupported: ClassVar[str | None]
-    """Why this platform cannot have it at all, or None."""
 
     @property
     def available(self) -> bool:

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from hvsock._hvsock import SUN_PATH_SIZE, Socket
-from hvsock.addresses import (
+from hvsock._addresses import (
     HV_GUID_BROADCAST,
     HV_GUID_CHILDREN,
     HV_GUID_LOOPBACK,
@@ -39,7 +38,8 @@ from hvsock.addresses import (
     port_from_service_id,
     service_id_from_port,
 )
-from hvsock.transports.base import Transport
+from hvsock._hvsock import SUN_PATH_SIZE, Socket
+from hvsock._transports.base import Transport
 
 __all__ = ["LocalTransport", "bind_path", "directory", "partition"]
 

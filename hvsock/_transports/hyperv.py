@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from hvsock._hvsock import Socket
-from hvsock.addresses import (
+from hvsock._addresses import (
     AF_HYPERV,
     HV_PROTOCOL_RAW,
     HVSOCKET_CONNECT_TIMEOUT,
     HVSOCKET_CONNECT_TIMEOUT_MAX,
     HyperVAddress,
 )
-from hvsock.transports.base import Transport
+from hvsock._hvsock import Socket
+from hvsock._transports.base import Transport
 
 __all__ = ["HyperVTransport"]
 

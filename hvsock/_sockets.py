@@ -12,9 +12,8 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, Final, Self, SupportsIndex, cast
 
-from hvsock import errors
-from hvsock._hvsock import Socket, own_data_path
-from hvsock.addresses import (
+from hvsock import _errors
+from hvsock._addresses import (
     HV_GUID_ZERO,
     HV_PROTOCOL_RAW,
     HVSOCKET_CONNECTED_SUSPEND,
@@ -24,7 +23,8 @@ from hvsock.addresses import (
     HyperVAddress,
     as_address,
 )
-from hvsock.transports import Transport, default_transport, transport_named, transport_of_family, transports
+from hvsock._hvsock import Socket, own_data_path
+from hvsock._transports import Transport, default_transport, transport_named, transport_of_family, transports
 
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
@@ -348,13 +348,13 @@ class HyperVSocket(Socket):
         """Add notes to an error, unless it only says "not yet"."""
         if self._transport is not None and not isinstance(exc, BlockingIOError):
             local = local or _address_or_none(self.getsockname)
-            errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
+            _errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
 
     def _explain(self, exception: OSError, operation: str, /) -> None:
         """Add notes to the error of a data call; called by C."""
         if self._transport is not None:
             local, peer = _address_or_none(self.getsockname), _address_or_none(self.getpeername)
-            errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
+            _errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
 
 
 def _is_read_by_offset(file: Any) -> bool:
@@ -462,7 +462,7 @@ def create_connection(
             sock.settimeout(limit)
         except OSError as exc:
             sock.close()
-            if time.monotonic() + pause >= deadline or not errors.is_transient(exc):
+            if time.monotonic() + pause >= deadline or not _errors.is_transient(exc):
                 raise
         except BaseException:
             sock.close()

@@ -15,10 +15,10 @@ from typing import Any, Final, TypedDict
 import click
 
 import hvsock
-from hvsock.cli.commands import Seconds, address_argument, as_json, examples, transport_option
-from hvsock.cli.measuring import FITS, NO_ECHO, Durations, Times, in_words, round_trip
-from hvsock.cli.output import Failure, console, doing, print_json, print_table
-from hvsock.errors import IncompleteReadError
+from hvsock._cli.options import Seconds, address_argument, as_json, examples, transport_option
+from hvsock._cli.output import Failure, console, doing, print_json, print_table
+from hvsock._cli.timing import FITS, NO_ECHO, Durations, Times, in_words, round_trip
+from hvsock._errors import IncompleteReadError
 
 __all__ = ["command"]
 

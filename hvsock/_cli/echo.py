@@ -14,8 +14,8 @@ from typing import Final
 import click
 
 import hvsock
-from hvsock.cli.commands import address_argument, examples, transport_option, until_interrupted
-from hvsock.cli.output import Failure, doing, print_lines
+from hvsock._cli.options import address_argument, examples, transport_option, until_interrupted
+from hvsock._cli.output import Failure, doing, print_lines
 
 __all__ = ["command", "echo"]
 

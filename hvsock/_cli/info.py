@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 import hvsock
-from hvsock.cli.commands import as_json, examples
-from hvsock.cli.output import Failure, print_json, print_rows
-from hvsock.transports import local, vsock
+from hvsock._cli.options import as_json, examples
+from hvsock._cli.output import Failure, print_json, print_rows
+from hvsock._transports import local, vsock
 
 __all__ = ["command"]
 
