@@ -4,8 +4,8 @@ It works on asyncio's own event loops, the Proactor among them, and on uvloop, w
 winloop, messages do.
 """
 
-from hvsock.aio.messages import *
-from hvsock.aio.streams import *
+from hvsock.aio._messages import *
+from hvsock.aio._streams import *
 
 __all__ = [
     "MessageServer",
@@ -18,3 +18,6 @@ __all__ = [
     "serve_messages",
     "start_server",
 ]
+
+for _name in __all__:  # what they are imported by, also in signatures and reprs
+    globals()[_name].__module__ = __name__

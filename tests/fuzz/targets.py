@@ -18,7 +18,7 @@ from unittest import mock
 
 import hvsock
 from hvsock import addresses, relay, vms
-from hvsock.aio.links import Link
+from hvsock.aio._links import Link
 from hvsock.transports import local
 
 CORPUS = Path(__file__).resolve().parent / "corpus"

@@ -1,4 +1,4 @@
-"""What a `MessageStream` needs of its event loop: messages over a socket that is ready, or overlapped transfers."""
+"""Readiness and completion links: messages over a socket, on loops that say it is ready and on those that transfer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from hvsock.aio.connecting import settle
+from hvsock.aio._connect import settle
 from hvsock.errors import IncompleteReadError
 from hvsock.sockets import HyperVSocket
 from hvsock.transports.vsock import VsockTransport

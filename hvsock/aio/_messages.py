@@ -11,9 +11,9 @@ from contextvars import Context
 from typing import Any, Final, Self
 
 from hvsock.addresses import Address
-from hvsock.aio.connecting import connect, watches_sockets
-from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
-from hvsock.aio.serving import BaseServer
+from hvsock.aio._connect import connect, watches_sockets
+from hvsock.aio._links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
+from hvsock.aio._server import BaseServer
 from hvsock.sockets import HyperVSocket, _bind_server
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self
 
-from hvsock.aio.connecting import watches_sockets
+from hvsock.aio._connect import watches_sockets
 from hvsock.sockets import HyperVSocket
 
 __all__ = ["BaseServer"]

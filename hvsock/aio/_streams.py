@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from hvsock.addresses import Address
-from hvsock.aio.connecting import connect
-from hvsock.aio.lending import LentSocket, Presenter
-from hvsock.aio.serving import BaseServer
+from hvsock.aio._connect import connect
+from hvsock.aio._server import BaseServer
+from hvsock.aio._uvloop import LentSocket, Presenter
 from hvsock.sockets import HyperVSocket, _bind_server
 
 __all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
