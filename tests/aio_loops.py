@@ -16,7 +16,7 @@ import utils
 from utils import LIMIT, TICK, WINDOWS
 
 from hvsock import aio
-from hvsock.aio import connecting, messages, serving
+from hvsock.aio import _connect, _messages, _server
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def bed(kind: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> Bed:
     """Every kind of event loop, over every transport."""
     if kind == "overlapped":
-        for module in (connecting, messages, serving):
+        for module in (_connect, _messages, _server):
             monkeypatch.setattr(module, "watches_sockets", lambda _loop: False)
     return Bed(kind, transport)
 

@@ -41,9 +41,9 @@ def aio_out_of_descriptors() -> None:
 
     import hvsock
     from hvsock import aio
-    from hvsock.aio import serving
+    from hvsock.aio import _server
 
-    serving._RETRY_DELAY = TICK  # type: ignore[misc]
+    _server._RETRY_DELAY = TICK  # type: ignore[misc]
     reported: list[dict[str, Any]] = []
 
     async def handler(stream: aio.MessageStream) -> None:
@@ -77,7 +77,7 @@ def aio_server_is_not_closed(transport: str) -> None:
 
     import hvsock
     from hvsock import aio
-    from hvsock.aio import serving
+    from hvsock.aio import _server
 
     async def handler(_stream: aio.MessageStream) -> None:
         raise AssertionError("nobody can be served")
@@ -86,7 +86,7 @@ def aio_server_is_not_closed(transport: str) -> None:
         return await aio.serve_messages(handler, address, transport=transport)
 
     address = ("loopback", utils.new_service())
-    with mock.patch.object(serving, "watches_sockets", return_value=False):
+    with mock.patch.object(_server, "watches_sockets", return_value=False):
         server = asyncio.run(main())
         with hvsock.create_connection(address, LIMIT, transport=transport) as sock:
             assert sock.recv(1) == b""

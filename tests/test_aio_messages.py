@@ -23,7 +23,7 @@ from utils import LIMIT, TICK, WINDOWS, Child, random_bytes
 
 import hvsock
 from hvsock import aio
-from hvsock.aio import links, messages
+from hvsock.aio import _links, _messages
 
 MIB = 1 << 20
 SIZES = (0, 1, 3, 4, 5, 4095, 4096, 16379, 16380, 16381, 65536, 65537, MIB + 1)
@@ -310,12 +310,12 @@ def test_a_send_that_waits_sleeps(bed: Bed, vsock: bool, monkeypatch: pytest.Mon
     async def main() -> None:
         async with bed.message_pair() as (one, _):
             if vsock:
-                monkeypatch.setattr(links, "_AF_VSOCK", raw(one).family)
+                monkeypatch.setattr(_links, "_AF_VSOCK", raw(one).family)
             given = spy_on_send(one)
             sending = asyncio.create_task(one.send(b"x" * (1 << 24)))
             await asyncio.sleep(TICK)
             given.clear()
-            if vsock and isinstance(one._link, links.WatchedLink):
+            if vsock and isinstance(one._link, _links.WatchedLink):
                 await eventually(lambda: len(given) > 5)
             else:
                 await asyncio.sleep(TICK)
@@ -323,7 +323,7 @@ def test_a_send_that_waits_sleeps(bed: Bed, vsock: bool, monkeypatch: pytest.Mon
             sending.cancel()
             await asyncio.wait([sending])
 
-    monkeypatch.setattr(links, "_SEND_RETRY", TICK / 10)
+    monkeypatch.setattr(_links, "_SEND_RETRY", TICK / 10)
     bed.run(main)
 
 
@@ -550,7 +550,7 @@ def test_turn_to_send(bed: Bed) -> None:
     """It goes to those who wait, in their order, whoever is cancelled, and others run in between."""
 
     async def main() -> None:
-        turn = messages._Turn(asyncio.get_running_loop())
+        turn = _messages._Turn(asyncio.get_running_loop())
         had: list[int] = []
         number = 1000
 
@@ -588,13 +588,13 @@ def test_turn_to_send_after_an_interruption() -> None:
     """Ctrl-C in a task that has the turn leaves it to the others."""
     loop = asyncio.new_event_loop()
 
-    async def take(turn: messages._Turn, error: type[BaseException] | None = None) -> None:
+    async def take(turn: _messages._Turn, error: type[BaseException] | None = None) -> None:
         async with turn:
             if error:
                 raise error
 
     async def main() -> None:
-        turn = messages._Turn(loop)
+        turn = _messages._Turn(loop)
         async with turn:
             tasks.append(loop.create_task(take(turn, KeyboardInterrupt)))
             tasks.append(loop.create_task(take(turn)))
@@ -780,7 +780,7 @@ def test_many_receivers_are_not_searched(bed: Bed, monkeypatch: pytest.MonkeyPat
         compared += 1
         return one is other
 
-    monkeypatch.setattr(messages._Receiver, "__eq__", equal)
+    monkeypatch.setattr(_messages._Receiver, "__eq__", equal)
 
     async def main() -> None:
         number = 200

@@ -26,7 +26,7 @@ from utils import LIMIT, TICK, WINDOWS, random_bytes
 import hvsock
 from hvsock import aio
 from hvsock._transports import transport_named
-from hvsock.aio import connecting, serving
+from hvsock.aio import _connect, _server
 
 MIB = 1 << 20
 
@@ -593,7 +593,7 @@ def test_limit_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await attempts(retry_for=2 * LIMIT, timeout=LIMIT) == [LIMIT] * 3
         assert max(await attempts(retry_for=LIMIT, timeout=2 * LIMIT)) <= LIMIT
 
-    monkeypatch.setattr(connecting, "_attempt", fail)
+    monkeypatch.setattr(_connect, "_attempt", fail)
     asyncio.run(main())
 
 
@@ -833,7 +833,7 @@ def test_close_while_connections_are_waiting(bed: Bed) -> None:
 
 def test_accept_errors(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are reported, and the server goes on: at once when the peer has gone, else after a pause."""
-    monkeypatch.setattr(serving, "_RETRY_DELAY", 2 * TICK)
+    monkeypatch.setattr(_server, "_RETRY_DELAY", 2 * TICK)
     accept = hvsock.HyperVSocket.accept
     errors = [OSError(errno.EMFILE, "too many"), ConnectionAbortedError(errno.ECONNABORTED, "gone")]
     delays: list[float] = []
@@ -866,7 +866,7 @@ def test_accept_errors(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_server_is_closed_during_the_pause(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_RETRY_DELAY", LIMIT)
+    monkeypatch.setattr(_server, "_RETRY_DELAY", LIMIT)
 
     def fail(_sock: hvsock.HyperVSocket) -> Any:
         raise OSError(errno.EMFILE, "too many")
@@ -892,9 +892,9 @@ def test_server_that_is_not_closed(served: str) -> None:
 SERVER_WITH_A_THREAD = textwrap.dedent("""
     import asyncio
     from hvsock import aio
-    from hvsock.aio import serving
+    from hvsock.aio import _server
 
-    serving.watches_sockets = lambda loop: False
+    _server.watches_sockets = lambda loop: False
 
     async def echo(stream):
         async for message in stream:
@@ -959,7 +959,7 @@ def test_no_private_attribute_of_asyncio() -> None:
 
 @pytest.mark.skipif(sys.platform != "win32", reason="only Windows has the Proactor")
 def test_watches_sockets() -> None:
-    from hvsock.aio.connecting import watches_sockets
+    from hvsock.aio._connect import watches_sockets
 
     if sys.platform == "win32":
         for kind_, expected in ((asyncio.ProactorEventLoop, False), (asyncio.SelectorEventLoop, True)):

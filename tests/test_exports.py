@@ -33,10 +33,10 @@ FROM_OTHERS = {"IncompleteReadError", "Transport", "default_transport", "transpo
 #: Modules whose test module has another name than their own.
 TESTED_ELSEWHERE = {
     "aio": "test_aio_streams",
-    "aio_connecting": "test_aio_streams",
-    "aio_lending": "test_aio_streams",
+    "aio_connect": "test_aio_streams",
+    "aio_uvloop": "test_aio_streams",
     "aio_links": "test_aio_messages",
-    "aio_serving": "test_aio_streams",
+    "aio_server": "test_aio_streams",
     "cli_options": "test_cli",
     "cli_output": "test_cli",
     "hvsock": "test_streams",
@@ -102,13 +102,14 @@ def test_module_exports_what_it_defines(name: str) -> None:
 
 def test_aio_is_the_sum_of_its_modules() -> None:
     from hvsock import aio
-    from hvsock.aio import messages, streams
+    from hvsock.aio import _messages, _streams
 
-    assert set(aio.__all__) == {*messages.__all__, *streams.__all__}
-    for module in (messages, streams):
+    assert set(aio.__all__) == {*_messages.__all__, *_streams.__all__}
+    for module in (_messages, _streams):
         for name in module.__all__:
             assert getattr(aio, name) is getattr(module, name)
             assert inspect.getdoc(getattr(aio, name)), name
+            assert getattr(aio, name).__module__ == "hvsock.aio"  # as signatures, reprs and the reference name it
     functions = {"open_connection", "start_server", "create_connection", "create_server"}
     assert functions | {"MessageStream", "connect_messages", "serve_messages"} <= set(aio.__all__)
 

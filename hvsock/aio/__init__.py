@@ -5,8 +5,8 @@ winloop, messages do.
 """
 
 from hvsock import _names
-from hvsock.aio.messages import *
-from hvsock.aio.streams import *
+from hvsock.aio._messages import *
+from hvsock.aio._streams import *
 
 __all__ = [
     "MessageServer",

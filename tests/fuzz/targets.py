@@ -20,7 +20,7 @@ import hvsock
 from hvsock import _addresses as addresses
 from hvsock import relay, vms
 from hvsock._transports import local
-from hvsock.aio.links import Link
+from hvsock.aio._links import Link
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Self
 
 from hvsock._sockets import HyperVSocket
-from hvsock.aio.connecting import watches_sockets
+from hvsock.aio._connect import watches_sockets
 
 __all__ = ["BaseServer"]
 

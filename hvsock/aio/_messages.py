@@ -12,9 +12,9 @@ from typing import Any, Final, Self
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
-from hvsock.aio.connecting import connect, watches_sockets
-from hvsock.aio.links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
-from hvsock.aio.serving import BaseServer
+from hvsock.aio._connect import connect, watches_sockets
+from hvsock.aio._links import HEADER, Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
+from hvsock.aio._server import BaseServer
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
 

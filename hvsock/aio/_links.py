@@ -1,4 +1,4 @@
-"""What a `MessageStream` needs of its event loop: messages over a socket that is ready, or overlapped transfers."""
+"""Readiness and completion links: messages over a socket, on loops that say it is ready and on those that transfer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Final
 from hvsock._errors import IncompleteReadError
 from hvsock._sockets import HyperVSocket
 from hvsock._transports.vsock import VsockTransport
-from hvsock.aio.connecting import settle
+from hvsock.aio._connect import settle
 
 __all__ = ["HEADER", "Buffer", "Link", "OverlappedLink", "WatchedLink", "message_too_long", "to_be_repeated"]
 

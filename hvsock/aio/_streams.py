@@ -11,9 +11,9 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
-from hvsock.aio.connecting import connect
-from hvsock.aio.lending import LentSocket, Presenter
-from hvsock.aio.serving import BaseServer
+from hvsock.aio._connect import connect
+from hvsock.aio._server import BaseServer
+from hvsock.aio._uvloop import LentSocket, Presenter
 
 __all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
 
