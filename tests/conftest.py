@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import bed, kind  # noqa: F401 - fixtures
+from reruns import pytest_terminal_summary  # noqa: F401 - a hook
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
