@@ -86,6 +86,7 @@ _URI: Final = re.compile(r"hvsock://([^/?#@]*)/([^/?#@]*)", re.ASCII | re.IGNORE
 _MAX_PORT: Final = 0x7FFFFFFF
 _MAX_U32: Final = 0xFFFFFFFF
 _FIRST_32_BITS: Final = 96  # shift of a GUID's first field within UUID.int
+_OTHER_BITS: Final = (1 << _FIRST_32_BITS) - 1
 
 # linux/vm_sockets.h: VMADDR_CID_LOCAL, VMADDR_CID_HOST, VMADDR_CID_ANY.
 _VM_ID_OF_CID: Final = {1: HV_GUID_LOOPBACK, 2: HV_GUID_PARENT, _MAX_U32: HV_GUID_WILDCARD}
@@ -371,5 +372,5 @@ def _with_first_32_bits(template: UUID, value: int) -> UUID:
 def _first_32_bits(template: UUID, what: str, guid: UUID) -> int | None:
     if not isinstance(guid, UUID):
         raise TypeError(f"a {what} must be a UUID, not {_shown.repr(guid)}")
-    value = guid.int >> _FIRST_32_BITS
-    return value if guid.int == template.int | value << _FIRST_32_BITS else None
+    number = guid.int
+    return number >> _FIRST_32_BITS if number & _OTHER_BITS == template.int else None
