@@ -394,22 +394,18 @@ def test_largest_message(our_pair: Pair) -> None:
 
 @pytest.mark.skipif(sys.maxsize < 1 << 32, reason="64-bit only: a buffer of over 4 GiB")
 @posix_only
-def test_buffer_larger_than_a_message(our_pair: Pair, tmp_path: Path) -> None:
-    path = tmp_path / "sparse"
-    with path.open("wb+") as file:
-        try:
-            file.truncate(LARGEST + 1)
-            view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            pytest.skip(f"this machine cannot map a file of 4 GiB: {error}")
+def test_buffer_larger_than_a_message(our_pair: Pair) -> None:
+    """Of bytes, which cannot change, a partly sent message keeps no copy: these zeros never take any memory."""
     a, b = our_pair
-    with view:
+    a.setblocking(False)
+    try:
         with pytest.raises(ValueError, match=str(LARGEST)):
-            a.send_message(view)
-        a.setblocking(False)
-        with memoryview(view)[1:] as largest, pytest.raises(BlockingIOError):
-            a.send_message(largest)
-        assert utils.receive_exactly(b, 1000) == b"\xff" * 4 + bytes(996)
+            a.send_message(bytes(LARGEST + 1))
+        with pytest.raises(BlockingIOError):
+            a.send_message(bytes(LARGEST))
+    except MemoryError:
+        pytest.skip("this machine cannot spare 4 GiB of address space")
+    assert utils.receive_exactly(b, 1000) == b"\xff" * 4 + bytes(996)
 
 
 def peek(sock: hvsock.HyperVSocket, size: int) -> bytes:
