@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -74,6 +73,7 @@ def aio_out_of_descriptors() -> None:
 def aio_server_is_not_closed(transport: str) -> None:
     """The thread of a server whose loop has ended closes what it accepts, and does not keep the process."""
     import asyncio
+    from unittest import mock
 
     import hvsock
     from hvsock import aio
@@ -347,6 +347,7 @@ def signal_raises(implementation: str, operation: str, timeout: str) -> None:
 
 def signal_during_explanation() -> None:
     """What a handler raises then is not lost, and the error of the call is its context."""
+    from unittest import mock
 
     def handler(*_: object) -> None:
         raise FromHandlerError
