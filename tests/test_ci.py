@@ -15,6 +15,8 @@ SUMMARY = utils.TESTS.parent / ".ci" / "summary.py"
 
 if not SUMMARY.exists():
     pytest.skip(".ci is not beside the tests: run them from a clone", allow_module_level=True)
+if utils.WINDOWS:
+    pytest.skip(".ci/run is Linux': run these tests there", allow_module_level=True)
 
 PASSED = """\
 platform linux -- Python 3.12.1, pytest-9.2.0
