@@ -289,7 +289,7 @@ def test_ctrl_c(ours: str, operation: str, spin: int) -> None:
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
     with Child("interrupted", ours, operation, "none", spin) as child:
         assert child.line() == "waiting"
-        time.sleep(4 * TICK)
+        time.sleep(2 * TICK)
         start = time.monotonic()
         if WINDOWS:
             child.tell("raise")

@@ -1375,7 +1375,7 @@ def test_exchange_has_one_deadline_for_both_turns(our_pair: Pair) -> None:
 def test_ctrl_c_while_waiting_for_a_turn(ours: str, operation: str) -> None:
     with Child("interrupted_in_the_queue", ours, operation) as child:
         assert child.line() == "waiting"
-        time.sleep(4 * TICK)
+        time.sleep(2 * TICK)
         start = time.monotonic()
         if WINDOWS:
             child.tell("raise")
@@ -1391,7 +1391,7 @@ def test_ctrl_c_while_waiting_for_a_turn(ours: str, operation: str) -> None:
 def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
     with Child("interrupted", ours, operation, timeout) as child:
         assert child.line() == "waiting"
-        time.sleep(4 * TICK)
+        time.sleep(2 * TICK)
         start = time.monotonic()
         if WINDOWS:
             child.tell("raise")

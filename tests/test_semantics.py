@@ -607,7 +607,7 @@ def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
         pytest.skip("the accept of TCP is the standard library's, which Ctrl-C does not end on Windows")
     with Child("interrupted", ours, operation, timeout) as child:
         assert child.line() == "waiting"
-        time.sleep(4 * TICK)
+        time.sleep(2 * TICK)
         start = time.monotonic()
         if not WINDOWS:
             os.kill(child.process.pid, 2)
