@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -37,10 +38,10 @@ SIZE = 10 << 20
 TAIL = 100_000
 CHUNK = 1 << 16
 COUNT = int(sys.argv[1])
-# Seconds: for a call that should return, for a process that should end by itself, and for what leaves no trace.
+# Seconds: for a call that should return, for a process that should end by itself, and for what may leave no trace.
 WAIT = 60.0
 LIFE = 180.0
-SETTLE = 0.5
+SETTLE = 2.0
 
 OURS = os.urandom(SIZE)
 THEIRS = os.urandom(SIZE)
@@ -221,7 +222,7 @@ def we_half_close(conn: hvsock.HyperVSocket, peer: Peer) -> str:
     conn.sendall(OURS[:TAIL])
     conn.shutdown(socket.SHUT_WR)
     there = compared(peer.read(TAIL), OURS[:TAIL])
-    time.sleep(SETTLE)  # it has seen the end
+    select.select([peer.stdout], [], [], SETTLE)  # most pass on the end that they have seen, or are gone by then
     peer.write(THEIRS[:TAIL], and_end=True)
     answer, how = receive(conn)
     return f"{there}, answer {compared(answer, THEIRS[:TAIL])}, {how}"
@@ -230,7 +231,6 @@ def we_half_close(conn: hvsock.HyperVSocket, peer: Peer) -> str:
 def it_half_closes(conn: hvsock.HyperVSocket, peer: Peer) -> str:
     peer.write(THEIRS[:TAIL], and_end=True)
     data, how = receive(conn)
-    time.sleep(SETTLE)
     error = error_of(conn.sendall, OURS[:TAIL])
     conn.close()
     answer = compared(peer.read(), OURS[:TAIL]) if error == "no error" else error
@@ -275,7 +275,7 @@ def killed_as_we_send(conn: hvsock.HyperVSocket, peer: Peer) -> str:
     before = -1
     while sent != before:
         before = sent
-        time.sleep(2 * SETTLE)
+        time.sleep(SETTLE)
     assert not sending.done(), "it took all"
     peer.kill()
     return sending.result(WAIT)
