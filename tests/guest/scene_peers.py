@@ -263,7 +263,7 @@ def killed_as_it_sends(conn: hvsock.HyperVSocket, peer: Peer) -> str:
 
 
 def killed_as_we_send(conn: hvsock.HyperVSocket, peer: Peer) -> str:
-    """Kill it when it has long taken nothing, since nobody reads its output."""
+    """Kill it when it has long taken nothing, since its output is not read."""
     sent = 0
 
     def send() -> None:
@@ -309,7 +309,7 @@ def addresses(conn: hvsock.HyperVSocket, peer: Peer) -> str:
     return f"{text or 'nothing'} (hvsock: {here}, {there})".replace(str(client), "C").replace(str(service), "S")
 
 
-def nobody_listens(program: Program, role: str) -> str:
+def no_listener(program: Program, role: str) -> str:
     port = next(PORTS)
     if role == SERVES:
         with Peer(program.command(program.listen, port)), dial(port, WAIT):
@@ -382,7 +382,7 @@ JOINED: dict[str, Callable[[hvsock.HyperVSocket, Peer], str]] = {
     "killed, our data unread": killed_with_ours_unread,
     "killed, its data unread": killed_with_its_unread,
 }
-STARTED: dict[str, Callable[[Program, str], str]] = {"nobody listens": nobody_listens, "many connections": many}
+STARTED: dict[str, Callable[[Program, str], str]] = {"no listener": no_listener, "many connections": many}
 ADDRESSES = "addresses"
 
 
