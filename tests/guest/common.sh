@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the two beds beside this file share: finding the tools, and making the parts of a guest.
+# What the beds beside this file share: finding the tools, and making the parts of a guest.
 #
 # A guest boots from an initramfs of several cpio archives laid end to end (the kernel unpacks them in order), so that
 # what seldom changes is made once: the kernel, the interpreter and the tests' dependencies stay in the cache, and the
