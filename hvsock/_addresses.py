@@ -6,10 +6,11 @@ SDK's ``hvsocket.h``.
 
 import functools
 import re
-import reprlib
 import struct
 from typing import Final, NamedTuple, Self, TypeAlias
 from uuid import UUID, SafeUUID
+
+from hvsock._shown import shown
 
 __all__ = [
     "AF_HYPERV",
@@ -88,8 +89,15 @@ _MAX_U32: Final = 0xFFFFFFFF
 _FIRST_32_BITS: Final = 96  # shift of a GUID's first field within UUID.int
 _OTHER_BITS: Final = (1 << _FIRST_32_BITS) - 1
 
-# linux/vm_sockets.h: VMADDR_CID_LOCAL, VMADDR_CID_HOST, VMADDR_CID_ANY.
-_VM_ID_OF_CID: Final = {1: HV_GUID_LOOPBACK, 2: HV_GUID_PARENT, _MAX_U32: HV_GUID_WILDCARD}
+# linux/vm_sockets.h
+VMADDR_CID_LOCAL: Final = 1
+VMADDR_CID_HOST: Final = 2
+VMADDR_CID_ANY: Final = 0xFFFFFFFF
+_VM_ID_OF_CID: Final = {
+    VMADDR_CID_LOCAL: HV_GUID_LOOPBACK,
+    VMADDR_CID_HOST: HV_GUID_PARENT,
+    VMADDR_CID_ANY: HV_GUID_WILDCARD,
+}
 _CID_OF_VM_ID: Final = {vm_id.int: cid for cid, vm_id in _VM_ID_OF_CID.items()}
 # Version 8 is RFC 9562's for formats of one's own, so no id that Windows draws (version 4) has this form. The fixed
 # fields spell "cid" and "hvsock" in ASCII.
@@ -97,9 +105,6 @@ _CID_TEMPLATE: Final = UUID("00000000-6369-8064-8000-6876736f636b")
 
 # hcsshim, internal/tools/hvsocketaddr/main.go, HCSIDToGUID.
 _HCS_NAMESPACE: Final = UUID("cab70344-facb-41e4-b5e5-ab6592283e6e")
-
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 100
 
 
 class HyperVAddress(NamedTuple):
@@ -173,12 +178,12 @@ class HyperVAddress(NamedTuple):
             raise TypeError(f"a Hyper-V socket URI must be a str, not {type(text).__name__}")
         match = _URI.fullmatch(text)
         if match is None:
-            raise ValueError(f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE")
+            raise ValueError(f"{shown(text)} is not of the form hvsock://VM/SERVICE")
         vm, service = match.groups()
         is_port = _PORT.fullmatch(service)
         if _DIGITS.fullmatch(service) and not is_port:
-            raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {_shown.repr(service)}")
-        return cls(_as_vm_id(vm), _as_service_id(int(service) if is_port else service))
+            raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {shown(service)}")
+        return cls(as_vm_id(vm), as_service_id(int(service) if is_port else service))
 
     def __repr__(self) -> str:
         """Return an expression for this address, in which well-known ids go by name."""
@@ -204,40 +209,40 @@ def as_address(address: Address) -> HyperVAddress:
         return address
     if not isinstance(address, tuple):
         hint = "; HyperVAddress.parse() takes a URI" if isinstance(address, str) else ""
-        raise TypeError(f"an address must be a (vm, service) tuple, not {_shown.repr(address)}{hint}")
+        raise TypeError(f"an address must be a (vm, service) tuple, not {shown(address)}{hint}")
     if len(address) != 2:
-        raise ValueError(f"an address must be a (vm, service) pair, not {_shown.repr(address)}")
+        raise ValueError(f"an address must be a (vm, service) pair, not {shown(address)}")
     vm, service = address
-    return HyperVAddress(_as_vm_id(vm), _as_service_id(service))
+    return HyperVAddress(as_vm_id(vm), as_service_id(service))
 
 
-def _as_vm_id(vm: UUID | str) -> UUID:
+def as_vm_id(vm: UUID | str) -> UUID:
     if isinstance(vm, UUID):
         return vm
     if not isinstance(vm, str):
-        raise TypeError(f"a VM must be a UUID or a str, not {_shown.repr(vm)}")
+        raise TypeError(f"a VM must be a UUID or a str, not {shown(vm)}")
     vm_id = _ALIASES.get(vm.lower()) if vm.isascii() else None
-    vm_id = vm_id or _parse_guid(vm)
+    vm_id = vm_id or parse_guid(vm)
     if vm_id is None:
-        raise ValueError(f"{_shown.repr(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}")
+        raise ValueError(f"{shown(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}")
     return vm_id
 
 
-def _as_service_id(service: UUID | str | int) -> UUID:
+def as_service_id(service: UUID | str | int) -> UUID:
     if isinstance(service, UUID):
         return service
     if isinstance(service, int):
         return service_id_from_port(service)
     if not isinstance(service, str):
-        raise TypeError(f"a service must be a UUID, a str or a port number, not {_shown.repr(service)}")
-    service_id = _parse_guid(service)
+        raise TypeError(f"a service must be a UUID, a str or a port number, not {shown(service)}")
+    service_id = parse_guid(service)
     if service_id is None:
         hint = ": a port must be an int" if _DIGITS.fullmatch(service) else ""
-        raise ValueError(f"{_shown.repr(service)} is neither a GUID nor a port number{hint}")
+        raise ValueError(f"{shown(service)} is neither a GUID nor a port number{hint}")
     return service_id
 
 
-def _parse_guid(text: str) -> UUID | None:
+def parse_guid(text: str) -> UUID | None:
     """Read the 8-4-4-4-12 form, braces optional; not the looser forms that ``UUID()`` takes."""
     if text.startswith("{") and text.endswith("}"):
         text = text[1:-1]
@@ -350,7 +355,7 @@ def container_vm_id(hcs_id: str) -> UUID:
 
 def _checked(what: str, value: int, maximum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"a {what} must be an int, not {_shown.repr(value)}")
+        raise TypeError(f"a {what} must be an int, not {shown(value)}")
     if not 0 <= value <= maximum:
         given = str(value) if value.bit_length() <= 64 else f"one of {value.bit_length()} bits"
         raise ValueError(f"a {what} must be in the range 0..{maximum}, not {given}")
@@ -371,6 +376,6 @@ def _with_first_32_bits(template: UUID, value: int) -> UUID:
 
 def _first_32_bits(template: UUID, what: str, guid: UUID) -> int | None:
     if not isinstance(guid, UUID):
-        raise TypeError(f"a {what} must be a UUID, not {_shown.repr(guid)}")
+        raise TypeError(f"a {what} must be a UUID, not {shown(guid)}")
     number = guid.int
     return number >> _FIRST_32_BITS if number & _OTHER_BITS == template.int else None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from typing import Final
 
 from hvsock._addresses import HyperVAddress
 
-__all__ = ["IncompleteReadError", "add_notes", "is_transient", "known_cause"]
+__all__ = ["IncompleteReadError", "add_notes", "is_transient", "known_cause", "os_error"]
 
 # Winsock codes for hyperv, errno values for the others. Where a meaning was seen: microsoft/go-winio hvsock_test.go,
 # microsoft/hcsshim test/functional/hvsock_test.go, nbdd0121/wsld issues 5, 8 and 28, Linux net/vmw_vsock.
@@ -79,6 +81,19 @@ class IncompleteReadError(EOFError):
     def __str__(self) -> str:
         """Say how much is missing."""
         return f"the peer has ended the stream after {len(self.partial)} of {self.expected} bytes"
+
+
+def os_error(code: int, *notes: str) -> OSError:
+    """Return the exception for an error that the system has only given the number of."""
+    if sys.platform == "win32":
+        import ctypes
+
+        error: OSError = ctypes.WinError(code)
+    else:
+        error = OSError(code, os.strerror(code))
+    for note in notes:
+        error.add_note(note)
+    return error
 
 
 def _code(exc: OSError) -> int | None:

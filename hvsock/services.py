@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from hvsock._addresses import HV_GUID_ZERO, as_address, port_from_service_id
+from hvsock._addresses import HV_GUID_ZERO, as_service_id, port_from_service_id
 
 __all__ = ["REGISTRY_KEY", "Service", "list_services", "reg_file", "register", "registered", "unregister"]
 
@@ -66,7 +66,7 @@ def register(service: UUID | str | int, name: str, *, exist_ok: bool = False) ->
         FileNotFoundError: this Windows has no Hyper-V.
         OSError: this is not Windows.
     """
-    service_id, name = _as_service_id(service), _checked_name(name)
+    service_id, name = _checked_service(service), _checked_name(name)
     with _explained(service_id, _command_to_register(service_id, name)):
         found = _find(service_id)
         if found is None:
@@ -96,7 +96,7 @@ def unregister(service: UUID | str | int, *, missing_ok: bool = False, force: bo
             to run.
         OSError: this is not Windows.
     """
-    service_id = _as_service_id(service)
+    service_id = _checked_service(service)
     with _explained(service_id, f'reg delete "{_shown(service_id)}" /reg:64 /f'):
         found = _find(service_id)
         if found is None:
@@ -120,7 +120,7 @@ def registered(service: UUID | str | int) -> bool:
         ValueError: it is malformed or zero.
         OSError: this is not Windows.
     """
-    service_id = _as_service_id(service)
+    service_id = _checked_service(service)
     return _find(service_id) is not None
 
 
@@ -135,7 +135,7 @@ def list_services() -> list[Service]:
     with _open_parent(_winreg().KEY_ENUMERATE_SUB_KEYS) as parent:
         for name in _sub_keys(parent):
             with contextlib.suppress(ValueError, PermissionError):  # no service's, or not for this user to read
-                service = _find(_as_service_id(name))
+                service = _find(_checked_service(name))
                 if service is not None:  # else it has just been removed
                     services.add(service)
     return sorted(services, key=lambda service: str(service.id))
@@ -153,7 +153,7 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
     """
     names: dict[UUID, str] = {}
     for service, name in services.items():
-        service_id = _as_service_id(service)
+        service_id = _checked_service(service)
         if service_id in names:
             raise ValueError(f"service {service_id} is named twice")
         names[service_id] = _checked_name(name)
@@ -165,8 +165,8 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
     return codecs.BOM_UTF16_LE + "\r\n".join([*lines, ""]).encode("utf-16-le")
 
 
-def _as_service_id(service: UUID | str | int) -> UUID:
-    service_id = as_address((HV_GUID_ZERO, service)).service_id
+def _checked_service(service: UUID | str | int) -> UUID:
+    service_id = as_service_id(service)
     if service_id == HV_GUID_ZERO:
         raise ValueError("the GUID of zeros is no service's")
     return service_id

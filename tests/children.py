@@ -1940,7 +1940,7 @@ def relay_that_only_an_end_wakes(target: str, room: str) -> None:
     import logging
     import resource
 
-    from hvsock import relay
+    from hvsock.relay import Relay, _relay
 
     class Totals(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -1948,10 +1948,10 @@ def relay_that_only_an_end_wakes(target: str, room: str) -> None:
                 say(it.counters.total)
 
     logging.getLogger("hvsock.relay").addHandler(Totals())
-    relay._FIRST_PAUSE = relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
+    _relay._FIRST_PAUSE = _relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
-    with relay.Relay("tcp://:0", target) as it:
+    with Relay("tcp://:0", target) as it:
         say(it.address)
         sys.stdin.readline()
         say("refused", it.counters.refused, "failed", it.counters.failed)

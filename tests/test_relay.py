@@ -27,7 +27,8 @@ from utils import LIMIT, TICK, WINDOWS, WINE, Child, Task, open_descriptors, ran
 
 import hvsock
 from hvsock._hvsock import Pump
-from hvsock.relay import Counters, Relay, _TcpListener
+from hvsock.relay import Counters, Relay
+from hvsock.relay._listeners import TcpListener
 
 TRANSPORTS = [name for name in TESTED if name in utils.TRANSPORTS]
 KINDS = ["tcp", *([] if WINDOWS else ["unix"]), *TRANSPORTS]
@@ -532,7 +533,7 @@ def test_pauses_after_an_accept_that_failed(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, error: OSError, pauses: list[float]
 ) -> None:
     """A peer that has gone already holds up nobody else; what the system lacks may take time."""
-    accept, wait = _TcpListener.accept, Relay._wait
+    accept, wait = TcpListener.accept, Relay._wait
     left = 3
     taken: list[float | None] = []
 
@@ -547,7 +548,7 @@ def test_pauses_after_an_accept_that_failed(
         taken.append(timeout)
         return wait(it, condition, timeout)
 
-    monkeypatch.setattr(_TcpListener, "accept", failing)
+    monkeypatch.setattr(TcpListener, "accept", failing)
     monkeypatch.setattr(Relay, "_wait", noting)
     rig().used()
     assert (left, taken) == (0, pauses)

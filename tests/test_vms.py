@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 import hvsock
 from hvsock import vms
+from hvsock.vms import _guest, _hcs, _programs, _vsock, _wmi, _wsl
 
 #: As `hcsdiag list` shows them in public reports: a VM of Hyper-V Manager's, and one of WSL with an id of another form.
 VMMS_ID = uuid.UUID("ad289d34-3da4-479f-af67-7dba64bc6eaf")
@@ -93,7 +94,7 @@ def hcs(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], None]:
                 raise document
             return document if isinstance(document, str) else json.dumps(document)
 
-        monkeypatch.setattr(vms, "_enumerate_compute_systems", enumerate_systems)
+        monkeypatch.setattr(_hcs, "_enumerate_compute_systems", enumerate_systems)
 
     return answer
 
@@ -129,8 +130,8 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
         return played.started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    monkeypatch.setattr(vms, "_system_program", lambda *parts: "\\".join(parts))
-    monkeypatch.setattr(vms.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(_programs, "system_program", lambda *parts: "\\".join(parts))
+    monkeypatch.setattr(_wsl.shutil, "which", lambda name: f"/usr/bin/{name}")
     yield played
     assert all(process.returncode is not None for process in played.started)
 
@@ -205,7 +206,7 @@ def test_malformed_answers(hcs: Callable[[object], None], document: str) -> None
 )
 def test_any_json_gives_vms_or_a_failure(value: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vms, "_enumerate_compute_systems", lambda timeout: json.dumps(value))
+        patch.setattr(_hcs, "_enumerate_compute_systems", lambda timeout: json.dumps(value))
         try:
             found = vms.list_vms("hcs")
         except vms.VMLookupError:
@@ -286,8 +287,8 @@ def test_the_script_in_a_real_powershell(monkeypatch: pytest.MonkeyPatch, count:
     ids = [uuid.uuid4() for _ in range(count)]
     objects = "; ".join(f"New-Object PSObject -Property @{{ Name = '{vm_id}'; {fields} }}" for vm_id in ids)
     played = f"function Get-CimInstance {{ {objects} }}; "
-    monkeypatch.setattr(vms, "_system_program", lambda *parts: powershell)
-    monkeypatch.setattr(vms, "_WMI_SCRIPT", played + vms._WMI_SCRIPT)
+    monkeypatch.setattr(_programs, "system_program", lambda *parts: powershell)
+    monkeypatch.setattr(_wmi, "_WMI_SCRIPT", played + _wmi._WMI_SCRIPT)
     if count:
         assert vms.list_vms("wmi", timeout=utils.LIMIT) == [(vm_id, "日", "Off", "VMMS", "wmi") for vm_id in ids]
     else:
@@ -305,7 +306,7 @@ def test_wmi_is_windows() -> None:
 
 
 def test_a_program_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(vms, "_system_program", lambda *parts: str(tmp_path / parts[-1]))
+    monkeypatch.setattr(_programs, "system_program", lambda *parts: str(tmp_path / parts[-1]))
     with pytest.raises(vms.VMLookupError, match=r"wmi: .*does not start"):
         vms.list_vms("wmi")
 
@@ -335,7 +336,7 @@ def test_a_program_whose_child_holds_the_pipes(program: Program) -> None:
 
 
 def test_a_program_that_prints_without_end(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vms, "_MAX_OUTPUT", 1000)
+    monkeypatch.setattr(_programs, "_MAX_OUTPUT", 1000)
     program.code = "import sys\nwhile True: sys.stdout.buffer.write(b'x' * 65536)"
     with pytest.raises(vms.VMLookupError, match="printed more than 1,000 bytes"):
         vms.list_vms("wmi", timeout=utils.LIMIT)
@@ -423,8 +424,8 @@ def test_wsl_falls_back_to_hcs(program: Program, hcs: Callable[[object], None]) 
 
 def test_wsl_is_not_here(monkeypatch: pytest.MonkeyPatch, hcs: Callable[[object], None]) -> None:
     hcs([])
-    monkeypatch.setattr(vms, "_system_program", lambda *parts: None)
-    monkeypatch.setattr(vms.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_programs, "system_program", lambda *parts: None)
+    monkeypatch.setattr(_wsl.shutil, "which", lambda name: None)
     with pytest.raises(vms.VMLookupError, match=r"wsl: .*WSL"):
         vms.wsl_vm_id()
 
@@ -466,12 +467,12 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     """Let the host tell this guest something, in the way of the platform."""
     if utils.WINDOWS:
         with registry.scratch(monkeypatch) as key:
-            monkeypatch.setattr(vms, "_GUEST_KEY", rf"{key.path}\Parameters")
+            monkeypatch.setattr(_guest, "_GUEST_KEY", rf"{key.path}\Parameters")
             yield lambda parameters: key.make("Parameters", **parameters, Number=7)  # type: ignore[arg-type]
     else:
         pool = tmp_path / ".kvp_pool_3"
-        monkeypatch.setattr(vms, "_KVP_POOL", pool)
-        monkeypatch.setattr(vms, "_VMBUS", tmp_path / "vmbus")
+        monkeypatch.setattr(_guest, "_KVP_POOL", pool)
+        monkeypatch.setattr(_guest, "_VMBUS", tmp_path / "vmbus")
         yield lambda parameters: pool.write_bytes(pool_of(parameters))
 
 
@@ -507,7 +508,7 @@ def test_any_pool_gives_a_guest_or_a_failure(pool: bytes) -> None:
             return pool
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vms, "_KVP_POOL", Pool())
+        patch.setattr(_guest, "_KVP_POOL", Pool())
         with pytest.raises(vms.VMLookupError, match="data exchange"):
             vms.list_vms("guest")
 
@@ -515,7 +516,7 @@ def test_any_pool_gives_a_guest_or_a_failure(pool: bytes) -> None:
 @pytest.mark.parametrize("cid", [None, 0, 1, 2, 3, 77, 0xFFFFFFFE, 0xFFFFFFFF])
 def test_vsock(monkeypatch: pytest.MonkeyPatch, cid: int | None) -> None:
     """Only a guest of KVM's knows what others call it."""
-    monkeypatch.setattr(vms, "local_cid", lambda: cid)
+    monkeypatch.setattr(_vsock, "local_cid", lambda: cid)
     known = cid in (3, 77, 0xFFFFFFFE)
     assert vms.list_vms("vsock") == (
         [(hvsock.vm_id_from_cid(cid), "", "Running", "", "vsock")] if known and cid else []

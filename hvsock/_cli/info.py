@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import hvsock
+from hvsock._addresses import VMADDR_CID_ANY
 from hvsock._cli.options import as_json, examples
 from hvsock._cli.output import Failure, print_json, print_rows
 from hvsock._transports import local, vsock
@@ -86,4 +87,4 @@ def describe_cid(cid: int | None) -> str:
     """Return a machine's own CID in words."""
     if cid is None:
         return "none"
-    return "any (a Hyper-V guest reports this)" if cid == 0xFFFFFFFF else str(cid)
+    return "any (a Hyper-V guest reports this)" if cid == VMADDR_CID_ANY else str(cid)

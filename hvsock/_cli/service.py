@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-import hvsock
 from hvsock import services
+from hvsock._addresses import as_service_id
 from hvsock._cli.options import as_json, checking_arguments, examples
 from hvsock._cli.output import Failure, doing, print_json, print_lines, print_table, stdout, writing
 
@@ -33,7 +33,7 @@ def parse_service(text: str) -> uuid.UUID:
         click.UsageError: it is neither.
     """
     with checking_arguments():
-        return hvsock.as_address(("wildcard", int(text) if text.isascii() and text.isdigit() else text)).service_id
+        return as_service_id(int(text) if text.isascii() and text.isdigit() else text)
 
 
 def _parse(ctx: click.Context, param: click.Parameter, text: str) -> uuid.UUID:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import reprlib
 import sys
 from typing import Final
 
+from hvsock._shown import shown
 from hvsock._transports.base import Transport
 from hvsock._transports.hyperv import HyperVTransport
 from hvsock._transports.local import LocalTransport
@@ -16,9 +16,6 @@ __all__ = ["Transport", "default_transport", "transport_named", "transport_of_fa
 
 _TRANSPORTS: Final[tuple[Transport, ...]] = (HyperVTransport(), VsockTransport(), LocalTransport())
 _OF_FAMILY: Final = {transport.family: transport for transport in _TRANSPORTS}
-
-_shown = reprlib.Repr()
-_shown.maxstring = _shown.maxother = 100
 
 
 def transports() -> tuple[Transport, ...]:
@@ -35,7 +32,7 @@ def transport_named(name: str) -> Transport:
     for transport in _TRANSPORTS:
         if transport.name == name:
             return transport
-    raise ValueError(f"no transport is called {_shown.repr(name)}; there are {', '.join(t.name for t in _TRANSPORTS)}")
+    raise ValueError(f"no transport is called {shown(name)}; there are {', '.join(t.name for t in _TRANSPORTS)}")
 
 
 def transport_of_family(family: int) -> Transport | None:

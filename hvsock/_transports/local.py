@@ -34,10 +34,11 @@ from hvsock._addresses import (
     HV_GUID_ZERO,
     SEVERAL_VMS,
     HyperVAddress,
-    as_address,
+    as_vm_id,
     port_from_service_id,
     service_id_from_port,
 )
+from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._transports.base import Transport
 
@@ -72,7 +73,7 @@ class LocalTransport(Transport):
         me = partition()
         unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
         if address.vm_id in unbindable:
-            raise _os_error(errno.EADDRNOTAVAIL)
+            raise os_error(errno.EADDRNOTAVAIL)
         return bind_path(sock, _path(_made_directory(), me, address))
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
@@ -92,7 +93,7 @@ class LocalTransport(Transport):
             except (FileNotFoundError, ConnectionRefusedError):
                 continue
             return
-        raise _os_error(errno.ECONNREFUSED)
+        raise os_error(errno.ECONNREFUSED)
 
     def local_address(self, native: Any) -> HyperVAddress:
         """Translate the path: what was bound."""
@@ -139,7 +140,7 @@ def partition() -> UUID | None:
     if not text:
         return None
     try:
-        vm_id = as_address((text, HV_GUID_ZERO)).vm_id
+        vm_id = as_vm_id(text)
     except ValueError:
         vm_id = HV_GUID_ZERO
     if vm_id in _NO_PARTITION:
@@ -212,18 +213,14 @@ def _check_parents(path: str, _inode: tuple[int, int]) -> None:
 def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]:
     """Return the partition that `me` means by `vm_id`, and the ids that let `me` in there, most specific first."""
     if vm_id in SEVERAL_VMS:
-        raise _os_error(errno.EADDRNOTAVAIL)
+        raise os_error(errno.EADDRNOTAVAIL)
     if vm_id == HV_GUID_LOOPBACK:
         return me, (HV_GUID_LOOPBACK, HV_GUID_WILDCARD)
     if vm_id == HV_GUID_PARENT and me is not None:
         return None, (me, HV_GUID_CHILDREN, HV_GUID_WILDCARD)
     if vm_id not in _NO_PARTITION and me is None:
         return vm_id, (HV_GUID_PARENT, HV_GUID_WILDCARD)
-    raise _os_error(errno.ENETUNREACH)
-
-
-def _os_error(code: int) -> OSError:
-    return OSError(code, os.strerror(code))
+    raise os_error(errno.ENETUNREACH)
 
 
 # A GUID is 26 characters of base32, which survive a file system that ignores case: two in hexadecimal would not leave

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from hvsock._addresses import (
     HV_GUID_CHILDREN,
+    VMADDR_CID_ANY,
     HyperVAddress,
     cid_from_vm_id,
     vsock_address,
@@ -20,13 +21,12 @@ from hvsock._addresses import (
 from hvsock._hvsock import Socket
 from hvsock._transports.base import Transport
 
-__all__ = ["VMADDR_CID_ANY", "VsockTransport", "has_loopback", "local_cid"]
+__all__ = ["VsockTransport", "has_loopback", "local_cid"]
 
 # linux/vm_sockets.h; the socket module names them only where its build saw that header.
 _AF_VSOCK: Final = 40
 _SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
-VMADDR_CID_ANY: Final = 0xFFFFFFFF
 _DEVICE: Final = Path("/dev/vsock")
 
 

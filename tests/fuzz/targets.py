@@ -18,9 +18,12 @@ from unittest import mock
 
 import hvsock
 from hvsock import _addresses as addresses
-from hvsock import relay, vms
+from hvsock import vms
 from hvsock._transports import local
 from hvsock.aio._links import Link
+from hvsock.relay import _endpoints
+from hvsock.vms import _hcs
+from hvsock.vms._records import NO_VM
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
@@ -259,15 +262,15 @@ def uri(data: bytes) -> None:
     """A relay's URIs: one that is taken is one that was written, and means one thing."""
     text = texts(data)
     try:
-        endpoint = relay._parse(text)
+        endpoint = _endpoints.parse(text)
     except ValueError as exc:
         assert len(str(exc)) < 1000
         return
     assert endpoint.text == text and not re.search(r"\s", text.partition("://")[2].partition("/")[0])
     endpoint.no_target()
-    if isinstance(endpoint, relay._Unix):
+    if isinstance(endpoint, _endpoints.Unix):
         assert endpoint._path.is_absolute() and "\0" not in str(endpoint._path)
-    if isinstance(endpoint, relay._HyperV):
+    if isinstance(endpoint, _endpoints.HyperV):
         assert hvsock.HyperVAddress.unpack(endpoint._address.pack()) == endpoint._address
 
 
@@ -291,8 +294,8 @@ class Answer:
 
 def hybrid(data: bytes) -> None:
     """The handshake of a hybrid vsock: of the stream that follows nothing is taken."""
-    endpoint = relay._parse("hybrid:///v.sock?port=52")
-    assert isinstance(endpoint, relay._Hybrid)
+    endpoint = _endpoints.parse("hybrid:///v.sock?port=52")
+    assert isinstance(endpoint, _endpoints.Hybrid)
     answer = Answer(data)
     try:
         endpoint._greet(answer, mock.Mock())  # type: ignore[arg-type]
@@ -307,14 +310,14 @@ def hybrid(data: bytes) -> None:
 
 def hcs(data: bytes) -> None:
     """The JSON of the Host Compute Service, where guests' owners choose the names."""
-    with mock.patch.object(vms, "_enumerate_compute_systems", return_value=data.decode("utf-8", "replace")):
+    with mock.patch.object(_hcs, "_enumerate_compute_systems", return_value=data.decode("utf-8", "replace")):
         try:
             found = vms.list_vms("hcs")
         except vms.VMLookupError as exc:
             assert len(str(exc)) < 500
             return
     for vm in found:
-        assert type(vm.id) is uuid.UUID and vm.id not in vms._NO_VM
+        assert type(vm.id) is uuid.UUID and vm.id not in NO_VM
         assert all(type(field) is str for field in vm[1:])
 
 

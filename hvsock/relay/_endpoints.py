@@ -1,0 +1,329 @@
+"""The addresses of a relay: what each kind of URI names, and how it is listened on and connected to."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import errno
+import os
+import re
+import selectors
+import socket
+import sys
+from pathlib import Path
+from typing import ClassVar, Final, Self
+from urllib.parse import unquote
+
+from hvsock._addresses import (
+    SEVERAL_VMS,
+    VMADDR_CID_ANY,
+    HyperVAddress,
+    service_id_from_vsock_port,
+    vm_id_from_cid,
+)
+from hvsock._errors import os_error
+from hvsock._hvsock import SUN_PATH_SIZE, Socket
+from hvsock._shown import shown
+from hvsock._sockets import HyperVSocket, create_server
+from hvsock._transports import default_transport, transport_named
+from hvsock._transports.local import bind_path
+from hvsock.relay._attempt import Attempt, Wake, wait_for
+from hvsock.relay._listeners import Listener, OwnListener, TcpListener, tcp_text, tune
+
+__all__ = ["Endpoint", "Hybrid", "HyperV", "Tcp", "Unix", "Vsock", "parse"]
+
+_BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
+_LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
+_IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, 10035})  # 10035: WSAEWOULDBLOCK
+_AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
+_MAX_U32: Final = 0xFFFFFFFF
+_URI: Final = re.compile(r"([a-z]+)://([^/?#@\s]*)(/[^?#]*)?(?:\?([^?#\s]*))?", re.IGNORECASE)
+_HOST_AND_PORT: Final = re.compile(r"(\[[0-9a-f:.]+(?:%[\w.-]+)?\]|[^:\[\]]*):([0-9]{1,10})", re.IGNORECASE | re.ASCII)
+_ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
+
+
+class Endpoint(abc.ABC):
+    """What a URI names."""
+
+    form: ClassVar[str]
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @abc.abstractmethod
+    def listen(self, closing: Wake) -> Listener:
+        """Listen."""
+
+    @abc.abstractmethod
+    def connect(self, attempt: Attempt) -> socket.socket:
+        """Connect."""
+
+    def no_target(self) -> str | None:
+        """Say why it can only be listened on, if so."""
+        return None
+
+    def unavailable(self) -> str | None:
+        """Say why this machine has no such sockets, if so."""
+        return None
+
+
+class HyperV(Endpoint):
+    form = "hvsock://VM/SERVICE or hvsock://VM/SERVICE?transport=NAME"
+
+    def __init__(self, text: str, address: HyperVAddress, transport: str | None) -> None:
+        super().__init__(text)
+        self._address = address
+        self._transport = transport
+
+    @classmethod
+    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
+        transport = query.pop("transport", None)
+        if transport is not None:
+            transport_named(transport)
+        return cls(text, HyperVAddress.parse(f"hvsock://{authority}{path}"), transport)
+
+    def no_target(self) -> str | None:
+        return "it names no single VM" if self._address.vm_id in SEVERAL_VMS else None
+
+    def listen(self, closing: Wake) -> Listener:
+        return OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
+
+    def connect(self, attempt: Attempt) -> socket.socket:
+        with attempt.room():
+            sock = HyperVSocket(transport=self._transport)
+        with attempt.abortable(sock):
+            attempt.limit(sock)
+            sock.connect(self._address)
+        return sock
+
+    def unavailable(self) -> str | None:
+        transport = default_transport() if self._transport is None else transport_named(self._transport)
+        reason = transport.reason
+        return None if reason is None else f"transport {transport.name} is not available: {reason}"
+
+
+class Vsock(HyperV):
+    form = "vsock://CID:PORT, or vsock://:PORT to listen for every CID"
+
+    @classmethod
+    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
+        cid, port = _host_and_port(authority, path)
+        if not re.fullmatch(r"[0-9]{0,10}", cid):
+            raise ValueError(f"the CID must be a number, not {shown(cid)}")
+        address = HyperVAddress(vm_id_from_cid(int(cid or VMADDR_CID_ANY)), service_id_from_vsock_port(port))
+        return cls(text, address, "vsock")
+
+    def no_target(self) -> str | None:
+        return "the CID is missing" if self._address.vm_id == vm_id_from_cid(VMADDR_CID_ANY) else None
+
+
+class Tcp(Endpoint):
+    form = "tcp://HOST:PORT, or tcp://:PORT for the loopback"
+
+    def __init__(self, text: str, host: str, port: int) -> None:
+        super().__init__(text)
+        self._host = host
+        self._port = port
+
+    @classmethod
+    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
+        host, port = _host_and_port(authority, path)
+        if port > 0xFFFF:
+            raise ValueError(f"a TCP port must be in the range 0..65535, not {port}")
+        return cls(text, host.strip("[]") or "127.0.0.1", port)
+
+    def no_target(self) -> str | None:
+        return "port 0 is none" if self._port == 0 else None
+
+    def listen(self, closing: Wake) -> Listener:
+        family, kind, proto, _, address = self._resolve()[0]
+        sock = socket.socket(family, kind, proto)
+        try:
+            if sys.platform == "win32":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(_BACKLOG)
+            return TcpListener(f"tcp://{tcp_text(sock.getsockname())}", sock, closing)
+        except BaseException:
+            sock.close()
+            raise
+
+    def connect(self, attempt: Attempt) -> socket.socket:
+        errors: list[OSError] = []
+        addresses = self._resolve()
+        for number, (family, kind, proto, _, address) in enumerate(addresses):
+            with attempt.room():
+                sock = socket.socket(family, kind, proto)
+            try:
+                tune(sock)
+                self._connect(sock, address, attempt.first_of(len(addresses) - number))
+            except OSError as exc:
+                sock.close()
+                errors.append(exc)
+                if attempt.aborting.is_set:
+                    break
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        try:
+            raise errors[-1]
+        finally:
+            errors.clear()  # whose traces lead back here, and would keep the pump until the next collection
+
+    def _resolve(self) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
+        # typeshed: the address of AF_INET6 has two members more.
+        return socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
+
+    def _connect(self, sock: socket.socket, address: tuple[str, int], attempt: Attempt) -> None:
+        sock.setblocking(False)
+        error = sock.connect_ex(address)
+        if error in _IN_PROGRESS:
+            wait_for(sock, selectors.EVENT_WRITE, attempt.aborting, attempt.deadline)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise os_error(error, f"connect to {tcp_text(address)}")
+
+
+class Unix(Endpoint):
+    form = "unix:///PATH"
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self._path = path
+        size = len(os.fsencode(path))
+        if size >= SUN_PATH_SIZE > 0:
+            raise ValueError(
+                f"the path of a Unix socket must stay below {SUN_PATH_SIZE} bytes; {shown(str(path))} has {size}"
+            )
+
+    @classmethod
+    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
+        return cls(text, _path(authority, path))
+
+    def listen(self, closing: Wake) -> Listener:
+        return self._listen(self._path)
+
+    def _listen(self, path: Path) -> Listener:
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
+            remove = bind_path(sock, str(path))
+            undo.callback(remove)
+            sock.listen(_BACKLOG)
+            undo.pop_all()
+        return OwnListener(self.text, sock, remove)
+
+    def connect(self, attempt: Attempt) -> socket.socket:
+        with attempt.room():
+            sock = Socket(_AF_UNIX, socket.SOCK_STREAM)
+        with attempt.abortable(sock):
+            attempt.limit(sock)
+            sock.connect(str(self._path))
+            self._greet(sock, attempt)
+        return sock
+
+    def _greet(self, sock: Socket, attempt: Attempt) -> None:
+        """Do what comes before the stream."""
+
+    def unavailable(self) -> str | None:
+        return None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform"
+
+
+class Hybrid(Unix):
+    form = "hybrid:///PATH?port=PORT"
+
+    def __init__(self, text: str, path: Path, port: int) -> None:
+        super().__init__(text, path)
+        self._port = port
+
+    @classmethod
+    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
+        port = query.pop("port", None)
+        if port is None:
+            raise ValueError("the port is missing")
+        if not re.fullmatch(r"[0-9]{1,10}", port) or int(port) > _MAX_U32:
+            raise ValueError(f"a vsock port must be in the range 0..{_MAX_U32:#x}, not {shown(port)}")
+        return cls(text, _path(authority, path), int(port))
+
+    def listen(self, closing: Wake) -> Listener:
+        return self._listen(self._path.with_name(f"{self._path.name}_{self._port}"))
+
+    def _greet(self, sock: Socket, attempt: Attempt) -> None:
+        """Ask for the guest's port: ``CONNECT <port>``, answered by ``OK <the host's port>``, each a line.
+
+        Source: Firecracker, docs/vsock.md.
+        """
+        attempt.limit(sock)
+        sock.sendall(b"CONNECT %d\n" % self._port)
+        answer = b""
+        while not answer.endswith(b"\n") and len(answer) < _LONGEST_ANSWER:
+            attempt.limit(sock)
+            byte = sock.recv(1)  # what follows the line is the stream's
+            if not byte:
+                break
+            answer += byte
+        if not answer:
+            raise ConnectionRefusedError(
+                errno.ECONNREFUSED, f"closed instead of an answer: nobody listens on port {self._port} in the guest"
+            )
+        if not _ANSWER.fullmatch(answer):
+            raise OSError(
+                errno.EPROTO,
+                f"what came is no answer to CONNECT {self._port}: {self._path} is not the socket of a hybrid vsock",
+            )
+
+
+_KINDS: Final[dict[str, type[HyperV | Tcp | Unix]]] = {
+    "hvsock": HyperV,
+    "tcp": Tcp,
+    "unix": Unix,
+    "vsock": Vsock,
+    "hybrid": Hybrid,
+}
+
+
+def parse(text: str) -> Endpoint:
+    if not isinstance(text, str):
+        raise TypeError(f"an address of a relay must be a URI, a str, not {shown(text)}")
+    scheme = text.partition("://")[0].lower()
+    kind = _KINDS.get(scheme)
+    if kind is None:
+        raise ValueError(f"{shown(text)} does not begin with one of {', '.join(f'{s}://' for s in _KINDS)}")
+    try:
+        match = _URI.fullmatch(text)
+        if match is None:
+            raise ValueError("a part is missing or has characters that it cannot have")
+        query = _query(match[4])
+        endpoint = kind.parse(text, match[2], match[3] or "", query)
+        if query:
+            raise ValueError(f"there is no option {shown(min(query))}")
+    except ValueError as exc:
+        raise ValueError(f"{shown(text)} is not of the form {kind.form}: {exc}") from None
+    return endpoint
+
+
+def _query(text: str | None) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split("&")] if text is not None else []
+    query = {name: value for name, _, value in pairs}
+    if len(query) < len(pairs):
+        raise ValueError("an option is there twice")
+    return query
+
+
+def _host_and_port(authority: str, path: str) -> tuple[str, int]:
+    match = _HOST_AND_PORT.fullmatch(authority)
+    if match is None or path:
+        raise ValueError("the port is missing, or something follows it")
+    return match[1], int(match[2])
+
+
+def _path(authority: str, path: str) -> Path:
+    name = unquote(path, errors="surrogateescape")
+    if authority or name.endswith("/") or not name or "\0" in name:
+        raise ValueError("three slashes begin the absolute path of a file")
+    return Path(name)

@@ -1,0 +1,405 @@
+"""The relay: who connects, what becomes of each connection, and how all of it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import functools
+import logging
+import math
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple, Self
+
+from hvsock._hvsock import Pump, Socket
+from hvsock._transports.vsock import VsockTransport
+from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left
+from hvsock.relay._endpoints import parse
+from hvsock.relay._listeners import Listener
+
+__all__ = ["Counters", "Relay"]
+
+logger = logging.getLogger("hvsock.relay")
+
+_FIRST_PAUSE: Final = 0.05  # seconds after an accept that failed, doubled each time
+_LONGEST_PAUSE: Final = 1.0
+_SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on Windows
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
+_LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
+_AF_VSOCK: Final = VsockTransport.family
+
+
+class Counters(NamedTuple):
+    """What a relay has done so far."""
+
+    open: int
+    """Connections that exist now, those whose target is still being reached included."""
+    total: int
+    """Connections that were accepted, whatever became of them."""
+    refused: int
+    """Of these, closed at once, since `max_connections` were open or the system gave no thread."""
+    failed: int
+    """Of these, closed because the target was not reached."""
+    aborted: int
+    """Of these, ended by an error, `idle_timeout` or `Relay.stop`, and not by the ends of both streams."""
+    bytes_to_target: int
+    """Bytes moved from clients to targets."""
+    bytes_to_client: int
+    """Bytes moved from targets to clients."""
+
+
+class _State(enum.StrEnum):
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class _Parts(NamedTuple):
+    """What a relay that was started has besides threads."""
+
+    listener: Listener
+    closing: Wake
+    aborting: Wake
+
+
+class Relay:
+    """Listens on one address and connects each client to another.
+
+    The end of a stream is passed on by itself, so that a client may end its half and still read the answer. Nothing is
+    read from one side before the other has taken what was read before. A reset of one side resets the other, or closes
+    it where its kind of socket knows no reset. What happens to a single connection is logged (logger ``hvsock.relay``)
+    and counted, and does not end the relay.
+
+    As a context manager it starts, and at the end of the block stops at once. Methods may be called from any thread.
+    A connection has two descriptors and a thread, which runs in C without the GIL.
+
+    Args:
+        listen: the URI of the address to listen on; TCP's port 0 is any free one.
+        connect: the URI of the target.
+        connect_timeout: seconds that reaching the target may take, its name's resolution aside; None for the system's
+            own limit.
+        idle_timeout: seconds without data in either direction after which a connection is closed; None for never.
+        max_connections: how many may be open at a time; further ones are closed as soon as they are accepted.
+
+    Raises:
+        ValueError: a URI is malformed or of no use there, or another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        connect: str,
+        *,
+        connect_timeout: float | None = 10.0,
+        idle_timeout: float | None = None,
+        max_connections: int = 1000,
+    ) -> None:
+        self._source = parse(listen)
+        self._target = parse(connect)
+        if (reason := self._target.no_target()) is not None:
+            raise ValueError(f"{connect!r} can be listened on, but not connected to: {reason}")
+        for name, value in (("connect_timeout", connect_timeout), ("idle_timeout", idle_timeout)):
+            if value is not None and not (value > 0.0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
+        if max_connections < 1:
+            raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+        self._connect_timeout = connect_timeout
+        self._idle_timeout = idle_timeout
+        self._max_connections = max_connections
+        self._accounting = threading.Lock()  # held while descriptors change hands
+        self._changed = threading.Condition()  # guards what follows
+        self._state = _State.NEW
+        self._parts: _Parts | None = None  # once started
+        self._pump: Pump | None = None  # while running
+        self._transferred = (0, 0)  # afterwards
+        self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
+        self._running = 0  # threads at work
+        self._done: list[threading.Thread] = []  # threads to be joined
+        self._open = self._total = self._refused = self._failed = self._aborted = 0
+
+    def __repr__(self) -> str:
+        """Return the two addresses and the state."""
+        return f"<Relay {self.address} -> {self.target}, {self._state}>"
+
+    @property
+    def address(self) -> str:
+        """The URI that is listened on; once started, with the port that was chosen for TCP's port 0."""
+        return self._source.text if self._parts is None else self._parts.listener.text
+
+    @property
+    def target(self) -> str:
+        """The URI that clients are connected to."""
+        return self._target.text
+
+    @property
+    def counters(self) -> Counters:
+        """The numbers so far; they stay after the end."""
+        with self._changed:
+            numbers = self._open, self._total, self._refused, self._failed, self._aborted
+            return Counters(*numbers, *(self._transferred if self._pump is None else self._pump.transferred))
+
+    def start(self) -> None:
+        """Listen, and serve in threads of its own.
+
+        Raises:
+            OSError: the address is in use, a transport is not available here, or as the system says.
+            ValueError: the transport cannot express the address, or a host's name is none.
+            RuntimeError: it was started before; a relay runs once.
+        """
+        with self._changed:
+            if self._state is not _State.NEW:
+                raise RuntimeError("a relay runs once: make another one")
+            for endpoint in (self._source, self._target):
+                if (reason := endpoint.unavailable()) is not None:
+                    raise OSError(errno.EAFNOSUPPORT, f"{endpoint.text}: {reason}")
+            pump = Pump()
+            with contextlib.ExitStack() as undo:
+                closing = undo.enter_context(Wake())
+                aborting = undo.enter_context(Wake())
+                try:
+                    listener = undo.enter_context(self._source.listen(closing))
+                except (OSError, ValueError) as exc:
+                    exc.add_note(f"listen on {self._source.text}")
+                    raise
+                thread = threading.Thread(target=self._accept, args=(listener, pump), name="relay-accept", daemon=True)
+                thread.start()  # it waits for the lock
+                undo.pop_all()
+            self._parts = _Parts(listener, closing, aborting)
+            self._pump = pump
+            self._running = 1
+            self._state = _State.RUNNING
+        logger.info("listening on %s for %s", self.address, self.target)
+
+    def serve_forever(self) -> None:
+        """Start if that was not done, and return when another thread's stop() has ended everything.
+
+        Ctrl-C raises KeyboardInterrupt here and leaves the relay as it is: call stop(), or leave the ``with`` block.
+
+        Raises:
+            OSError, ValueError: as start().
+        """
+        if self._state is _State.NEW:
+            self.start()
+        if self._parts is not None:
+            self._parts.closing.wait()
+        self._wait(lambda: self._state is _State.STOPPED, None)
+
+    def stop(self, timeout: float | None = 0.0) -> None:
+        """Stop listening, let connections go on for `timeout` seconds, and abort those that have not ended.
+
+        Returns when all threads have ended and all descriptors are closed; the resolution of a name cannot be cut
+        short. With None, connections have as long as they take; another call can still cut that short. A relay that
+        has stopped stays so, and one that was never started cannot be started any more.
+
+        Raises:
+            ValueError: `timeout` is negative.
+        """
+        if timeout is not None and not timeout >= 0.0:
+            raise ValueError(f"timeout must be a number of seconds, at least 0, or None, not {timeout!r}")
+        with self._changed:
+            parts = self._parts
+            if parts is None or self._state is _State.STOPPED:
+                self._state = _State.STOPPED
+                return
+            self._state = _State.STOPPING
+            parts.closing.set()
+        parts.listener.interrupt()
+        if not self._wait(lambda: self._running == 0, timeout):
+            with self._changed:
+                if self._pump is not None:
+                    self._pump.stop()
+                parts.aborting.set()
+                for sock in self._reaching:
+                    sock.close()
+            self._wait(lambda: self._running == 0, None)
+        self._join()
+        with self._changed:
+            if self._pump is None:  # another stop() was faster
+                return
+            self._transferred = self._pump.transferred
+            self._pump = None  # and its descriptor
+            parts.closing.close()
+            parts.aborting.close()
+            self._state = _State.STOPPED
+            self._changed.notify_all()
+        logger.info("stopped listening on %s", self.address)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait for something that `_changed` guards, and return whether it came."""
+        deadline = deadline_after(timeout)
+        with self._changed:
+            while not condition():
+                left = time_left(deadline)
+                if left is not None and left <= 0.0:
+                    return False
+                self._changed.wait(_SLICE if left is None else min(left, _SLICE))
+        return True
+
+    def _join(self) -> None:
+        with self._changed:
+            done, self._done = self._done, []
+        for thread in done:
+            thread.join()
+
+    # In the threads.
+
+    def _is_running(self) -> bool:
+        with self._changed:
+            return self._state is _State.RUNNING
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._done.append(threading.current_thread())
+            self._changed.notify_all()
+
+    def _accept(self, listener: Listener, pump: Pump) -> None:
+        pause = _FIRST_PAUSE
+        try:
+            with listener:
+                while self._is_running():
+                    running = self._running
+                    try:
+                        client, name, place = self._next_client(listener)
+                    except ConnectionError:
+                        pass  # of this peer alone, which has gone already: the next one may be waiting
+                    except OSError as exc:
+                        if self._is_running():
+                            hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
+                            logger.warning("%s: cannot accept: %s%s", self.address, _text(exc), hint)
+                        self._wait(functools.partial(self._has_news, running), pause)
+                        pause = min(2 * pause, _LONGEST_PAUSE)
+                    else:
+                        self._admit(pump, client, name, place)
+                        pause = _FIRST_PAUSE
+        finally:
+            self._leave()
+
+    def _has_news(self, running: int) -> bool:
+        """Whether stop() was called, or a connection has ended, which gives back what the system may lack."""
+        return self._state is not _State.RUNNING or self._running < running
+
+    def _next_client(self, listener: Listener) -> tuple[socket.socket, str, socket.socket]:
+        """Accept with a second descriptor in hand, for the target's socket: who cannot have both stays in the backlog.
+
+        What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
+        """
+        with contextlib.ExitStack() as undo:
+            with self._accounting:
+                place = undo.enter_context(socket.socket())
+                with place.dup(), place.dup():
+                    pass  # there is one for the client, and one to look a name up with
+            client, name = listener.accept()
+            undo.pop_all()
+        return client, name, place
+
+    def _admit(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+        self._join()  # of threads that are about to end
+        with self._changed:
+            self._total += 1
+            refusal = None if self._open < self._max_connections else f"{self._open} connections are open"
+            if refusal is None:
+                thread = threading.Thread(
+                    target=self._serve, args=(pump, client, name, place), name="relay-connection", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as exc:
+                    refusal = str(exc)
+            if refusal is None:
+                self._open += 1
+                self._running += 1
+            else:
+                self._refused += 1
+        if refusal is not None:
+            logger.warning("%s: refused: %s", name, refusal)
+            _abort(client)
+            place.close()
+
+    def _serve(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+        try:
+            self._connect_and_pump(pump, client, name, place)
+        finally:
+            self._leave()
+
+    def _connect_and_pump(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+        target: socket.socket | None = None
+        ended = False
+        try:
+            target = self._reach(place)
+            logger.debug("%s: connected to %s", name, self.target)
+            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout)
+            logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
+        except (OSError, ValueError) as exc:
+            if target is None:
+                logger.warning("%s: %s was not reached: %s", name, self.target, _text(exc))
+            else:
+                logger.info("%s: aborted: %s", name, _text(exc))
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._failed += target is None
+                self._aborted += target is not None and not ended
+            for sock in (client, target):
+                if sock is not None:
+                    _close(sock) if ended else _abort(sock)
+
+    def _reach(self, place: socket.socket) -> socket.socket:
+        assert self._parts is not None
+        room = functools.partial(self._room, place)
+        with place:
+            return self._target.connect(
+                Attempt(deadline_after(self._connect_timeout), self._parts.aborting, self._abortable, room)
+            )
+
+    @contextlib.contextmanager
+    def _room(self, place: socket.socket) -> Iterator[None]:
+        """Give a descriptor to the socket that the block opens, while nobody makes sure of theirs."""
+        with self._accounting:
+            place.close()
+            yield
+
+    @contextlib.contextmanager
+    def _abortable(self, sock: Socket) -> Iterator[None]:
+        """Have stop() close the socket, which ends the call that it is in; close it after an error too."""
+        with self._changed:
+            self._reaching.add(sock)
+            if self._parts is not None and self._parts.aborting.is_set:
+                sock.close()
+        try:
+            yield
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            with self._changed:
+                self._reaching.discard(sock)
+
+
+def _text(exc: BaseException) -> str:
+    return "; ".join([str(exc) or type(exc).__name__, *getattr(exc, "__notes__", ())])
+
+
+def _close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
+def _abort(sock: socket.socket) -> None:
+    """Close the socket with a reset, if its family has one: the peer is not to take this for the end of the stream."""
+    if sock.family != _AF_VSOCK:  # it has none, and CPython takes no struct for its options
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+    _close(sock)
