@@ -16,12 +16,19 @@ SO_UPDATE_ACCEPT_CONTEXT = 0x700B
 SO_UPDATE_CONNECT_CONTEXT = 0x7010
 SIO_GET_EXTENSION_FUNCTION_POINTER = 0xC8000006
 ERROR_IO_PENDING = 997
+FIONREAD = 0x4004667F
+POLLRDNORM, POLLWRNORM, POLLERR, POLLHUP = 0x100, 0x10, 1, 2
+WSA_FLAG_REGISTERED_IO = 0x100
+FILE_SKIP_COMPLETION_PORT_ON_SUCCESS, FILE_SKIP_SET_EVENT_ON_HANDLE = 1, 2
+DUPLICATE_SAME_ACCESS = 2
 ADDRESS_SIZE = 36
 
 _winsock = ctypes.WinDLL("ws2_32", use_last_error=True)
 _kernel = ctypes.WinDLL("kernel32", use_last_error=True)
 _kernel.CreateEventW.restype = wintypes.HANDLE
+_kernel.GetCurrentProcess.restype = wintypes.HANDLE
 Socket = ctypes.c_size_t
+_winsock.WSASocketW.restype = _winsock.WSAAccept.restype = Socket
 
 
 class Overlapped(ctypes.Structure):
@@ -39,6 +46,10 @@ class Buffer(ctypes.Structure):
     _fields_ = (("length", wintypes.ULONG), ("data", ctypes.c_char_p))
 
 
+#: What the system may write to as long as an operation is pending, which a test that fails may leave.
+_lent: list[object] = []
+
+
 class Operation:
     """One overlapped operation, with an event of its own."""
 
@@ -47,6 +58,7 @@ class Operation:
         self.event = _kernel.CreateEventW(None, True, False, None)
         # The lowest bit set keeps the completion off a completion port.
         self.overlapped = Overlapped(event=self.event | 1 if hide_from_port else self.event)
+        _lent.append(self.overlapped)
 
     def start(self, function: object, *arguments: object) -> None:
         """Begin; an error that is known at once is raised, a pending operation is not an error."""
@@ -102,9 +114,17 @@ def unpack(data: bytes) -> tuple[uuid.UUID, uuid.UUID]:
     return uuid.UUID(bytes_le=data[4:20]), uuid.UUID(bytes_le=data[20:36])
 
 
-def connect_ex(sock: socket.socket, vm: str, service: str, *, hide_from_port: bool = False) -> Operation:
+def connect_ex(
+    sock: socket.socket,
+    vm: str,
+    service: str,
+    *,
+    hide_from_port: bool = False,
+    pointer_of: socket.socket | None = None,
+) -> Operation:
+    """ConnectEx, by default as this socket itself names it."""
     function = _extension(
-        sock, "25a207b9-ddf3-4660-8ee9-76e58c74063e",
+        pointer_of or sock, "25a207b9-ddf3-4660-8ee9-76e58c74063e",
         Socket, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p, wintypes.DWORD, ctypes.c_void_p, ctypes.c_void_p,
     )  # fmt: skip
     operation = Operation(sock, hide_from_port=hide_from_port)
@@ -146,6 +166,7 @@ class Accept(Operation):
         self.slot = slot
         self.accepted = accepted
         self.buffer = ctypes.create_string_buffer(2 * slot)
+        _lent.append(self.buffer)
         self.received = wintypes.DWORD()
         function = _extension(
             listener, "b5367df1-cbac-11cf-95ca-00805f48a192",
@@ -160,8 +181,8 @@ class Accept(Operation):
     def update_context(self) -> None:
         self.accepted.setsockopt(socket.SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, struct.pack("@P", self.owner.fileno()))
 
-    def addresses(self, size: int = ADDRESS_SIZE) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
-        """The local and the remote address, out of the buffer, each said to be of this many bytes."""
+    def sockaddrs(self) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
+        """The local and the remote address in the buffer, each with the length that is told of it."""
         function = _extension(
             self.owner, "b5367df2-cbac-11cf-95ca-00805f48a192",
             ctypes.c_void_p, wintypes.DWORD, wintypes.DWORD, wintypes.DWORD,
@@ -175,9 +196,114 @@ class Accept(Operation):
             ctypes.byref(pointers[0]), ctypes.byref(lengths[0]),
             ctypes.byref(pointers[1]), ctypes.byref(lengths[1]),
         )  # fmt: skip
-        assert [length.value for length in lengths] == [size, size]
-        local, remote = (unpack(ctypes.string_at(pointer.value, ADDRESS_SIZE)) for pointer in pointers)
+        local, remote = (
+            (length.value, ctypes.string_at(pointer.value, ADDRESS_SIZE) if pointer.value else b"")
+            for pointer, length in zip(pointers, lengths, strict=True)
+        )
         return local, remote
+
+    def addresses(self, size: int = ADDRESS_SIZE) -> tuple[tuple[uuid.UUID, uuid.UUID], tuple[uuid.UUID, uuid.UUID]]:
+        """The local and the remote address, out of the buffer, each said to be of this many bytes."""
+        local, remote = self.sockaddrs()
+        assert (local[0], remote[0]) == (size, size)
+        return unpack(local[1]), unpack(remote[1])
+
+
+def checked(failed: int) -> None:
+    """Raise the last error of a Winsock function that says that it has failed."""
+    if failed:
+        raise ctypes.WinError(ctypes.get_last_error())
+
+
+def own_name(sock: socket.socket, size: int) -> tuple[int, int]:
+    """getsockname into a buffer of this many bytes: the error or 0, and the length that is told."""
+    length = ctypes.c_int(size)
+    failed = _winsock.getsockname(Socket(sock.fileno()), ctypes.create_string_buffer(size), ctypes.byref(length))
+    return ctypes.get_last_error() if failed else 0, length.value
+
+
+def wsa_connect(sock: socket.socket, vm: str, service: str) -> None:
+    checked(_winsock.WSAConnect(Socket(sock.fileno()), pack(vm, service), ADDRESS_SIZE, None, None, None, None))
+
+
+def wsa_accept(listener: socket.socket) -> socket.socket:
+    handle = _winsock.WSAAccept(Socket(listener.fileno()), None, None, None, 0)
+    checked(handle == ctypes.c_size_t(-1).value)
+    return socket.socket(socket.AF_HYPERV, socket.SOCK_STREAM, socket.HV_PROTOCOL_RAW, handle)
+
+
+def readable_bytes(sock: socket.socket) -> int:
+    """FIONREAD."""
+    size = wintypes.ULONG()
+    checked(_winsock.ioctlsocket(Socket(sock.fileno()), FIONREAD, ctypes.byref(size)))
+    return size.value
+
+
+class PollEntry(ctypes.Structure):
+    """A WSAPOLLFD."""
+
+    _fields_ = (("socket", Socket), ("events", ctypes.c_short), ("revents", ctypes.c_short))
+
+
+def poll(sock: socket.socket, events: int, seconds: float) -> int:
+    """WSAPoll: what has happened of these events, and errors."""
+    entry = PollEntry(sock.fileno(), events)
+    checked(_winsock.WSAPoll(ctypes.byref(entry), 1, int(seconds * 1000)) < 0)
+    return int(entry.revents)
+
+
+def duplicate_handle(sock: socket.socket) -> socket.socket:
+    """DuplicateHandle, which asks nothing of Winsock."""
+    process, copy = wintypes.HANDLE(_kernel.GetCurrentProcess()), wintypes.HANDLE()
+    if not _kernel.DuplicateHandle(
+        process, wintypes.HANDLE(sock.fileno()), process, ctypes.byref(copy), 0, False, DUPLICATE_SAME_ACCESS
+    ):
+        raise ctypes.WinError(ctypes.get_last_error())
+    return socket.socket(socket.AF_HYPERV, socket.SOCK_STREAM, socket.HV_PROTOCOL_RAW, copy.value)
+
+
+def skip_completion_port(sock: socket.socket) -> None:
+    """What is done at once is not told to the completion port, and sets no event."""
+    modes = FILE_SKIP_COMPLETION_PORT_ON_SUCCESS | FILE_SKIP_SET_EVENT_ON_HANDLE
+    if not _kernel.SetFileCompletionNotificationModes(wintypes.HANDLE(sock.fileno()), ctypes.c_ubyte(modes)):
+        raise ctypes.WinError(ctypes.get_last_error())
+
+
+class FileOperation(Operation):
+    """An overlapped operation on the handle as on a file's: ``name`` is ReadFile or WriteFile."""
+
+    def __init__(self, sock: socket.socket, name: str, data: ctypes.Array[ctypes.c_char]) -> None:
+        super().__init__(sock)
+        self.data = data
+        self.start(getattr(_kernel, name), wintypes.HANDLE(sock.fileno()), data, len(data), None)
+
+
+def transmit_file(sock: socket.socket, file: int) -> Operation:
+    """TransmitFile of the whole file that this handle is of."""
+    function = _extension(
+        sock, "b5367df0-cbac-11cf-95ca-00805f48a192",
+        Socket, wintypes.HANDLE, wintypes.DWORD, wintypes.DWORD, ctypes.c_void_p, ctypes.c_void_p, wintypes.DWORD,
+    )  # fmt: skip
+    operation = Operation(sock)
+    done = function(Socket(sock.fileno()), file, 0, 0, ctypes.byref(operation.overlapped), None, 0)  # type: ignore[operator]
+    checked(not done and ctypes.get_last_error() != ERROR_IO_PENDING)
+    return operation
+
+
+def disconnect_ex(sock: socket.socket) -> None:
+    function = _extension(
+        sock, "7fda2e11-8630-436f-a031-f536a6eec157", Socket, ctypes.c_void_p, wintypes.DWORD, wintypes.DWORD
+    )
+    checked(not function(Socket(sock.fileno()), None, 0, 0))  # type: ignore[operator]
+
+
+def registered_io_socket() -> socket.socket:
+    """A new socket with WSA_FLAG_REGISTERED_IO."""
+    handle = _winsock.WSASocketW(
+        socket.AF_HYPERV, socket.SOCK_STREAM, socket.HV_PROTOCOL_RAW, None, 0, WSA_FLAG_REGISTERED_IO
+    )
+    checked(handle == ctypes.c_size_t(-1).value)
+    return socket.socket(socket.AF_HYPERV, socket.SOCK_STREAM, socket.HV_PROTOCOL_RAW, handle)
 
 
 @contextlib.contextmanager

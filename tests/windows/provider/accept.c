@@ -191,7 +191,8 @@ hook_getsockname(SOCKET s, struct sockaddr *address, int *size)
     own = endpoint->local;
     if (h.peer_port != 0) {
         own = accepted_address(endpoint_at(h.port), endpoint);
-        own.service.Data1++; /* seen on Windows: nobody is to rely on this service id */
+        /* Seen on Windows: nobody is to rely on this service id. */
+        own.service.Data1 += setting("HVSIM_EXACT_NAME") ? 0 : 1;
     }
     error = address_write(&own, address, size);
     return error == 0 ? 0 : fail(error);

@@ -46,7 +46,9 @@
 #define HOOKED_EXTENSIONS(X) \
     X(BOOL, ConnectEx, (SOCKET s, const struct sockaddr *address, int size, PVOID data, DWORD data_size, LPDWORD sent, LPOVERLAPPED overlapped)) \
     X(BOOL, AcceptEx, (SOCKET listener, SOCKET accepted, PVOID buffer, DWORD data_size, DWORD local_size, DWORD remote_size, LPDWORD received, LPOVERLAPPED overlapped)) \
-    X(void, GetAcceptExSockaddrs, (PVOID buffer, DWORD data_size, DWORD local_size, DWORD remote_size, struct sockaddr **local, LPINT local_length, struct sockaddr **remote, LPINT remote_length))
+    X(void, GetAcceptExSockaddrs, (PVOID buffer, DWORD data_size, DWORD local_size, DWORD remote_size, struct sockaddr **local, LPINT local_length, struct sockaddr **remote, LPINT remote_length)) \
+    X(BOOL, TransmitFile, (SOCKET s, HANDLE file, DWORD size, DWORD block, LPOVERLAPPED overlapped, LPTRANSMIT_FILE_BUFFERS around, DWORD flags)) \
+    X(BOOL, DisconnectEx, (SOCKET s, LPOVERLAPPED overlapped, DWORD flags, DWORD reserved))
 
 /* clang-format on */
 

@@ -162,10 +162,20 @@ wait_for_hold(void *argument)
     return 0;
 }
 
+static DWORD
+connect_timeout(const struct handle *h)
+{
+    DWORD chosen = handle_options(h)->value[0], other = setting("HVSIM_DEFAULT_TIMEOUT");
+
+    if (chosen != 0) {
+        return chosen;
+    }
+    return other != 0 ? other : CONNECT_TIMEOUT_DEFAULT;
+}
+
 static struct hold *
 begin_hold(const struct handle *h, LPOVERLAPPED overlapped, DWORD stubborn)
 {
-    DWORD chosen = handle_options(h)->value[0];
     struct hold *hold = malloc(sizeof *hold);
     struct handle *entry;
 
@@ -174,7 +184,7 @@ begin_hold(const struct handle *h, LPOVERLAPPED overlapped, DWORD stubborn)
     }
     hold->socket = h->socket;
     hold->event = CreateEventA(NULL, TRUE, FALSE, NULL);
-    hold->milliseconds = (chosen != 0 ? chosen : CONNECT_TIMEOUT_DEFAULT) + stubborn;
+    hold->milliseconds = connect_timeout(h) + stubborn;
     entry = handle_lock(h->socket);
     entry->held = hold->event;
     entry->held_overlapped = overlapped;

@@ -24,6 +24,7 @@ static const struct {
     {"accepting", 1ull << CALL_accept | 1ull << CALL_WSAAccept | 1ull << CALL_AcceptEx},
     {"accept-context", 1ull << STEP_ACCEPT_CONTEXT},
     {"connect-context", 1ull << STEP_CONNECT_CONTEXT},
+    {"reuse-option", 1ull << STEP_REUSE_OPTION},
 };
 _Static_assert(STEP_END <= 64, "a set of calls is 64 bits");
 
@@ -203,12 +204,33 @@ count_call(enum call call)
     InterlockedIncrement(&counts[call]);
 }
 
+DWORD
+setting(const char *variable)
+{
+    char text[16];
+    DWORD length = GetEnvironmentVariableA(variable, text, sizeof text), number;
+
+    return length > 0 && length < sizeof text && parse_number(text, &number) ? number : 0;
+}
+
+/* Duplicates of a socket share their mode in Wine: where they are to have one each, a call finds its handle's. */
+static void
+apply_own_mode(const struct handle *h)
+{
+    u_long nonblocking = h->nonblocking;
+
+    if (setting("HVSIM_OWN_MODE")) {
+        real_ioctlsocket(h->socket, FIONBIO, &nonblocking);
+    }
+}
+
 BOOL
 hyperv_call(SOCKET s, enum call call, struct handle *h, struct fault *fault)
 {
     if (!handle_get(s, h)) {
         return FALSE;
     }
+    apply_own_mode(h);
     count_call(call);
     *fault = take_fault(call);
     return TRUE;
@@ -218,15 +240,6 @@ struct fault
 step_fault(enum step step)
 {
     return take_fault(step);
-}
-
-DWORD
-setting(const char *variable)
-{
-    char text[16];
-    DWORD length = GetEnvironmentVariableA(variable, text, sizeof text), number;
-
-    return length > 0 && length < sizeof text && parse_number(text, &number) ? number : 0;
 }
 
 int

@@ -27,7 +27,7 @@ struct fault {
 };
 
 /* What only some calls of a function do, and fails by a fault of its own. Not counted by themselves. */
-enum step { STEP_ACCEPT_CONTEXT = CALL_COUNT, STEP_CONNECT_CONTEXT, STEP_END };
+enum step { STEP_ACCEPT_CONTEXT = CALL_COUNT, STEP_CONNECT_CONTEXT, STEP_REUSE_OPTION, STEP_END };
 
 void control_open(void);
 void count_call(enum call call);

@@ -137,26 +137,96 @@ hook_shutdown(SOCKET s, int how)
     return real_shutdown(s, how);
 }
 
-static BOOL
-has_hyperv(const fd_set *set)
+BOOL WSAAPI
+hook_TransmitFile(SOCKET s, HANDLE file, DWORD size, DWORD block, LPOVERLAPPED overlapped,
+                  LPTRANSMIT_FILE_BUFFERS around, DWORD flags)
+{
+    struct handle h;
+    struct fault fault;
+
+    if (hyperv_call(s, CALL_TransmitFile, &h, &fault) && fault.kind == FAULT_ERROR) {
+        SetLastError(fault.value);
+        return FALSE;
+    }
+    return real_TransmitFile(s, file, size, block, overlapped, around, flags);
+}
+
+BOOL WSAAPI
+hook_DisconnectEx(SOCKET s, LPOVERLAPPED overlapped, DWORD flags, DWORD reserved)
+{
+    struct handle h;
+    struct fault fault;
+
+    if (hyperv_call(s, CALL_DisconnectEx, &h, &fault) && fault.kind == FAULT_ERROR) {
+        SetLastError(fault.value);
+        return FALSE;
+    }
+    return real_DisconnectEx(s, overlapped, flags, reserved);
+}
+
+/* A Hyper-V socket of this set, or what was found before. */
+static SOCKET
+hyperv_in(const fd_set *set, SOCKET found)
 {
     struct handle h;
 
-    for (u_int i = 0; set != NULL && i < set->fd_count; i++) {
+    for (u_int i = 0; set != NULL && i < set->fd_count && found == INVALID_SOCKET; i++) {
         if (handle_get(set->fd_array[i], &h)) {
-            return TRUE;
+            found = set->fd_array[i];
         }
     }
-    return FALSE;
+    return found;
 }
 
 int WSAAPI
 hook_select(int ignored, fd_set *readable, fd_set *writable, fd_set *failed, const struct timeval *timeout)
 {
-    if (has_hyperv(readable) || has_hyperv(writable) || has_hyperv(failed)) {
-        count_call(CALL_select);
+    SOCKET ours = hyperv_in(failed, hyperv_in(writable, hyperv_in(readable, INVALID_SOCKET)));
+    struct handle h;
+    struct fault fault;
+
+    if (hyperv_call(ours, CALL_select, &h, &fault) && fault.kind == FAULT_ERROR) {
+        return fail(fault.value);
     }
     return real_select(ignored, readable, writable, failed, timeout);
+}
+
+/* Has a connect of this socket failed? */
+static BOOL
+connect_failed(SOCKET s)
+{
+    struct handle h;
+    int error = 0, size = sizeof error;
+
+    return handle_get(s, &h) && h.peer_port == 0 && !handle_endpoint(&h)->established &&
+           real_getsockopt(s, SOL_SOCKET, SO_ERROR, (char *)&error, &size) == 0 && error != 0;
+}
+
+/* WSAPoll before Windows 10 2004 said nothing of a connect that has failed. Returns how many it still reports. */
+static int
+silence(LPWSAPOLLFD sockets, ULONG count)
+{
+    int reported = 0;
+
+    for (ULONG i = 0; i < count; i++) {
+        if (sockets[i].revents & (POLLERR | POLLHUP) && connect_failed(sockets[i].fd)) {
+            sockets[i].revents = 0;
+        }
+        reported += sockets[i].revents != 0;
+    }
+    return reported;
+}
+
+static int
+poll_silently(LPWSAPOLLFD sockets, ULONG count, INT timeout)
+{
+    int reported = real_WSAPoll(sockets, count, timeout);
+
+    if (reported > 0 && silence(sockets, count) == 0) {
+        Sleep((DWORD)timeout); /* INFINITE is -1 of both */
+        return 0;
+    }
+    return reported;
 }
 
 int WSAAPI
@@ -173,7 +243,8 @@ hook_WSAPoll(LPWSAPOLLFD sockets, ULONG count, INT timeout)
             break;
         }
     }
-    return real_WSAPoll(sockets, count, timeout);
+    return setting("HVSIM_SILENT_POLL") ? poll_silently(sockets, count, timeout)
+                                        : real_WSAPoll(sockets, count, timeout);
 }
 
 int WSAAPI

@@ -202,12 +202,18 @@ int WSAAPI
 hook_closesocket(SOCKET s)
 {
     struct handle h;
+    BOOL ours = handle_get(s, &h);
+    int result;
 
-    if (handle_get(s, &h)) {
+    if (ours) {
         count_call(CALL_closesocket);
     }
     handle_forget(s);
-    return real_closesocket(s);
+    result = real_closesocket(s);
+    if (result != 0 && ours && GetLastError() == WSAENOTSOCK) {
+        result = CloseHandle((HANDLE)s) ? 0 : SOCKET_ERROR; /* Wine does not know what DuplicateHandle made */
+    }
+    return result;
 }
 
 int WSAAPI
@@ -233,10 +239,14 @@ hook_bind(SOCKET s, const struct sockaddr *address, int size)
     if (error == 0) {
         error = may_bind(endpoint, &wanted);
     }
+    /* A name that is taken is refused by listen, and here only if asked to. */
+    if (error == 0 && setting("HVSIM_STRICT_BIND") && name_lookup(&endpoint->owner, &wanted.service, &wanted.vm) != 0) {
+        error = WSAEADDRINUSE;
+    }
     if (error != 0) {
         return fail(error);
     }
-    endpoint->local = wanted; /* a duplicate is accepted here, and refused by listen */
+    endpoint->local = wanted;
     endpoint->bound = TRUE;
     return 0;
 }
@@ -246,8 +256,12 @@ start_listening(SOCKET s, struct endpoint *endpoint, unsigned port)
 {
     HANDLE name;
     struct handle *h;
-    int error = may_listen(endpoint);
+    int error;
 
+    if (guid_equal(&endpoint->local.service, &VM_WILDCARD) && setting("HVSIM_ANY_SERVICE")) {
+        guid_random(&endpoint->local.service);
+    }
+    error = may_listen(endpoint);
     if (error != 0) {
         return error;
     }
@@ -352,13 +366,16 @@ context_updated(SOCKET s, int option)
 }
 
 static struct fault
-context_fault(int option)
+option_fault(int option)
 {
     switch (option) {
     case SO_UPDATE_ACCEPT_CONTEXT:
         return step_fault(STEP_ACCEPT_CONTEXT);
     case SO_UPDATE_CONNECT_CONTEXT:
         return step_fault(STEP_CONNECT_CONTEXT);
+    case SO_REUSEADDR:
+    case SO_EXCLUSIVEADDRUSE:
+        return step_fault(STEP_REUSE_OPTION);
     default:
         return (struct fault){FAULT_NONE, 0};
     }
@@ -383,7 +400,7 @@ hook_setsockopt(SOCKET s, int level, int option, const char *value, int size)
     if (level != SOL_SOCKET) {
         return fail(WSAENOPROTOOPT);
     }
-    fault = context_fault(option);
+    fault = option_fault(option);
     if (fault.kind == FAULT_ERROR) {
         return fail(fault.value);
     }
@@ -479,7 +496,8 @@ static void
 replace_extension(const GUID *id, void **function)
 {
     static const GUID connect_ex = WSAID_CONNECTEX, accept_ex = WSAID_ACCEPTEX,
-                      accept_addresses = WSAID_GETACCEPTEXSOCKADDRS;
+                      accept_addresses = WSAID_GETACCEPTEXSOCKADDRS, transmit_file = WSAID_TRANSMITFILE,
+                      disconnect_ex = WSAID_DISCONNECTEX;
 
     if (guid_equal(id, &connect_ex)) {
         *(void **)&real_ConnectEx = *function;
@@ -490,6 +508,12 @@ replace_extension(const GUID *id, void **function)
     } else if (guid_equal(id, &accept_addresses)) {
         *(void **)&real_GetAcceptExSockaddrs = *function;
         *function = (void *)hook_GetAcceptExSockaddrs;
+    } else if (guid_equal(id, &transmit_file)) {
+        *(void **)&real_TransmitFile = *function;
+        *function = (void *)hook_TransmitFile;
+    } else if (guid_equal(id, &disconnect_ex)) {
+        *(void **)&real_DisconnectEx = *function;
+        *function = (void *)hook_DisconnectEx;
     }
 }
 
