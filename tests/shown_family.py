@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from typing import Any
 
 import hvsock
 
@@ -21,20 +22,19 @@ SHOWN_FAMILY = os.environ.get("HVSOCK_TEST_FAMILY")
 def show(name: str) -> None:
     """Have the sockets of `local` show the family of the transport of that name."""
     number = {transport.name: transport.family for transport in hvsock.transports()}[name]
-    real = hvsock.HyperVSocket.family
+    real: Any = socket.socket.family
 
-    def family(sock: hvsock.HyperVSocket) -> int:
-        """The family, or what stands for it."""
-        true = real.fget(sock)
+    def family(sock: socket.socket) -> int:
+        true: int = real.fget(sock)
         inside = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in INSIDE
-        if true != socket.AF_UNIX or inside:
+        if true != socket.AF_UNIX or inside or not isinstance(sock, hvsock.HyperVSocket):
             return true
         try:
             return socket.AddressFamily(number)
         except ValueError:  # AF_HYPERV, which Python names on Windows only
             return number
 
-    hvsock.HyperVSocket.family = property(family)
+    socket.socket.family = property(family, doc=real.__doc__)  # type: ignore[assignment, misc]
 
 
 if SHOWN_FAMILY:
