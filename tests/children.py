@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import unittest
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1679,131 +1680,52 @@ def hand_over(implementation: str, method: str) -> None:
 # CPython's own tests
 
 
-def swapped_socket(kind: str, ports: Iterator[int]) -> type[socket.socket]:
-    """Return the class that CPython's tests shall take for `socket.socket`; `ports` are free ones of the transport."""
-    import hvsock
-    from hvsock._hvsock import Socket
-
-    if kind == "stdlib":
-        return socket.socket
-    if kind == "_hvsock.Socket":
-        return Socket
-    if kind == "HyperVSocket":
-
-        class OurSocket(hvsock.HyperVSocket):
-            """Without arguments it is a TCP socket, as the original."""
-
-            def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
-                if family == -1 and kwargs.get("fileno") is None and len(args) < 3:
-                    family = socket.AF_INET
-                super().__init__(family, *args, **kwargs)
-
-        return OurSocket
-
-    class TransportSocket(hvsock.HyperVSocket):
-        """A socket of a transport that passes for TCP: 127.0.0.1 is the loopback, and ports are ports."""
-
-        def __init__(
-            self,
-            family: int = -1,
-            type: int = -1,  # noqa: A002 - the original's name
-            proto: int = -1,
-            fileno: int | None = None,
-        ) -> None:
-            del proto
-            if family not in (-1, socket.AF_INET) and fileno is None:
-                raise OSError(errno.EAFNOSUPPORT, f"no sockets of family {family} over a transport")
-            # A handle's own family tells: it may be an end of a socketpair. Windows tells none of an unbound one.
-            own = family if fileno is not None and family == hvsock.AF_HYPERV else -1
-            super().__init__(own, type, -1, fileno, transport=kind if fileno is None else None)
-
-        @staticmethod
-        def to_hyperv(address: Any) -> Any:
-            host, port = address
-            if not isinstance(host, str):
-                raise TypeError("a host is a str")
-            return "loopback", port
-
-        @staticmethod
-        def to_inet(address: Any) -> Any:
-            if not isinstance(address, hvsock.HyperVAddress):
-                return address
-            return "127.0.0.1", address.service_id.int >> 96
-
-        def bind(self, address: Any, /) -> None:
-            host, port = address
-            super().bind(self.to_hyperv((host, port or next(ports))))
-
-        def connect(self, address: Any, /) -> None:
-            super().connect(self.to_hyperv(address))
-
-        def accept(self) -> Any:
-            sock, address = super().accept()
-            return sock, self.to_inet(address)
-
-        def getsockname(self) -> Any:
-            return self.to_inet(super().getsockname())
-
-        def getpeername(self) -> Any:
-            return self.to_inet(super().getpeername())
-
-    return TransportSocket
-
-
 def cpython_socket(kind: str, index: str, count: str, *names: str) -> None:
     """Run classes or tests of `test.test_socket`, but none whose name follows a "-", with `socket.socket` swapped.
 
     This is one of `count` processes at the same time, whose ports must not meet.
     """
-    import itertools
-    import re
-    import tempfile
-    import unittest
-    import warnings
+    import swapped
 
-    warnings.resetwarnings()
-    warnings.simplefilter("ignore")
-    from test import test_socket
-
-    def name_of(test: unittest.TestCase) -> str:
-        return re.sub(r"^.*\btest_socket\.", "", test.id())
-
-    def flat(tests: Any) -> Iterator[unittest.TestCase]:
-        for test in tests:
-            if isinstance(test, unittest.TestSuite):
-                yield from flat(test)
-            else:
-                yield test
-
-    # Of 16 bits, as getaddrinfo takes them on the way of create_connection: random ones would meet now and then.
-    ports = itertools.count(0x2000 + int(index), int(count))
-    socket.socket = socket.SocketType = swapped_socket(kind, ports)  # type: ignore[misc]
-    loader = unittest.defaultTestLoader
+    test_socket = swapped.load("test_socket")
+    socket.socket = socket.SocketType = swapped.socket_class(  # type: ignore[misc]
+        kind, swapped.ports(int(index), int(count))
+    )
     excluded = {name.removeprefix("-") for name in names if name.startswith("-")}
-    loaded = [
+    loader = unittest.defaultTestLoader
+    loaded = unittest.TestSuite(
         loader.loadTestsFromName(name, test_socket)
         for name in names
         # Not every Python has every class.
         if not name.startswith("-") and hasattr(test_socket, name.split(".")[0])
-    ]
-    suite = unittest.TestSuite(test for test in flat(loaded) if name_of(test) not in excluded)
-    # They make sockets and files in the current directory.
-    with tempfile.TemporaryDirectory() as directory:
-        os.chdir(directory)
-        result = unittest.TextTestRunner(stream=sys.stderr, verbosity=2).run(suite)
-        os.chdir("/")
-    say("ran", result.testsRun)
-    for test, text in [*result.failures, *result.errors]:
-        say("failed", name_of(test), text.strip().splitlines()[-1])
+    )
+    swapped.run(test for test in swapped.flat(loaded) if swapped.name_of(test) not in excluded)
+
+
+def cpython_asyncio(kind: str, index: str, count: str, part: str, *names: str) -> None:
+    """Run modules or tests of `test.test_asyncio` over sockets of `kind`: those of them that belong to `part`.
+
+    This is one of `count` processes at the same time, whose ports must not meet.
+    """
+    import swapped
+    import test_cpython_asyncio
+
+    modules = {name.partition(".")[0] for name in names}
+    loaded = [swapped.load(f"test_asyncio.{module}") for module in sorted(modules)]
+    swapped.use_asyncio(kind, swapped.ports(int(index), int(count)))
+    tests = swapped.flat(unittest.defaultTestLoader.loadTestsFromModule(module) for module in loaded)
+    swapped.run(
+        test
+        for test, name in ((test, swapped.name_of(test)) for test in tests)
+        if (name in names or name.partition(".")[0] in names) and test_cpython_asyncio.part_of(kind, name) == part
+    )
 
 
 def cpython_names(*names: str) -> None:
     """Check that `test.test_socket` has these tests, where it has their classes."""
-    import warnings
+    import swapped
 
-    warnings.simplefilter("ignore")
-    from test import test_socket
-
+    test_socket = swapped.load("test_socket")
     for name in names:
         case, _, method = name.partition(".")
         assert not hasattr(test_socket, case) or hasattr(getattr(test_socket, case), method), name

@@ -310,7 +310,8 @@ def test_a_send_that_waits_sleeps(bed: Bed, vsock: bool, monkeypatch: pytest.Mon
     async def main() -> None:
         async with bed.message_pair() as (one, _):
             if vsock:
-                monkeypatch.setattr(_links, "_AF_VSOCK", raw(one).family)
+                families = {transport.name: transport.family for transport in hvsock.transports()}
+                monkeypatch.setattr(_links, "_AF_VSOCK", families[bed.transport])
             given = spy_on_send(one)
             sending = asyncio.create_task(one.send(b"x" * (1 << 24)))
             await asyncio.sleep(TICK)

@@ -388,6 +388,17 @@ def tls_contexts(kind: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     pytest.skip("this interpreter comes without its `test` package, which has the certificate")
 
 
+def test_ssl_wraps_connected_sockets_only(transport: str) -> None:
+    """An SSLSocket is a socket.socket, which knows a family's own addresses at most."""
+    _, context = tls_contexts("TLS 1.3")
+    with utils.listen(transport) as listener, utils.dialler(transport) as sock:
+        with pytest.raises(OSError if transport == "hyperv" else TypeError), context.wrap_socket(sock) as tls:
+            tls.connect(listener.getsockname())
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+
+
 @pytest.mark.parametrize("kind", ["TLS 1.2, anonymous", "TLS 1.3"])
 def test_ssl(pair: Pair, kind: str) -> None:
     if pair[0].family == hvsock.AF_HYPERV and sys.version_info < (3, 12):

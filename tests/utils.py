@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import shown_family  # noqa: F401 - where the environment asks for it
+
 import hvsock
 
 TESTS = Path(__file__).resolve().parent

@@ -202,8 +202,8 @@ make_base() { # sets BASE, the archive with busybox, the interpreter and its sta
         --exclude=./turtledemo --exclude=./pydoc_data --exclude='*/_tkinter.*.so' --exclude='*/_test*.so' \
         --exclude='*.a' . |
         tar -x -C "$root$STDLIB"
-    # Of the test package only what CPython's own socket tests and a TLS test want.
-    for file in __init__.py support test_socket.py certdata keycert.pem keycert3.pem pycacert.pem; do
+    # Of the test package only what CPython's own tests of sockets and asyncio and a TLS test want.
+    for file in __init__.py support test_socket.py test_asyncio certdata keycert.pem keycert3.pem pycacert.pem; do
         [ -e "$STDLIB/test/$file" ] || continue
         mkdir -p "$root$STDLIB/test"
         cp -r "$STDLIB/test/$file" "$root$STDLIB/test/"

@@ -240,7 +240,8 @@ def python_tree(work: Path, source: Interpreter, dlls: Path) -> Path:
         )
         (tree / "Lib" / "site-packages").mkdir()
         # Of CPython's own tests, those that the project runs over its sockets.
-        shutil.copytree(source.stdlib / "test" / "support", tree / "Lib" / "test" / "support")
+        for name in ("support", "certdata", "test_asyncio"):
+            shutil.copytree(source.stdlib / "test" / name, tree / "Lib" / "test" / name)
         for name in ("__init__.py", "test_socket.py"):
             shutil.copy(source.stdlib / "test" / name, tree / "Lib" / "test")
         with contextlib.ExitStack() as cleanup:
