@@ -286,33 +286,13 @@ class MessageServer(BaseServer):
         super().__init__(sock, backlog, max_connections)
         self._handler = handler
         self._streams: dict[HyperVSocket, MessageStream] = {}
-        self._shutdowns: set[asyncio.Future[None]] = set()  # that are not over
-
-    async def shutdown(self, timeout: float | None = 10.0) -> None:
-        """Close the server, let the handlers come to their end, and cancel those that are not there in time.
-
-        A handler's recv() returns the messages that have arrived already, and then raises EOFError (`async for` ends);
-        its exchange() still gets the reply.
-
-        Args:
-            timeout: seconds; None cancels none.
-        """
-        over = self._loop.create_future()
-        self._shutdowns.add(over)
-        try:
-            self.close()
-            self.close_clients()
-            if self._tasks:
-                _, late = await asyncio.wait(self._tasks, timeout=timeout)
-                for task in late:
-                    task.cancel()
-            await self.wait_closed()
-        finally:
-            self._shutdowns.remove(over)
-            over.set_result(None)
 
     def close_clients(self) -> None:
-        """Let the handlers come to their end, as shutdown() does."""
+        """Let the handlers come to their end.
+
+        recv() returns the messages that have arrived already, and then raises EOFError (`async for` ends); exchange()
+        still gets the reply.
+        """
         for stream in self._streams.values():
             stream._end_input()
 
@@ -320,10 +300,8 @@ class MessageServer(BaseServer):
         """Cancel the handlers."""
         self._cancel_tasks()
 
-    async def _finish(self) -> None:
-        while self._shutdowns:  # which may give the handlers more time
-            await asyncio.wait(self._shutdowns)
-        await self.shutdown()
+    async def _finish(self, *, failed: bool) -> None:
+        await self._end()
 
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
         stream = self._streams[sock] = MessageStream(sock)
@@ -374,10 +352,4 @@ async def serve_messages(
         raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
     sock = _bind_server(address, transport, connected_suspend)
     server = MessageServer(sock, backlog, handler, max_connections)
-    try:
-        if start_serving:
-            await server.start_serving()
-    except BaseException:
-        server.close()
-        raise
-    return server
+    return await server._started(start_serving)
