@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import sys
 import textwrap
 import time
@@ -701,6 +702,143 @@ def test_serve_forever_is_cancelled(bed: Bed) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert not server.is_serving()
+
+    bed.run(main)
+
+
+#: A server with a client that is silent, and Ctrl-C. Its grace has no end, so that the client has to be closed.
+CTRL_C = textwrap.dedent("""
+    import asyncio, signal
+    from hvsock import aio
+
+    async def talk(reader, writer):
+        assert await reader.read() == b""
+        print("the stream has ended")
+        writer.close()
+
+    async def converse(stream):
+        async for message in stream:
+            raise AssertionError(message)
+        print("the stream has ended")
+
+    async def main():
+        async with await {serve} as server:
+            client = await aio.connect_messages(("loopback", 5000), transport="local")
+            asyncio.get_running_loop().call_later({tick}, signal.raise_signal, signal.SIGINT)
+            await {wait}
+
+    aio.Server.shutdown.__defaults__ = (None,)
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        print("interrupted")
+""")
+
+
+@pytest.mark.parametrize(
+    ("handler", "wait"),
+    [
+        ("start_server(talk", "server.serve_forever()"),
+        ("start_server(talk", "asyncio.Event().wait()"),
+        ("start_server(talk", "asyncio.sleep(0)"),  # and then for the client
+        ("serve_messages(converse", "server.serve_forever()"),
+        ("serve_messages(converse", "asyncio.Event().wait()"),
+    ],
+)
+@pytest.mark.usefixtures("local")
+def test_ctrl_c_beside_a_silent_client(handler: str, wait: str) -> None:
+    """The first one ends the server, whether it waits in serve_forever() or elsewhere in its `async with`, or after."""
+    serve = f'aio.{handler}, ("loopback", 5000), transport="local")'
+    code = CTRL_C.format(serve=serve, tick=TICK, wait=wait)
+    done = subprocess.run([sys.executable, "-Ic", code], capture_output=True, text=True, timeout=LIMIT)
+    assert (done.stdout.split("\n"), done.stderr) == (["the stream has ended", "interrupted", ""], "")
+
+
+def test_serve_forever_is_cancelled_while_something_is_sent(bed: Bed) -> None:
+    """It is sent to its end."""
+    answer = random_bytes(4 * MIB)
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        server = await bed.start_server(handler)
+        task = asyncio.create_task(server.serve_forever())
+        reader, writer = await bed.open_connection()
+        received = await reader.readexactly(1)
+        task.cancel()
+        assert received + await reader.read() == answer
+        await close(writer)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    bed.run(main)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_serve_forever_is_cancelled_beside_a_client_that_does_not_read(
+    bed: Bed, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is aborted after the grace, or at once when the task is cancelled again."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(64 * MIB))
+        await reader.read()
+        writer.close()
+
+    async def main() -> None:
+        server = await bed.start_server(handler)
+        task = asyncio.create_task(server.serve_forever())
+        with hvsock.HyperVSocket(transport=bed.transport) as client:
+            await asyncio.to_thread(client.connect, bed.address)
+            await asyncio.sleep(TICK)
+            task.cancel()
+            if again:
+                await asyncio.sleep(TICK)
+                assert not task.done()
+                task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await server.wait_closed()
+
+    monkeypatch.setattr(aio.Server.shutdown, "__defaults__", (LIMIT if again else TICK,))
+    bed.run(main)
+
+
+def test_the_end_of_a_server_waits_for_its_clients(bed: Bed) -> None:
+    """As with asyncio's, where nothing has failed in its block."""
+
+    async def main() -> None:
+        async with await bed.start_server(echo) as server:
+            reader, writer = await bed.open_connection()
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            leaving = asyncio.create_task(server.__aexit__(None, None, None))
+            await asyncio.sleep(TICK)
+            writer.write(b"y")
+            assert await reader.readexactly(1) == b"y"
+            assert not leaving.done()
+            await close(writer)
+            await leaving
+
+    bed.run(main)
+
+
+def test_shutdown(bed: Bed) -> None:
+    """It can give the clients another time than serve_forever() does."""
+
+    async def main() -> None:
+        server = await bed.start_server(echo)
+        pairs = [await bed.open_connection() for _ in range(3)]
+        for reader, writer in pairs:
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+        await server.shutdown(LIMIT)
+        assert server.sockets == ()
+        for reader, writer in pairs:
+            await expect_end(reader, writer)
 
     bed.run(main)
 

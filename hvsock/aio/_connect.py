@@ -42,18 +42,7 @@ async def connect(
 
     If cancelled, nothing is left pending and no handle is left open.
 
-    Args:
-        address: any (vm, service) pair that `as_address` takes.
-        timeout: seconds that an attempt may take, None for the system's limit.
-        transport: the name of a transport; by default `default_transport()`.
-        retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt,
-            as in `hvsock.create_connection`.
-
-    Raises:
-        TimeoutError: no answer in time.
-        OSError: as the system says.
-        ValueError: an unknown transport, an address that it cannot express, a `timeout` that is not positive, or a
-            negative `retry_for`.
+    The arguments and errors are those of `connect_messages`.
     """
     to = as_address(address)
     if timeout is not None and not timeout > 0.0:

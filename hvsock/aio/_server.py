@@ -35,6 +35,7 @@ class BaseServer(asyncio.AbstractServer):
         self._drained: list[asyncio.Future[None]] = []
         self._forever: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._shutdowns: set[asyncio.Future[None]] = set()  # that are not over
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} sockets={self.sockets!r}>"
@@ -42,6 +43,14 @@ class BaseServer(asyncio.AbstractServer):
     @abc.abstractmethod
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
         """Take care of a connection. The task is one of `_tasks` until it ends; the socket is to be closed later."""
+
+    @abc.abstractmethod
+    def close_clients(self) -> None:
+        """Have the connections end by themselves."""
+
+    @abc.abstractmethod
+    def abort_clients(self) -> None:
+        """End all connections at once."""
 
     def _cancel_tasks(self) -> None:
         for task in self._tasks:
@@ -54,10 +63,6 @@ class BaseServer(asyncio.AbstractServer):
             sock.close()
         if sock.fileno() < 0:  # or it was detached, which it tells nobody
             self._ended(connection)
-
-    async def _finish(self) -> None:
-        """Wait for the end of the connections of a closed server."""
-        await self.wait_closed()
 
     @property
     def sockets(self) -> tuple[HyperVSocket, ...]:
@@ -77,18 +82,28 @@ class BaseServer(asyncio.AbstractServer):
         self._start_serving()
         await asyncio.sleep(0)
 
+    async def _started(self, start_serving: bool) -> Self:
+        """Return the server, which was just made, after start_serving() if that is wanted."""
+        try:
+            if start_serving:
+                await self.start_serving()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
     def _start_serving(self) -> None:
         if self._closed:
             raise RuntimeError(f"server {self!r} is closed")
         if self._acceptor is None:
             self._sock.listen(self._backlog)
             kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
-            self._acceptor = kind(
-                self._loop, self._sock, self._accepted, self._max_connections or max(self._backlog, 1)
-            )
+            acceptor = kind(self._loop, self._sock, self._accepted)
+            acceptor.start(self._max_connections or max(self._backlog, 1))
+            self._acceptor = acceptor
 
     async def serve_forever(self) -> None:
-        """Accept connections until cancelled; then close the server and wait for its connections."""
+        """Accept connections until cancelled, as by Ctrl-C under `asyncio.run`; then shut the server down."""
         if self._forever is not None:
             raise RuntimeError(f"server {self!r} is already being awaited on serve_forever()")
         self._start_serving()
@@ -96,8 +111,7 @@ class BaseServer(asyncio.AbstractServer):
         try:
             await self._forever
         except asyncio.CancelledError:
-            self.close()
-            await self._finish()
+            await self._finish(failed=not self._closed)
             raise
         finally:
             self._forever = None
@@ -121,12 +135,58 @@ class BaseServer(asyncio.AbstractServer):
             self._drained.append(waiter)
             await waiter
 
+    async def shutdown(self, timeout: float | None = 10.0) -> None:
+        """Close the server and its clients, as close_clients() does, and abort those that have not ended in time.
+
+        Args:
+            timeout: seconds; None aborts none.
+        """
+        over = self._loop.create_future()
+        self._shutdowns.add(over)
+        try:
+            self.close()
+            self.close_clients()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._connections_ended()
+            except TimeoutError:
+                self.abort_clients()
+                await self._connections_ended()
+        finally:
+            self._shutdowns.remove(over)
+            over.set_result(None)
+
+    async def _connections_ended(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.wait_closed()
+
+    async def _finish(self, *, failed: bool) -> None:
+        """End the server, whose block or serve_forever() has ended: wait for the clients, or shut down."""
+        try:
+            if not failed:
+                self.close()
+                return await self.wait_closed()
+        except asyncio.CancelledError:
+            await self._end()
+            raise
+        return await self._end()
+
+    async def _end(self) -> None:
+        """Shut down. If cancelled, as by another Ctrl-C, abort the clients."""
+        try:
+            while self._shutdowns:  # which may give the clients more time
+                await asyncio.wait(self._shutdowns)
+            await self.shutdown()
+        except BaseException:
+            self.abort_clients()
+            raise
+
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-        await self._finish()
+    async def __aexit__(self, *error: object) -> None:
+        await self._finish(failed=error[0] is not None)
 
     def _accepted(self, sock: HyperVSocket) -> None:
         connection = object()
@@ -171,6 +231,10 @@ class _Acceptor(abc.ABC):
         self._accepted = accepted
 
     @abc.abstractmethod
+    def start(self, permits: int) -> None:
+        """Begin to accept."""
+
+    @abc.abstractmethod
     def release(self) -> None:
         """Give a permit back."""
 
@@ -192,19 +256,12 @@ def _is_of_peer(exc: OSError) -> bool:
 class _WatchingAcceptor(_Acceptor):
     """For loops that say when a socket is ready."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: HyperVSocket,
-        accepted: Callable[[HyperVSocket], None],
-        permits: int,
-    ) -> None:
-        super().__init__(loop, sock, accepted)
+    def start(self, permits: int) -> None:
         self._permits = permits
         self._burst = permits  # accepted in one turn of the loop
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
-        sock.setblocking(False)
+        self._sock.setblocking(False)
         self._watch()
 
     def _watch(self) -> None:
@@ -248,17 +305,10 @@ class _WatchingAcceptor(_Acceptor):
 class _ThreadAcceptor(_Acceptor):
     """For the Proactor, whose own accept knows the internet's families only: a thread that blocks in accept()."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: HyperVSocket,
-        accepted: Callable[[HyperVSocket], None],
-        permits: int,
-    ) -> None:
-        super().__init__(loop, sock, accepted)
+    def start(self, permits: int) -> None:
         self._permits = threading.Semaphore(permits)
         self._closed = threading.Event()
-        sock.setblocking(True)
+        self._sock.setblocking(True)
         self._thread = threading.Thread(target=self._run, name="hvsock accept")
         with contextlib.suppress(RuntimeError):  # an isolated subinterpreter allows no daemon
             self._thread.daemon = True  # or the process of who forgets to close the server would not end

@@ -257,13 +257,7 @@ async def create_server(
     _loop_with_transports()
     tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
     server = Server(_bind_server(address, transport, connected_suspend), backlog, protocol_factory, tls)
-    try:
-        if start_serving:
-            await server.start_serving()
-    except BaseException:
-        server.close()
-        raise
-    return server
+    return await server._started(start_serving)
 
 
 async def start_server(

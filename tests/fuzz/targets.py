@@ -20,7 +20,7 @@ import hvsock
 from hvsock import _addresses as addresses
 from hvsock import vms
 from hvsock._transports import local
-from hvsock.aio._links import Link
+from hvsock.aio._parser import HEADER, SHORT, MessageParser
 from hvsock.relay import _endpoints
 from hvsock.vms import _hcs
 from hvsock.vms._records import NO_VM
@@ -173,62 +173,41 @@ def messages(data: bytes) -> None:
                     stream.receive_exactly(sock.recv_exactly, limit)
 
 
-class Wire:
-    """In place of a socket: what has been fed, in pieces of the sizes that the peer sent."""
+def parser(data: bytes) -> None:
+    """The messages of asyncio, which are fed with what the peer sent, in pieces as a socket gives them."""
+    messages = MessageParser()
+    pieces: list[bytes] = []
 
-    def __init__(self) -> None:
-        self.pieces: list[bytes] = []
-        self.ended = False
-
-    def send(self, data: bytes) -> int:
-        if sum(map(len, self.pieces)) > 100_000:
+    def send(data: bytes) -> int:
+        if sum(map(len, pieces)) > 100_000:
             return 0
-        self.pieces.append(data)
+        pieces.append(data)
         return len(data)
 
-    def recv(self, size: int) -> bytes:
-        if not self.pieces:
-            if self.ended:
-                return b""
-            raise BlockingIOError
-        piece = self.pieces.pop(0)
-        if len(piece) > size:
-            self.pieces.insert(0, piece[size:])
-        return piece[:size]
+    def receive() -> None:
+        piece = pieces.pop(0)
+        room = messages.room()
+        size = min(len(piece), SHORT if room is None else len(room))
+        if room is None:
+            messages.feed(piece[:size])
+        else:
+            room[:size] = piece[:size]
+            messages.advance(size)
+        if size < len(piece):
+            pieces.insert(0, piece[size:])
 
-    def recv_into(self, buffer: memoryview) -> int:
-        piece = self.recv(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
+    def take(limit: int) -> None:
+        while (message := messages.next(limit)) is None:
+            if not pieces:
+                raise messages.end() if stream._ended else BlockingIOError
+            receive()
+        stream.take_message(message)
 
-
-class PlainLink(Link):
-    """A link without an event loop."""
-
-    def watch(self) -> None:
-        raise NotImplementedError
-
-    unwatch = watch
-
-    async def writable(self) -> None:
-        raise NotImplementedError
-
-    def is_amid_message(self) -> bool:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        raise NotImplementedError
-
-
-def links(data: bytes) -> None:
-    """The messages of asyncio."""
-    wire = Wire()
-    link = PlainLink(None, wire, lambda: None)  # type: ignore[arg-type]
-    stream = Stream(wire.send, lambda: setattr(wire, "ended", True))
+    stream = Stream(send, lambda: None)
     for kind, argument, content in steps(data):
         if not feed(stream, kind, argument, content):
-            stream.receive(lambda limit: stream.take_message(link.take(limit)), SIZES[argument % len(SIZES)])
-    assert len(link._data) < 2 * 8192 + 4
+            stream.receive(take, SIZES[argument % len(SIZES)])
+    assert len(messages._data) < 2 * SHORT + HEADER
 
 
 # Addresses
@@ -321,4 +300,4 @@ def hcs(data: bytes) -> None:
         assert all(type(field) is str for field in vm[1:])
 
 
-TARGETS = {function.__name__: function for function in (messages, links, address, uri, hybrid, hcs)}
+TARGETS = {function.__name__: function for function in (messages, parser, address, uri, hybrid, hcs)}
