@@ -712,6 +712,7 @@ CTRL_C = textwrap.dedent("""
     from hvsock import aio
 
     async def talk(reader, writer):
+        accepted.set()
         assert await reader.read() == b""
         print("the stream has ended")
         writer.close()
@@ -722,6 +723,8 @@ CTRL_C = textwrap.dedent("""
         print("the stream has ended")
 
     async def main():
+        global accepted
+        accepted = asyncio.Event()
         async with await {serve} as server:
             client = await aio.connect_messages(("loopback", 5000), transport="local")
             asyncio.get_running_loop().call_later({tick}, signal.raise_signal, signal.SIGINT)
@@ -740,7 +743,7 @@ CTRL_C = textwrap.dedent("""
     [
         ("start_server(talk", "server.serve_forever()"),
         ("start_server(talk", "asyncio.Event().wait()"),
-        ("start_server(talk", "asyncio.sleep(0)"),  # and then for the client
+        ("start_server(talk", "accepted.wait()"),  # and then for the client
         ("serve_messages(converse", "server.serve_forever()"),
         ("serve_messages(converse", "asyncio.Event().wait()"),
     ],
