@@ -173,7 +173,9 @@ class HyperVAddress(NamedTuple):
             raise TypeError(f"a Hyper-V socket URI must be a str, not {type(text).__name__}")
         match = _URI.fullmatch(text)
         if match is None:
-            raise ValueError(f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE")
+            raise ValueError(
+                f"{_shown.repr(text)} is not of the form hvsock://VM/SERVICE, such as hvsock://parent/5000"
+            )
         vm, service = match.groups()
         is_port = _PORT.fullmatch(service)
         if _DIGITS.fullmatch(service) and not is_port:
@@ -219,7 +221,10 @@ def _as_vm_id(vm: UUID | str) -> UUID:
     vm_id = _ALIASES.get(vm.lower()) if vm.isascii() else None
     vm_id = vm_id or _parse_guid(vm)
     if vm_id is None:
-        raise ValueError(f"{_shown.repr(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}")
+        raise ValueError(
+            f"{_shown.repr(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}; "
+            "'hvsock vm id NAME' prints the GUID of a VM"
+        )
     return vm_id
 
 

@@ -338,7 +338,7 @@ class HyperVSocket(Socket):
     def _set_option(self, option: int, value: bool) -> None:
         if self._transport is None or self._transport.name != "hyperv":
             name = "this family" if self._transport is None else f"transport {self._transport.name}"
-            raise OSError(errno.ENOPROTOOPT, f"{name} has no such option: it is one of transport hyperv")
+            raise OSError(errno.ENOPROTOOPT, f"{name} does not have this option; only transport hyperv has it")
         self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
         self._options = self._options | option if value else self._options & ~option
 

@@ -104,10 +104,10 @@ def unregister(service: UUID | str | int, *, missing_ok: bool = False, force: bo
                 return
             raise FileNotFoundError(errno.ENOENT, "the service is not registered", _shown(service_id))
         if not force and not found.owned:
-            message = "the service was registered by somebody else: only force removes it"
+            message = "the service was not registered by hvsock; use force to remove it"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         if not force and _was_added_to(service_id):
-            message = "somebody has added to the key of the service: only force removes it"
+            message = "the key has values or keys that hvsock did not write; use force to remove them"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         _delete(_path(service_id))
 
@@ -155,7 +155,7 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
     for service, name in services.items():
         service_id = _as_service_id(service)
         if service_id in names:
-            raise ValueError(f"service {service_id} is named twice")
+            raise ValueError(f"service {service_id} is given twice")
         names[service_id] = _checked_name(name)
     lines = ["Windows Registry Editor Version 5.00", ""]
     for service_id, name in names.items():
@@ -168,7 +168,7 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
 def _as_service_id(service: UUID | str | int) -> UUID:
     service_id = as_address((HV_GUID_ZERO, service)).service_id
     if service_id == HV_GUID_ZERO:
-        raise ValueError("the GUID of zeros is no service's")
+        raise ValueError("the all-zero GUID is not a valid service id")
     return service_id
 
 

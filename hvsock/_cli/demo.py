@@ -453,17 +453,17 @@ EXAMPLES = """
 
 
 @click.command("demo", epilog=examples(EXAMPLES))
-@transport_option("the best one that can serve here")
+@transport_option("the best one that works here")
 @click.option("--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips.")
 @click.option("--size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="MiB to stream.")
 @as_json
 def command(transport: str | None, count: int, size: int, as_json: bool) -> None:
     """Run a service and a client of it, and measure.
 
-    The service runs in this process, on the best transport that can serve here: AF_HYPERV loopback on Windows, vsock
+    The service runs in this process, on the best transport that works here: AF_HYPERV loopback on Windows, vsock
     loopback on Linux if its module is loaded, else `local`. The client runs in another process and connects as a guest
-    would. Every payload is random and is compared with what comes back. Each measurement ends after a second, whatever
-    --count and --size ask for.
+    would. Every payload is random and is compared with its reply. Each measurement ends after one second, even if
+    --count and --size ask for more.
     """
     scene = choose_scene(transport)
     width = len("round trip")

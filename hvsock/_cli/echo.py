@@ -111,10 +111,10 @@ class Echoes:
 @address_argument
 @transport_option()
 def command(address: hvsock.HyperVAddress, transport: str | None) -> None:
-    """Serve: send back what comes.
+    """Run an echo service.
 
-    Listens at ADDRESS until Ctrl-C or SIGTERM. Clients may be many; their arrivals and ends are printed. For `hvsock
-    ping`, `hvsock bench`, and for trying out a client of one's own.
+    It sends back what it receives, to any number of clients at ADDRESS, until Ctrl-C or SIGTERM; each connection and
+    its end are printed. Use it with `hvsock ping`, `hvsock bench` or a client of your own.
     """
     with doing(f"listen on {address}"):
         server = hvsock.create_server(address, transport=transport)

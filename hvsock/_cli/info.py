@@ -25,9 +25,9 @@ EXAMPLES = """
 @click.command("info", epilog=examples(EXAMPLES))
 @as_json
 def command(as_json: bool) -> None:
-    """Show transports, reasons, ids and constants.
+    """Show which transports work here and why others do not, ids and constants.
 
-    Nothing is connected or bound to find them out.
+    It opens sockets to find out, but connects and binds none.
     """
     facts = gather_info()
     if as_json:

@@ -215,12 +215,12 @@ def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
 
 @click.command("ping", epilog=examples(EXAMPLES))
 @address_argument
-@click.option("-c", "--count", type=click.IntRange(1), help="Pings to send; by default there is no end.")
+@click.option("-c", "--count", type=click.IntRange(1), help="Pings to send; no limit by default.")
 @click.option(
     "-i", "--interval", type=Seconds(positive=False), default=1.0, show_default=True, help="Seconds between two pings."
 )
 @click.option(
-    "-s", "--size", type=click.IntRange(1, LARGEST), default=64, show_default=True, help="Random bytes of a ping."
+    "-s", "--size", type=click.IntRange(1, LARGEST), default=64, show_default=True, help="Payload size, random bytes."
 )
 @click.option(
     "-t",
@@ -230,7 +230,7 @@ def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
     show_default=True,
     help="Seconds to wait for a connection, and for a reply.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print no line for a ping that came back; so does --interval 0.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the pings that were lost; --interval 0 implies it.")
 @as_json
 @transport_option()
 def command(
@@ -245,9 +245,9 @@ def command(
 ) -> int:
     """Measure how fast an echo service answers.
 
-    At ADDRESS there is `hvsock echo`, or any other service that sends back what it gets. All pings use one connection,
-    which is made again after one was lost. At the end, or on Ctrl-C, the statistics are printed. The exit code is 0 if
-    a ping came back, 1 if none did.
+    ADDRESS must be an echo service: `hvsock echo`, or any other that sends back what it receives. All pings use one
+    connection, which is made again after a loss. Statistics are printed at the end, or on Ctrl-C. The exit code is 0
+    if a ping came back, 1 if none did.
     """
     pings = Pings(address, size, timeout, transport)
     start = time.monotonic()

@@ -36,7 +36,7 @@ LISTEN_EXAMPLES = """
   hvsock listen --verbose wildcard/5000 | tar x
 """
 
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stderr who is connected to whom.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report connections on stderr.")
 
 
 @click.command("connect", epilog=examples(CONNECT_EXAMPLES))
@@ -45,7 +45,10 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stde
     "-t", "--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the connection."
 )
 @click.option(
-    "--retry-for", type=Seconds(positive=False), default=0.0, help="Seconds to try again while nobody listens."
+    "--retry-for",
+    type=Seconds(positive=False),
+    default=0.0,
+    help="Keep trying for this many seconds while the service does not answer.",
 )
 @verbose_option
 @transport_option()
@@ -54,9 +57,9 @@ def connect(
 ) -> None:
     """Connect stdin and stdout to a service.
 
-    Stdin goes to ADDRESS, and what comes from there is written to stdout. The end of stdin ends that direction only;
-    the command ends when both directions have ended. On a terminal the service's end is the end, and what it sends is
-    shown with control characters escaped: `| cat` shows them as they are.
+    Stdin is sent to ADDRESS, and what comes back is written to stdout. The end of stdin ends that direction only;
+    the command ends when both directions have ended. On a terminal the command ends when the service closes, and
+    control characters are escaped; pipe through `cat` to see them raw.
 
     PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
     `cmd /c "hvsock connect parent/5000 > file"`.
@@ -71,16 +74,14 @@ def connect(
 
 @click.command("listen", epilog=examples(LISTEN_EXAMPLES))
 @address_argument
-@click.option(
-    "-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit."
-)
+@click.option("-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; no limit by default.")
 @verbose_option
 @transport_option()
 def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:
-    """Accept one connection for stdin and stdout.
+    """Wait for one connection and join it to stdin and stdout.
 
-    Listens at ADDRESS; then stdin goes there, and what comes from there is written to stdout, as `hvsock connect` does
-    it. Nobody else can connect meanwhile.
+    Listens at ADDRESS and accepts one client. Then stdin is sent to it, and what it sends is written to stdout, as
+    with `hvsock connect`.
 
     PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
     `cmd /c "hvsock listen wildcard/5000 > file"`.

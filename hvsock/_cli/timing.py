@@ -20,7 +20,7 @@ BITS: Final = 12  # significant bits that are kept of a duration: it is exact to
 STEPS: Final = (10, 15, 20, 30, 40, 50, 70)
 #: What fits into the buffers between two partitions even while nobody reads: rings of 24 KiB on Hyper-V.
 FITS: Final = 4096
-NO_ECHO: Final = "what came back is not what was sent: this is no echo service"
+NO_ECHO: Final = "the reply is not what was sent; the address must be that of an echo service, such as hvsock echo"
 
 
 class Times(TypedDict):

@@ -35,7 +35,7 @@ def transport_named(name: str) -> Transport:
     for transport in _TRANSPORTS:
         if transport.name == name:
             return transport
-    raise ValueError(f"no transport is called {_shown.repr(name)}; there are {', '.join(t.name for t in _TRANSPORTS)}")
+    raise ValueError(f"no transport is called {_shown.repr(name)}; use one of {', '.join(t.name for t in _TRANSPORTS)}")
 
 
 def transport_of_family(family: int) -> Transport | None:

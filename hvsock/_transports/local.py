@@ -168,9 +168,16 @@ def _made_directory() -> str:
     try:
         _check_directory(path)
     except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(path, mode=0o700)
-        _check_directory(path)  # it may have been made by somebody else meanwhile
+        except FileExistsError:
+            pass  # another process was faster, perhaps another user's
+        except OSError as exc:
+            reason = (
+                f"the directory of the local transport cannot be made ({exc.strerror}); choose another HVSOCK_LOCAL_DIR"
+            )
+            raise OSError(exc.errno, reason, path) from None
+        _check_directory(path)
     return path
 
 
@@ -190,11 +197,21 @@ def _check_directory(path: str) -> None:
         raise NotImplementedError(LocalTransport.unsupported)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is no directory", path)
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            "the directory of the local transport is something else; choose another HVSOCK_LOCAL_DIR",
+            path,
+        )
     if status.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", path)
+        raise PermissionError(
+            errno.EPERM,
+            "the directory of the local transport belongs to another user; choose another HVSOCK_LOCAL_DIR",
+            path,
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", path)
+        raise PermissionError(
+            errno.EPERM, "other users may write to the directory of the local transport; chmod go-w prevents it", path
+        )
     _check_parents(path, (status.st_dev, status.st_ino))
 
 
@@ -204,7 +221,8 @@ def _check_parents(path: str, _inode: tuple[int, int]) -> None:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             reason = (
-                f"everybody may put another directory of the local transport in its place: {parent} has no sticky bit"
+                "any user may replace the directory of the local transport: all may write to "
+                f"{parent}, which has no sticky bit; choose another HVSOCK_LOCAL_DIR"
             )
             raise PermissionError(errno.EPERM, reason, path)
 
@@ -312,7 +330,9 @@ def _locked(path: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has locked the directory", path)
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process keeps the directory of the local transport locked", path
+                )
             time.sleep(_PAUSE)
         yield
     finally:

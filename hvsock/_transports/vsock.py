@@ -76,8 +76,8 @@ def _cid(address: HyperVAddress) -> int:
     cid = cid_from_vm_id(address.vm_id)
     if cid is None:
         raise ValueError(
-            f"{address} names a VM that AF_VSOCK cannot: a Linux guest reaches its parent, itself (loopback), "
-            "and on a KVM host the ids of vm_id_from_cid()"
+            f"{address}: AF_VSOCK has no CID for this VM id; a Linux guest reaches its parent and itself (loopback), "
+            "a KVM host the ids that vm_id_from_cid() makes"
         )
     return cid
 
@@ -86,8 +86,8 @@ def _port(address: HyperVAddress) -> int:
     port = vsock_port_from_service_id(address.service_id)
     if port is None:
         raise ValueError(
-            f"{address} names a service that is no port, and AF_VSOCK has ports only: "
-            "both ends need a service id made by service_id_from_port()"
+            f"{address}: AF_VSOCK has ports only, and this service id is not a port's; "
+            "use a port, or a service id made by service_id_from_port(), at both ends"
         )
     return port
 
