@@ -47,7 +47,7 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
     },
 }
 
-# Those that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
+# Errors that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
 # Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock). A KVM
 # host says ENODEV until the VM has taken its CID (Linux drivers/vhost/vsock.c, vhost_transport_send_pkt).
 _TRANSIENT: Final = frozenset(
@@ -67,8 +67,8 @@ class IncompleteReadError(EOFError):
     """The stream ended inside a message, or before as many bytes as were asked for.
 
     Attributes:
-        partial: the bytes of it that were received: of the payload, or of the length of 4 bytes before it.
-        expected: how many there should have been.
+        partial: the bytes that were received, of the payload or of the 4-byte length before it.
+        expected: how many bytes were expected.
     """
 
     def __init__(self, partial: bytes, expected: int) -> None:
@@ -92,7 +92,7 @@ def is_transient(exc: OSError) -> bool:
 
 
 def known_cause(exc: OSError, transport: str) -> str | None:
-    """Return what is known to cause this error on the transport of that name."""
+    """Return the known cause of this error on the transport with that name, or None."""
     code = _code(exc)
     if code is None and isinstance(exc, TimeoutError):
         code = 10060 if transport == "hyperv" else errno.ETIMEDOUT

@@ -37,7 +37,7 @@ EXAMPLES = """
 
 
 class OnDemand(Mapping[str, click.Command]):
-    """COMMANDS, each imported when it is asked for: one starts faster without all the others."""
+    """COMMANDS, each imported when it is used: a command starts faster without the others."""
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, attribute = COMMANDS[name].partition(".")

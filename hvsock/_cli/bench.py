@@ -120,7 +120,7 @@ class Bench:
 
 
 class Sender(threading.Thread):
-    """Sends a message over and over for some seconds, then ends the stream. `sent` counts, `error` is what ended it."""
+    """Sends a message over and over for some seconds, then ends the stream. `sent` counts them; `error` ended it."""
 
     def __init__(self, connection: hvsock.HyperVSocket, message: bytes, duration: float) -> None:
         super().__init__(name="hvsock bench sender", daemon=True)
@@ -132,7 +132,7 @@ class Sender(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Send one at least."""
+        """Send at least one message."""
         try:
             while not self.sent or time.monotonic() < self._end:
                 self._connection.send_message(self._message)
@@ -153,7 +153,7 @@ def _receive(connection: hvsock.HyperVSocket, buffer: bytearray) -> bool:
     except OSError as error:
         if error.errno != errno.EMSGSIZE:
             raise
-        size = 0  # it is longer
+        size = 0  # the message is longer than the buffer
     if size != len(buffer):
         raise Failure(NO_ECHO)
     return True

@@ -1,4 +1,4 @@
-"""`hvsock info`: what there is on this machine, and why not."""
+"""`hvsock info`: which transports work on this machine, and why others do not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gather_info() -> dict[str, Any]:
     problems: list[str] = []
 
     def ask(question: Callable[[], object]) -> str | None:
-        """Return the answer; a wrong setting is a finding here, not a failure."""
+        """Return the answer; report a wrong setting as a problem instead of failing."""
         try:
             return str(question())
         except (OSError, ValueError) as error:

@@ -126,14 +126,14 @@ def export(pairs: tuple[str, ...], output: Path | None) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: what was there before stays until the new content is on the disk.
+    """Write a file whole or not at all: the old content stays until the new one is on the disk.
 
-    What is no file, as a pipe, is written to.
+    Anything but a regular file, such as a pipe, is written to directly.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # so that a link stays a link
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     file = new.open("xb")
     try:

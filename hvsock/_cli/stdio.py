@@ -116,7 +116,7 @@ def pump(connection: hvsock.HyperVSocket, peer: str) -> None:
             receive(connection)
     except Failure:
         if sender.failure is not None:
-            raise sender.failure from None  # what came first, and the cause of the other
+            raise sender.failure from None  # it came first and caused the other
         raise
     while sender.is_alive() and not sender.terminal:
         sender.join(TICK)
@@ -136,12 +136,12 @@ class Sender(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Send until the end of stdin. What was cut off by an error of stdin must not look complete to the peer."""
+        """Send until the end of stdin. Input that an error cut off must not look complete to the peer."""
         try:
             while data := self._read():
                 with doing(f"send to {self._peer}"):
                     self._connection.sendall(data)
-            with contextlib.suppress(OSError):  # all was sent: whether the peer is still there is for receive() to see
+            with contextlib.suppress(OSError):  # all was sent; receive() finds out whether the peer is still there
                 self._connection.shutdown(socket.SHUT_WR)
         except Failure as failure:
             self.failure = failure  # the peer takes no more; what it has sent is still received
@@ -149,11 +149,11 @@ class Sender(threading.Thread):
     def _read(self) -> bytes:
         if sys.stdin is None:
             return b""
-        # Not buffered: the lock of a buffer that another thread waits in breaks the end of the interpreter.
+        # Unbuffered: a thread that waits in a buffer keeps its lock, and then the interpreter cannot shut down.
         stream: Any = sys.stdin.buffer
         try:
             data: bytes | None = getattr(stream, "raw", stream).read(CHUNK)
-            if data is None:  # somebody has made it non-blocking: that is no end
+            if data is None:  # stdin is non-blocking and empty, which is not its end
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except OSError as error:
             self.failure = Failure(f"standard input: {Failure.of(error).message}")

@@ -22,15 +22,15 @@ _shown.maxstring = _shown.maxother = 100
 
 
 def transports() -> tuple[Transport, ...]:
-    """Return every transport: each has a `name`, and is `available` or has a `reason` why not."""
+    """Return every transport: each has a `name`, and is `available` or gives a `reason`."""
     return _TRANSPORTS
 
 
 def transport_named(name: str) -> Transport:
-    """Return the transport of that name.
+    """Return the transport with that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such transport.
     """
     for transport in _TRANSPORTS:
         if transport.name == name:
