@@ -122,7 +122,7 @@ class HyperVAddress(NamedTuple):
 
     @property
     def port(self) -> int | None:
-        """The vsock port (0..0x7fffffff) that the service id stands for, or None when it is no port's."""
+        """The vsock port (0..0x7fffffff) that the service id stands for, or None if it is not a port's."""
         return port_from_service_id(self.service_id)
 
     def pack(self) -> bytes:
@@ -141,7 +141,7 @@ class HyperVAddress(NamedTuple):
         address that is otherwise good.
 
         Raises:
-            TypeError: `buffer` is no bytes-like object.
+            TypeError: `buffer` is not a bytes-like object.
             ValueError: it is not 36 bytes long, or its family is not 34.
         """
         data = bytes(memoryview(buffer))
@@ -171,14 +171,14 @@ class HyperVAddress(NamedTuple):
         query or fragment, and no surrounding space.
 
         Raises:
-            TypeError: `text` is no string.
-            ValueError: it is no such URI; the message says which part is wrong.
+            TypeError: `text` is not a string.
+            ValueError: it is not such a URI; the message says which part is wrong.
         """
         if not isinstance(text, str):
             raise TypeError(f"a Hyper-V socket URI must be a str, not {type(text).__name__}")
         match = _URI.fullmatch(text)
         if match is None:
-            raise ValueError(f"{shown(text)} is not of the form hvsock://VM/SERVICE")
+            raise ValueError(f"{shown(text)} is not of the form hvsock://VM/SERVICE, such as hvsock://parent/5000")
         vm, service = match.groups()
         is_port = _PORT.fullmatch(service)
         if _DIGITS.fullmatch(service) and not is_port:
@@ -202,7 +202,7 @@ def as_address(address: Address) -> HyperVAddress:
     string, or a port (0..0x7fffffff). A GUID string has the form 8-4-4-4-12, braces optional; case does not matter.
 
     Raises:
-        TypeError: `address` is no tuple, or a member of it is of another type.
+        TypeError: `address` is not a tuple, or a member of it has the wrong type.
         ValueError: it does not have two members, or one of them is malformed or out of range.
     """
     if type(address) is HyperVAddress and type(address[0]) is type(address[1]) is UUID:
@@ -224,7 +224,10 @@ def as_vm_id(vm: UUID | str) -> UUID:
     vm_id = _ALIASES.get(vm.lower()) if vm.isascii() else None
     vm_id = vm_id or parse_guid(vm)
     if vm_id is None:
-        raise ValueError(f"{shown(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}")
+        raise ValueError(
+            f"{shown(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}; "
+            "'hvsock vm id NAME' prints the GUID of a VM"
+        )
     return vm_id
 
 
@@ -256,7 +259,7 @@ def service_id_from_port(port: int) -> UUID:
     0-0x7FFFFFFF".
 
     Raises:
-        TypeError: `port` is no int, or a bool.
+        TypeError: `port` is not an int, or is a bool.
         ValueError: it is out of range.
     """
     return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_PORT))
@@ -266,7 +269,7 @@ def port_from_service_id(service_id: UUID) -> int | None:
     """Return the port (0..0x7fffffff) that a service id stands for, or None: the inverse of `service_id_from_port`.
 
     Raises:
-        TypeError: `service_id` is no UUID.
+        TypeError: `service_id` is not a UUID.
     """
     port = vsock_port_from_service_id(service_id)
     return port if port is not None and port <= _MAX_PORT else None
@@ -280,7 +283,7 @@ def service_id_from_vsock_port(port: int) -> UUID:
     address of such a peer has no ``port``, but connects like any other.
 
     Raises:
-        TypeError: `port` is no int, or a bool.
+        TypeError: `port` is not an int, or is a bool.
         ValueError: it is out of range.
     """
     return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_U32))
@@ -295,7 +298,7 @@ def vsock_port_from_service_id(service_id: UUID) -> int | None:
     """Return the 32-bit vsock port of a service id, or None: the inverse of `service_id_from_vsock_port`.
 
     Raises:
-        TypeError: `service_id` is no UUID.
+        TypeError: `service_id` is not a UUID.
     """
     return _first_32_bits(HV_GUID_VSOCK_TEMPLATE, "service id", service_id)
 
@@ -304,18 +307,18 @@ def vm_id_from_cid(cid: int) -> UUID:
     """Return the VM id that stands for a vsock CID (0..0xffffffff).
 
     VMADDR_CID_HOST (2) is PARENT and VMADDR_CID_ANY (0xffffffff) is WILDCARD, as in Linux's ``hyperv_transport.c``;
-    VMADDR_CID_LOCAL (1) is LOOPBACK. Every other CID, which only Linux/KVM hosts have, is the first 32 bits of
-    ``xxxxxxxx-6369-8064-8000-6876736f636b``, a form of this library's own.
+    VMADDR_CID_LOCAL (1) is LOOPBACK. Every other CID, which only Linux/KVM hosts have, becomes the first 32 bits of
+    ``xxxxxxxx-6369-8064-8000-6876736f636b``, this library's own form.
 
     Raises:
-        TypeError: `cid` is no int, or a bool.
+        TypeError: `cid` is not an int, or is a bool.
         ValueError: it is out of range.
     """
     _checked("CID", cid, _MAX_U32)
     return _vm_id_of(cid)
 
 
-@functools.lru_cache(maxsize=128)  # a server asks for its few clients' again and again
+@functools.lru_cache(maxsize=128)  # a server has few clients and looks their ids up again and again
 def _vm_id_of(cid: int) -> UUID:
     return _VM_ID_OF_CID.get(cid) or _with_first_32_bits(_CID_TEMPLATE, cid)
 
@@ -324,7 +327,7 @@ def cid_from_vm_id(vm_id: UUID) -> int | None:
     """Return the CID that a VM id stands for, or None: the inverse of `vm_id_from_cid`.
 
     Raises:
-        TypeError: `vm_id` is no UUID.
+        TypeError: `vm_id` is not a UUID.
     """
     cid = _first_32_bits(_CID_TEMPLATE, "VM id", vm_id)
     return _CID_OF_VM_ID.get(vm_id.int) if cid is None or cid in _VM_ID_OF_CID else cid
@@ -337,14 +340,14 @@ def container_vm_id(hcs_id: str) -> UUID:
     ``cab70344-facb-41e4-b5e5-ab6592283e6e``. Source: hcsshim, ``internal/tools/hvsocketaddr/main.go``.
 
     Raises:
-        TypeError: `hcs_id` is no string.
+        TypeError: `hcs_id` is not a string.
         ValueError: it is empty, or cannot be encoded.
     """
     if not isinstance(hcs_id, str):
         raise TypeError(f"a container id must be a str, not {type(hcs_id).__name__}")
     if not hcs_id:
         raise ValueError("the container id is empty")
-    # Upper-cased one character at a time, as there: "ß" stays one character.
+    # Upper-cased one character at a time, as hcsshim does: "ß" stays one character.
     upper = "".join(c.upper() if len(c.upper()) == 1 else c for c in hcs_id)
     # uuid.uuid5() takes bytes as a name only since 3.12.
     import hashlib  # and with it OpenSSL, which is slow to load
@@ -365,8 +368,8 @@ def _checked(what: str, value: int, maximum: int) -> int:
 def _with_first_32_bits(template: UUID, value: int) -> UUID:
     """Make the UUID without its __init__, as uuid does itself since Python 3.14.
 
-    A server needs one for each connection, and the checks of __init__, of arguments that are known to be good, would be
-    most of what that costs.
+    A server makes one for each connection. The checks of __init__ would be most of the cost, and the arguments are
+    known to be good.
     """
     made = UUID.__new__(UUID)
     object.__setattr__(made, "int", template.int | value << _FIRST_32_BITS)

@@ -18,38 +18,38 @@ _CAUSES: Final[dict[str, dict[int, str]]] = {
         10013: "on the host, the service of a VM's id is not registered; or its security descriptor denies this user, "
         "or the VM belongs to another user (WSL)",
         10022: "the service is disabled for this VM, or the socket is in the wrong state (listen() before bind())",
-        10041: "a Hyper-V socket is made with protocol HV_PROTOCOL_RAW (1)",
+        10041: "a Hyper-V socket needs the protocol HV_PROTOCOL_RAW (1)",
         10048: "another socket listens on this service",
         10049: "wildcard and children can be bound, not connected to; a VM id must be one that this side knows",
         10050: "the VM is starting, stopping or rebooting",
         10051: "the VM is not running, its id is unknown here, or this machine has no parent",
         10054: "the peer's process or VM ended",
-        10060: "nobody listens, the service is not registered on the host, or the VM is busy starting",
-        10061: "nobody listens on this service, or, in a guest, it is not registered on the host, "
+        10060: "nothing listens, the service is not registered on the host, or the VM is still starting",
+        10061: "nothing listens on this service, or, in a guest, it is not registered on the host, "
         "or its listener is bound to another VM id; "
         "a wildcard listener is never reached from WSL or where AllowWildcardBinds is off",
     },
     "vsock": {
         errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
         errno.EADDRINUSE: "another socket has this port",
-        errno.EADDRNOTAVAIL: "a guest binds wildcard; parent and other VMs' ids are no addresses of its own",
-        errno.ECONNREFUSED: "nobody listens on this port",
-        errno.ECONNRESET: "nobody listens on this port, or the peer ended",
+        errno.EADDRNOTAVAIL: "parent and other VMs' ids are not addresses of this machine; a guest binds to wildcard",
+        errno.ECONNREFUSED: "nothing listens on this port",
+        errno.ECONNRESET: "nothing listens on this port, or the peer ended",
         errno.ENETUNREACH: "no transport to that CID: loopback needs the module vsock_loopback",
         errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, "
         "a parent needs a hypervisor; or, on a KVM host, no VM with that CID runs",
-        errno.ETIMEDOUT: "nobody listens, or the service is not registered on a Windows host, which refuses silently",
+        errno.ETIMEDOUT: "nothing listens, or the service is not registered on a Windows host, which refuses silently",
     },
     "local": {
         errno.EADDRINUSE: "another socket listens on this address",
         errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
-        errno.ECONNREFUSED: "nobody listens there, or with a VM id that does not let this process in",
-        errno.ENETUNREACH: "a guest reaches its parent and itself only, and the host has no parent; "
-        "a process plays the guest whose GUID is in HVSOCK_LOCAL_VM",
+        errno.ECONNREFUSED: "nothing listens there, or only with a VM id that does not let this process in",
+        errno.ENETUNREACH: "the host has no parent: set HVSOCK_LOCAL_VM=<GUID> to play a guest, or use loopback; "
+        "a guest reaches only its parent and itself",
     },
 }
 
-# Those that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
+# Errors that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
 # Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock). A KVM
 # host says ENODEV until the VM has taken its CID (Linux drivers/vhost/vsock.c, vhost_transport_send_pkt).
 _TRANSIENT: Final = frozenset(
@@ -69,8 +69,8 @@ class IncompleteReadError(EOFError):
     """The stream ended inside a message, or before as many bytes as were asked for.
 
     Attributes:
-        partial: the bytes of it that were received: of the payload, or of the length of 4 bytes before it.
-        expected: how many there should have been.
+        partial: the bytes that were received, of the payload or of the 4-byte length before it.
+        expected: how many bytes were expected.
     """
 
     def __init__(self, partial: bytes, expected: int) -> None:
@@ -107,7 +107,7 @@ def is_transient(exc: OSError) -> bool:
 
 
 def known_cause(exc: OSError, transport: str) -> str | None:
-    """Return what is known to cause this error on the transport of that name."""
+    """Return the known cause of this error on the transport with that name, or None."""
     code = _code(exc)
     if code is None and isinstance(exc, TimeoutError):
         code = 10060 if transport == "hyperv" else errno.ETIMEDOUT

@@ -1,4 +1,4 @@
-"""What is public shows its public name, whichever module defines it."""
+"""Public objects show their public name, whichever module defines them."""
 
 from __future__ import annotations
 

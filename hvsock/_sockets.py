@@ -45,32 +45,32 @@ class HyperVSocket(Socket):
     (vm, service) pair that `as_address` takes; an address that comes back is a `HyperVAddress`.
 
     Without arguments the socket uses `default_transport()`. `transport` names another one: ``"hyperv"``, ``"vsock"`` or
-    ``"local"``. With `fileno`, the socket takes over an open one, whose family tells the transport; if `transport` is
-    named too, the handle must be a stream of its family. A socket of any other family behaves as a `socket.socket` with
-    this class's data path.
+    ``"local"``. With `fileno`, the socket takes over an open one, and its family determines the transport; if
+    `transport` is given too, the handle must be a stream of that family. A socket of any other family behaves as a
+    `socket.socket` with this class's data path.
 
     Timeouts are `socket.settimeout`'s and cover the whole call; a timeout of connect() also replaces the system's own
     limit of about 2 s. A call releases the GIL, whether it has to wait or not.
 
-    close() wakes every call that another thread is blocked in with an `OSError`, on POSIX by the signal SIGURG. It
-    waits until they have left, for 1 s at most; no other file gets the number of the handle before that. If calls were
+    close() wakes the calls that other threads are blocked in, which raise `OSError`; on POSIX it uses the signal
+    SIGURG. It waits for them to return, at most 1 s; the handle's number is not reused before that. If calls were
     blocked, the connection is shut down for other owners of the handle too. `recvfrom`, `recvmsg` and `sendto` in all
-    their forms are inherited unchanged, and are not woken.
+    their forms are inherited unchanged and are not woken.
 
     Only settimeout() and setblocking() change the mode of the handle, blocking or non-blocking. On POSIX the mode is as
     for `socket.socket`. On Windows the handle is non-blocking, whatever the timeout, and detach() gives it the mode
-    that fits the timeout. A handle that was taken over with `fileno` keeps its mode until its timeout is set.
+    that fits the timeout. A handle taken over with `fileno` keeps its mode until its timeout is set.
 
     A process of `multiprocessing` can be given a socket of exactly this class as it can be given a `socket.socket`: the
     options of Windows and `busy_poll` go with it, the timeout does not. Any other pickling is a `TypeError`.
 
     Raises:
         ValueError: an unknown transport, a type other than SOCK_STREAM, or a handle that `transport` cannot use or that
-            was made without WSA_FLAG_OVERLAPPED, on Windows. The handle stays open and the caller's.
+            was made without WSA_FLAG_OVERLAPPED, on Windows. The handle stays open and still belongs to the caller.
         OSError: the transport is not available here; a note says how to get one.
     """
 
-    __slots__ = ()  # accept() does not call __init__: what a socket has of its own is in C
+    __slots__ = ()  # accept() does not call __init__: all state is in C
 
     def __init__(
         self,
@@ -100,13 +100,13 @@ class HyperVSocket(Socket):
             self._check_handle(chosen)
 
     def _check_handle(self, chosen: Transport) -> None:
-        """Give a handle back, open, that is not a stream of the family of the transport that it was taken over for."""
+        """Leave the handle open and raise ValueError unless it is a stream of the transport's family."""
         family, kind = self.family, self.type
         if family != chosen.family or kind != socket.SOCK_STREAM:
             handle = super().detach()
             raise ValueError(
                 f"handle {handle} is of {_name(family)}, {_name(kind)}, and transport {chosen.name} is of family "
-                f"{chosen.family}, SOCK_STREAM: leave the transport out to take it over as what it is"
+                f"{chosen.family}, SOCK_STREAM; omit transport to take the handle over as it is"
             )
 
     @property
@@ -136,7 +136,7 @@ class HyperVSocket(Socket):
         return None
 
     def listen(self, backlog: int | None = None, /) -> None:
-        """Start accepting connections, of which `backlog` may wait; by default `socket.listen`'s number."""
+        """Start accepting connections; up to `backlog` may wait, by default as many as `socket.listen` allows."""
         try:
             super().listen(*(() if backlog is None else (backlog,)))
         except OSError as exc:
@@ -202,10 +202,10 @@ class HyperVSocket(Socket):
         file on Windows) is sent from its position if `offset` is 0. Both are as `socket.socket` does it.
 
         It uses send(), on every platform: the system's own sendfile would continue on a handle that has been closed.
-        The timeout is for each send(), and the file's position is behind what was sent, after an error too.
+        The timeout applies to each send(). The file's position ends up behind what was sent, after an error too.
 
         Raises:
-            ValueError: the file is in text mode, `count` is not above 0, or the socket is non-blocking or no stream.
+            ValueError: the file is in text mode, `count` is not above 0, or the socket is non-blocking or not a stream.
         """
         if "b" not in getattr(file, "mode", "b"):
             raise ValueError("file should be opened in binary mode")
@@ -233,7 +233,7 @@ class HyperVSocket(Socket):
                     data = data[step:]
             return sent
         finally:
-            # What is read by offset has its position moved only by what was sent.
+            # Reading by offset does not move the position: only what was sent does.
             if start is not None and (sent or not by_offset) and hasattr(file, "seek"):
                 file.seek(start + sent)
 
@@ -241,7 +241,7 @@ class HyperVSocket(Socket):
         """Set an option of the system.
 
         TCP_NODELAY, which servers set on every connection, is accepted and ignored on a socket with Hyper-V addresses:
-        there is no such option, and nothing is delayed.
+        Hyper-V sockets have no such option and delay nothing.
         """
         try:
             super().setsockopt(level, optname, *value)
@@ -261,7 +261,7 @@ class HyperVSocket(Socket):
     def _never_delays(self, level: int, optname: int, exc: OSError) -> bool:
         """Return whether an error is only that Hyper-V sockets have no TCP_NODELAY.
 
-        Which number the system has for that differs; without one, it is about the arguments.
+        The systems use different error numbers for that; an error without a number is about the arguments.
         """
         is_option = (level, optname) == (socket.IPPROTO_TCP, socket.TCP_NODELAY)
         return is_option and self._transport is not None and exc.errno not in (None, errno.EBADF, errno.ENOTSOCK)
@@ -269,13 +269,13 @@ class HyperVSocket(Socket):
     def getsockname(self) -> Any:
         """Return this socket's address.
 
-        For a client the service id is one that the system has made. The VM id of an accepted socket is not reliable.
+        A client's service id is made by the system. The VM id of an accepted socket is not reliable.
         """
         native = super().getsockname()
         return native if self._transport is None else self._transport.local_address(native)
 
     def getpeername(self) -> Any:
-        """Return the peer's address: what was dialled, or for an accepted socket who is calling."""
+        """Return the peer's address: the one connected to or, on an accepted socket, the client's."""
         native = super().getpeername()
         return native if self._transport is None else self._transport.peer_address(native)
 
@@ -289,8 +289,8 @@ class HyperVSocket(Socket):
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple[Any, ...]:
         """Reduce for the picklers of `multiprocessing`, which send the handle along; refuse all others.
 
-        `multiprocessing` knows socket.socket by a register, which has no place for ours before it is imported. Its
-        picklers are known by their caller instead: they are all called in the module that has the register.
+        `multiprocessing` finds the reducer of socket.socket in a register, and ours cannot be entered there before that
+        module is imported. Its picklers are recognized by their caller instead, which is always that module.
         """
         reduction = sys.modules.get("multiprocessing.reduction")
         if reduction is None or type(self) is not HyperVSocket or sys._getframe(1).f_globals is not vars(reduction):
@@ -301,8 +301,8 @@ class HyperVSocket(Socket):
     def connected_suspend(self) -> bool:
         """Whether the connection survives a pause of the VM (HVSOCKET_CONNECTED_SUSPEND), False unless set.
 
-        Only on transport hyperv. Set it before connect() or listen(); accepted sockets inherit it. What is read is what
-        was set: the system's answer cannot be trusted on a connected socket.
+        Only on transport hyperv. Set it before connect() or listen(); accepted sockets inherit it. Reading gives the
+        value that was set: the system's answer is not reliable on a connected socket.
         """
         return bool(self._options & HVSOCKET_CONNECTED_SUSPEND)
 
@@ -314,7 +314,7 @@ class HyperVSocket(Socket):
     def high_vtl(self) -> bool:
         """Whether connect() goes to VTL2 of the guest (HVSOCKET_HIGH_VTL), False unless set; hosts only.
 
-        As for `connected_suspend`, it is the value that was set.
+        As with `connected_suspend`, it is the value that was set.
         """
         return bool(self._options & HVSOCKET_HIGH_VTL)
 
@@ -326,7 +326,7 @@ class HyperVSocket(Socket):
     def container_passthru(self) -> bool:
         """Whether connect() passes through the utility VM into the container (HVSOCKET_CONTAINER_PASSTHRU).
 
-        False unless set; newer Windows SDKs no longer name this option. As for `connected_suspend`, it is the value
+        False unless set; newer Windows SDKs no longer name this option. As with `connected_suspend`, it is the value
         that was set.
         """
         return bool(self._options & HVSOCKET_CONTAINER_PASSTHRU)
@@ -338,14 +338,14 @@ class HyperVSocket(Socket):
     def _set_option(self, option: int, value: bool) -> None:
         if self._transport is None or self._transport.name != "hyperv":
             name = "this family" if self._transport is None else f"transport {self._transport.name}"
-            raise OSError(errno.ENOPROTOOPT, f"{name} has no such option: it is one of transport hyperv")
+            raise OSError(errno.ENOPROTOOPT, f"{name} does not have this option; only transport hyperv has it")
         self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
         self._options = self._options | option if value else self._options & ~option
 
     def _note(
         self, exc: OSError, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None
     ) -> None:
-        """Add notes to an error, unless it only says "not yet"."""
+        """Add notes to an error, unless it is a BlockingIOError."""
         if self._transport is not None and not isinstance(exc, BlockingIOError):
             local = local or _address_or_none(self.getsockname)
             _errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
@@ -358,7 +358,7 @@ class HyperVSocket(Socket):
 
 
 def _is_read_by_offset(file: Any) -> bool:
-    """Return whether socket.socket would have the system send the file, which does not look at its position."""
+    """Return whether socket.socket would have the system send the file by offset, wherever its position is."""
     if sys.platform == "win32":
         return False
     try:
@@ -372,7 +372,7 @@ def _is_read_by_offset(file: Any) -> bool:
 def _read_at(file: Any, size: int, offset: int) -> bytes:
     if sys.platform == "win32":
         raise NotImplementedError
-    return os.pread(file.fileno(), size, offset)  # asked each time: a closed file says so
+    return os.pread(file.fileno(), size, offset)  # fileno() each time, so that a closed file raises
 
 
 def _position(file: Any) -> int | None:
@@ -402,7 +402,7 @@ def _name(number: int) -> str:
 
 
 def _choose(family: int, fileno: int | None, name: str | None) -> Transport | None:
-    """Return the transport that the arguments of `HyperVSocket` mean; None if that is for the handle to say."""
+    """Return the transport that the arguments of `HyperVSocket` mean; None if the handle decides."""
     if name is not None:
         chosen = transport_named(name)
         if family not in (-1, chosen.family):
@@ -436,9 +436,9 @@ def create_connection(
         timeout: seconds that an attempt may take, None for no limit (with `retry_for`, 2 s); it stays set on the
             socket. By default it is `socket.getdefaulttimeout()`.
         transport: the name of a transport; by default `default_transport()`.
-        retry_for: seconds, counted from the call, in which errors that pass by themselves are met with another attempt:
+        retry_for: seconds, counted from the call, in which errors that may pass by themselves lead to another attempt:
             refused, unreachable, down, no such device, reset, timed out, as while the VM or its service starts. The
-            whole call ends by then, attempts are cut short for it, and the last error is raised.
+            call ends by then: attempts are cut short, and the last error is raised.
 
     Raises:
         TimeoutError: no answer in time.
@@ -491,8 +491,8 @@ def create_server(
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
         backlog: connections that may wait to be accepted; by default `socket.listen`'s.
         transport: the name of a transport; by default `default_transport()`.
-        connected_suspend: keep accepted connections while their VM is paused. It is transport hyperv's; elsewhere a
-            pause is not known to end connections, and it does nothing.
+        connected_suspend: keep accepted connections while their VM is paused. Transport hyperv only: elsewhere it does
+            nothing, since a pause is not known to end connections.
 
     Raises:
         OSError: the address is in use, or as the system says.

@@ -2,10 +2,10 @@ r"""Services that a Hyper-V host lets its virtual machines reach: how they are r
 
 A VM reaches a service on its host only if the registry of the host has a key of the service's id, in
 ``HKLM\SOFTWARE\Microsoft\Windows NT\CurrentVersion\Virtualization\GuestCommunicationServices``. The value
-``ElementName`` in it is a name for people. Loopback and WSL2 need no key. Anyone may read the keys, only
-administrators may write them. Source: Microsoft, "Make your own integration services".
+``ElementName`` in it describes it. Loopback and WSL2 need no key. Every user may read the keys, only administrators may
+write them. Source: Microsoft, "Make your own integration services".
 
-A key that was made here has a second value, ``RegisteredBy``, by which `unregister` knows it again. Hyper-V minds no
+A key that was made here has a second value, ``RegisteredBy``, by which `unregister` recognizes it. Hyper-V ignores
 further values: podman, for one, marks its keys in the same way (``pkg/machine/hyperv/vsock``).
 """
 
@@ -47,22 +47,22 @@ class Service(NamedTuple):
 
     @property
     def port(self) -> int | None:
-        """The vsock port (0..0x7fffffff) that the id stands for, or None when it is no port's."""
+        """The vsock port (0..0x7fffffff) that the id stands for, or None if it is not a port's."""
         return port_from_service_id(self.id)
 
 
 def register(service: UUID | str | int, name: str, *, exist_ok: bool = False) -> Service:
-    """Let VMs reach a service (a UUID, a GUID string or a port) by a name for people; return what is registered now.
+    """Let VMs reach a service (a UUID, a GUID string or a port), described by a name; return what is registered now.
 
-    With `exist_ok`, a service that is registered already is fine. Its name is changed if it was registered here, and
-    nothing if by somebody else. Where nothing is to be changed no right to do so is needed, so a program that an
-    administrator has installed can call this at each start.
+    With `exist_ok`, a service that is already registered is not an error. Its name is changed if hvsock registered it;
+    the key of another program is left alone. If nothing has to change, the call needs no administrator's rights, so
+    that an installed program can make it at each start.
 
     Raises:
         TypeError: `service` or `name` is of another type.
         ValueError: `service` is malformed or zero, or `name` is empty or has control characters.
-        FileExistsError: the service is registered already.
-        PermissionError: this user may not; a note has the command that an administrator has to run once.
+        FileExistsError: the service is already registered.
+        PermissionError: this user may not register it; a note has the command for an administrator to run once.
         FileNotFoundError: this Windows has no Hyper-V.
         OSError: this is not Windows.
     """
@@ -83,17 +83,17 @@ def register(service: UUID | str | int, name: str, *, exist_ok: bool = False) ->
 
 
 def unregister(service: UUID | str | int, *, missing_ok: bool = False, force: bool = False) -> None:
-    """Take back the registration of a service: VMs no longer reach it.
+    """Remove the registration of a service: VMs no longer reach it.
 
-    Only a key that was made here, and that nobody has added to, is removed, unless `force` asks for any. With
-    `missing_ok`, a service that is not registered is fine.
+    Without `force`, only a key that hvsock made and that nothing was added to is removed. With `missing_ok`, a service
+    that is not registered is not an error.
 
     Raises:
         TypeError: `service` is of another type.
         ValueError: it is malformed or zero.
         FileNotFoundError: it is not registered.
-        PermissionError: it is somebody else's, or this user may not; a note has the command that an administrator has
-            to run.
+        PermissionError: the key is another program's or has additions, or this user may not remove it; then a note has
+            the command for an administrator to run.
         OSError: this is not Windows.
     """
     service_id = _checked_service(service)
@@ -104,16 +104,16 @@ def unregister(service: UUID | str | int, *, missing_ok: bool = False, force: bo
                 return
             raise FileNotFoundError(errno.ENOENT, "the service is not registered", _shown(service_id))
         if not force and not found.owned:
-            message = "the service was registered by somebody else: only force removes it"
+            message = "the service was not registered by hvsock; use force to remove it"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         if not force and _was_added_to(service_id):
-            message = "somebody has added to the key of the service: only force removes it"
+            message = "the key has values or keys that hvsock did not write; use force to remove them"
             raise PermissionError(errno.EPERM, message, _shown(service_id))
         _delete(_path(service_id))
 
 
 def registered(service: UUID | str | int) -> bool:
-    """Whether a service is registered, by whomever.
+    """Whether a service is registered, by hvsock or any other program.
 
     Raises:
         TypeError: `service` is of another type.
@@ -134,7 +134,7 @@ def list_services() -> list[Service]:
     services = set()  # a key may be there in two forms, of which Hyper-V looks at one
     with _open_parent(_winreg().KEY_ENUMERATE_SUB_KEYS) as parent:
         for name in _sub_keys(parent):
-            with contextlib.suppress(ValueError, PermissionError):  # no service's, or not for this user to read
+            with contextlib.suppress(ValueError, PermissionError):  # not a service's key, or this user may not read it
                 service = _find(_checked_service(name))
                 if service is not None:  # else it has just been removed
                     services.add(service)
@@ -144,18 +144,18 @@ def list_services() -> list[Service]:
 def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
     r"""Return the content of a ``.reg`` file that registers services, each with its name, on any Windows host.
 
-    It is what administrators deploy: ``reg import services.reg /reg:64``, or a double click. UTF-16 little-endian with
-    a byte order mark, lines end with CR LF. Works on every platform.
+    An administrator applies it by ``reg import services.reg /reg:64`` or a double click. UTF-16 little-endian with a
+    byte order mark, lines end with CR LF. Works on every platform.
 
     Raises:
         TypeError: a service or name is of another type.
-        ValueError: a service is malformed, zero or named twice, or a name is empty or has control characters.
+        ValueError: a service is malformed, zero or given twice, or a name is empty or has control characters.
     """
     names: dict[UUID, str] = {}
     for service, name in services.items():
         service_id = _checked_service(service)
         if service_id in names:
-            raise ValueError(f"service {service_id} is named twice")
+            raise ValueError(f"service {service_id} is given twice")
         names[service_id] = _checked_name(name)
     lines = ["Windows Registry Editor Version 5.00", ""]
     for service_id, name in names.items():
@@ -168,7 +168,7 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
 def _checked_service(service: UUID | str | int) -> UUID:
     service_id = as_service_id(service)
     if service_id == HV_GUID_ZERO:
-        raise ValueError("the GUID of zeros is no service's")
+        raise ValueError("the all-zero GUID is not a valid service id")
     return service_id
 
 
@@ -177,7 +177,7 @@ def _checked_name(name: str) -> str:
         raise TypeError(f"the name of a service must be a str, not {type(name).__name__}")
     if not name.strip():
         raise ValueError("the name of a service is empty")
-    # Control characters, halves of surrogate pairs, and what ends a line: the registry or a .reg file would break.
+    # Control characters, halves of surrogate pairs, and line separators break the registry's or the .reg file's form.
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise ValueError(f"the name of a service must be printable text on one line, not {name!r}")
     return name
@@ -192,14 +192,14 @@ def _shown(service_id: UUID) -> str:
 
 
 def _command_to_register(service_id: UUID, name: str) -> str:
-    """Return a line for cmd.exe and PowerShell; a name with characters that mean something there is left out of it."""
+    """Return a line for cmd.exe and PowerShell; a name with characters that are special there is replaced by the id."""
     quoted = name if re.fullmatch(r"[\w .,:()/+-]*", name) else service_id
     return f'reg add "{_shown(service_id)}" /v {_NAME} /d "{quoted}" /reg:64 /f'
 
 
 @contextlib.contextmanager
 def _explained(service_id: UUID, command: str) -> Iterator[None]:
-    """Say in the system's refusal which key it is about, and what an administrator can do."""
+    """Add to a refusal by the system the key and the command for an administrator."""
     try:
         yield
     except PermissionError as exc:
@@ -223,7 +223,7 @@ def _winreg() -> ModuleType:
 
 def _open(path: str, access: int) -> Any:
     winreg = _winreg()
-    # Of the two views that a 32-bit process has, Hyper-V reads the 64-bit one.
+    # A 32-bit process has two views of the registry; Hyper-V reads the 64-bit one.
     return winreg.OpenKeyEx(winreg.HKEY_LOCAL_MACHINE, path, 0, access | winreg.KEY_WOW64_64KEY)
 
 

@@ -70,7 +70,7 @@ hv_flow_step(hv_pair *pair, hv_flow *flow)
     ssize_t n;
     if (!hv_flow_is_sending(flow)) {
         n = recv(flow->from, flow->room, HV_PUMP_ROOM, 0);
-        /* What a peer has closed is no longer connected on AF_VSOCK, once shutdown() was called on it. */
+        /* On AF_VSOCK a socket that the peer has closed is no longer connected after shutdown(). */
         if (n < 0 && errno == ENOTCONN) {
             n = 0;
         }

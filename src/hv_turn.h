@@ -55,7 +55,7 @@ hv_turn_end(hv_socket *s, hv_turn *turn, long me)
 {
     hv_word_swap_if(&turn->owner, &me, 0);
     if (hv_word_get(&turn->waiting) != 0) {
-        hv_socket_sync(s); /* those who wait, and the lock, may be of the process that has forked amid the message */
+        hv_socket_sync(s); /* after a fork, waiters and lock may be those of the parent process */
         hv_lock_acquire(&s->lock);
         hv_turn_wake(turn);
         hv_lock_release(&s->lock);

@@ -567,7 +567,7 @@ hv_send_start(hv_op *op)
 
 /* ---- accept and connect ---- */
 
-/* A function of the provider that is no export, asked for once: its address, or 0. */
+/* A function of the provider that is not exported; looked up once: its address, or 0. */
 static intptr_t
 hv_extension(hv_handle handle, hv_cell *known, GUID id)
 {

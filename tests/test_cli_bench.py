@@ -84,7 +84,7 @@ def test_what_comes_back_changed_is_an_error(served: str, good: int) -> None:
 
     with service(served, flip) as address:
         line = failure("bench", *QUICK, "-s", "64", "--transport", served, address)
-    assert line == "what came back is not what was sent: this is no echo service"
+    assert line == "the reply is not what was sent; the address must be that of an echo service, such as hvsock echo"
 
 
 def test_what_does_not_come_back_is_an_error(served: str) -> None:

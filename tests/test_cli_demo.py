@@ -86,7 +86,7 @@ def no_thread_is_left() -> bool:
 
 
 def test_the_help_says_which_transport_is_taken() -> None:
-    assert "By default the best one that can serve here." in " ".join(run("demo", "--help").stdout.split())
+    assert "By default the best one that works here." in " ".join(run("demo", "--help").stdout.split())
 
 
 def test_the_demo_prefers_hyperv(pretend: Callable[..., None]) -> None:

@@ -93,7 +93,7 @@ def test_nobody_listens(served: str) -> None:
     result = run("ping", "-c", "2", "-i", "0", "--transport", served, nowhere())
     assert (result.exit_code, result.stderr) == (1, "")
     lines = result.stdout.splitlines()
-    assert re.match(r"seq=1: connect to hvsock://loopback/\d+: .*nobody listens", lines[0])
+    assert re.match(r"seq=1: connect to hvsock://loopback/\d+: .*nothing listens", lines[0])
     assert lines[1].startswith("seq=2: connect to ")
     assert re.fullmatch(r"2 sent, 0 came back, 100 % lost in .*", lines[3])
     assert len(lines) == 4
@@ -142,7 +142,7 @@ def test_no_echo_service_is_an_error(served: str) -> None:
 
     with service(served, serve) as address:
         line = failure("ping", "-c", "5", "--transport", served, address)
-    assert line == "what came back is not what was sent: this is no echo service"
+    assert line == "the reply is not what was sent; the address must be that of an echo service, such as hvsock echo"
 
 
 @posix

@@ -46,7 +46,7 @@ def test_refused(transport: str) -> None:
     assert "connect" in text
     assert transport in text
     assert str(address) in text
-    assert "nobody listens" in text
+    assert "nothing listens" in text
 
 
 def test_in_use(transport: str) -> None:

@@ -182,7 +182,7 @@ def test_only_force_removes_what_is_not_ours(key: registry.Scratch) -> None:
 def test_only_force_removes_what_others_added_to(key: registry.Scratch, added: str) -> None:
     services.register(5000, "mine")
     key.make(f"{PORT}{added}", Theirs="x")
-    with pytest.raises(PermissionError, match="added"):
+    with pytest.raises(PermissionError, match="did not write; use force"):
         services.unregister(5000)
     assert services.registered(5000)
     services.unregister(5000, force=True)

@@ -136,7 +136,7 @@ class TestWindows:
         with pytest.raises(ConnectionRefusedError) as info:
             hvsock.create_connection(("loopback", uuid.uuid4()), timeout=LIMIT, transport="hyperv")
         assert info.value.winerror == 10061  # type: ignore[attr-defined,unused-ignore]
-        assert "nobody listens" in "\n".join(info.value.__notes__)
+        assert "nothing listens" in "\n".join(info.value.__notes__)
 
     @pytest.mark.parametrize("vm", ["wildcard", "children"])
     def test_what_cannot_be_dialled(self, vm: str) -> None:

@@ -539,7 +539,10 @@ def test_the_lock_is_no_childs(local_directory: Path) -> None:
 def test_a_lock_that_is_kept(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a directory for all, anybody could."""
     monkeypatch.setattr(local_module, "_PATIENCE", TICK)
-    with locked(local_directory), pytest.raises(TimeoutError, match="another process has locked the directory"):
+    with (
+        locked(local_directory),
+        pytest.raises(TimeoutError, match="another process keeps the directory of the local transport locked"),
+    ):
         listen(HOST, WILDCARD)
     with listen(HOST, WILDCARD):
         assert len(names(local_directory)) == 1
@@ -617,7 +620,7 @@ def test_directory_that_others_may_replace(
             return
     calls: list[Callable[[], Any]] = [lambda: listen(HOST, WILDCARD), lambda: dial(HOST, LOOPBACK)]
     for call in calls:
-        with pytest.raises(PermissionError, match=f"{local_directory} has no sticky bit"):
+        with pytest.raises(PermissionError, match=f"{local_directory}, which has no sticky bit"):
             call()
     assert names(private) == []
 
@@ -632,7 +635,7 @@ def test_directory_that_was_replaced(local_directory: Path, monkeypatch: pytest.
     local_directory.chmod(0o777)
     private.rename(local_directory / "before")
     private.mkdir(mode=0o700)
-    with pytest.raises(PermissionError, match=f"{local_directory} has no sticky bit"):
+    with pytest.raises(PermissionError, match=f"{local_directory}, which has no sticky bit"):
         listen(HOST, WILDCARD)
     assert names(private) == []
 
@@ -681,9 +684,11 @@ def test_directory_that_is_a_file(local_directory: Path, monkeypatch: pytest.Mon
 
 
 def test_directory_whose_parent_is_missing(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(local_directory / "missing" / "new"))
-    with pytest.raises(FileNotFoundError):
+    path = str(local_directory / "missing" / "new")
+    monkeypatch.setenv("HVSOCK_LOCAL_DIR", path)
+    with pytest.raises(FileNotFoundError, match=r"cannot be made \(.+\); choose another HVSOCK_LOCAL_DIR") as info:
         listen(HOST, WILDCARD)
+    assert info.value.filename == path
 
 
 def test_directory_too_long(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ class TestKernel:
             hvsock.create_connection(("loopback", utils.new_service()), timeout=LIMIT, transport="vsock")
         assert info.value.errno in (errno.ECONNRESET, errno.ECONNREFUSED)
         assert time.monotonic() - start < LIMIT / 2
-        assert "nobody listens" in "\n".join(info.value.__notes__)
+        assert "nothing listens" in "\n".join(info.value.__notes__)
 
     def test_no_host(self) -> None:
         """A guest without a hypervisor that answers: an error, and within the timeout."""

@@ -30,14 +30,14 @@ COMMANDS: Final = {
 
 EXAMPLES = """
   hvsock demo                        can this machine do it, and how fast?
-  hvsock info                        which transports there are, and why not
-  hvsock echo wildcard/5000          on the host: a service to try out others with
+  hvsock info                        which transports work here and why others do not
+  hvsock echo wildcard/5000          on the host: a service to test against
   hvsock ping parent/5000            in a guest: does it answer, and how fast?
 """
 
 
 class OnDemand(Mapping[str, click.Command]):
-    """COMMANDS, each imported when it is asked for: one starts faster without all the others."""
+    """COMMANDS, each imported when it is used: a command starts faster without the others."""
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, attribute = COMMANDS[name].partition(".")
@@ -65,7 +65,7 @@ def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
     epilog=examples(EXAMPLES),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--debug", is_flag=True, help="Print the trace of an error too.")
+@click.option("--debug", is_flag=True, help="Also print the traceback of an error.")
 @click.option(
     "--version",
     is_flag=True,

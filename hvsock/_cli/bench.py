@@ -120,7 +120,7 @@ class Bench:
 
 
 class Sender(threading.Thread):
-    """Sends a message over and over for some seconds, then ends the stream. `sent` counts, `error` is what ended it."""
+    """Sends a message over and over for some seconds, then ends the stream. `sent` counts them; `error` ended it."""
 
     def __init__(self, connection: hvsock.HyperVSocket, message: bytes, duration: float) -> None:
         super().__init__(name="hvsock bench sender", daemon=True)
@@ -132,7 +132,7 @@ class Sender(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Send one at least."""
+        """Send at least one message."""
         try:
             while not self.sent or time.monotonic() < self._end:
                 self._connection.send_message(self._message)
@@ -153,7 +153,7 @@ def _receive(connection: hvsock.HyperVSocket, buffer: bytearray) -> bool:
     except OSError as error:
         if error.errno != errno.EMSGSIZE:
             raise
-        size = 0  # it is longer
+        size = 0  # the message is longer than the buffer
     if size != len(buffer):
         raise Failure(NO_ECHO)
     return True
@@ -167,17 +167,22 @@ def _receive(connection: hvsock.HyperVSocket, buffer: bytearray) -> bool:
     "sizes",
     type=click.IntRange(1, LARGEST),
     multiple=True,
-    help="Bytes of a round trip's message, as often as wanted; by default 1, 64, 4096 and 65536.",
+    help="Message size of a round trip in bytes; may be repeated. Default: 1, 64, 4096 and 65536.",
 )
-@click.option("--duration", type=Seconds(), default=1.0, show_default=True, help="Seconds that each measure takes.")
+@click.option("--duration", type=Seconds(), default=1.0, show_default=True, help="Seconds that each measurement takes.")
 @click.option(
     "--busy-poll",
     type=click.IntRange(0, 1_000_000),
     default=0,
-    help=f"Microseconds that a receive of up to {FITS} bytes spins before it sleeps.",
+    help=f"Microseconds to spin before a receive of up to {FITS} bytes sleeps.",
 )
 @click.option(
-    "-t", "--timeout", type=Seconds(), default=5.0, show_default=True, help="Seconds that one operation may take."
+    "-t",
+    "--timeout",
+    type=Seconds(),
+    default=5.0,
+    show_default=True,
+    help="Give up on an operation after this many seconds.",
 )
 @as_json
 @transport_option()
@@ -192,9 +197,9 @@ def command(
 ) -> None:
     """Measure an echo service: round trips and throughput.
 
-    At ADDRESS there is `hvsock echo`, or any other service that sends back what it gets. Every message is random and is
-    compared with what comes back. The throughput is that of each direction, both at the same time. The service's speed
-    counts too: `hvsock echo` is one in Python.
+    ADDRESS must be an echo service: `hvsock echo`, or any other that sends back what it receives. Every message is
+    random and is compared with its reply. The throughput is that of each direction while both are busy. The speed of
+    the service counts too, and `hvsock echo` is written in Python.
     """
     bench = Bench(address, duration, timeout, busy_poll, transport)
     trips = sizes or SIZES

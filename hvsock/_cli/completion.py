@@ -1,4 +1,4 @@
-"""`hvsock completion`: the script that has a shell complete the words of this command."""
+"""`hvsock completion`: the script by which a shell completes this command's words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(ctx: click.Context, shell: str) -> None:
     root = ctx.find_root()
     made_for = get_completion_class(shell)
     assert made_for is not None
-    # The class's own source() runs bash to see its version; the script may be for another machine.
+    # The class's own source() runs bash to check its version, but the script may be for another machine.
     script = ShellComplete.source(made_for(root.command, {}, "hvsock", COMPLETE))
     with writing():
         stdout().write(script)

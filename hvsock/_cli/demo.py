@@ -49,7 +49,7 @@ PORT_TRIES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Where the demo runs: the transport and why, whom the service accepts, and whom the client dials."""
+    """Where the demo runs: the transport and why, and the VMs that the service binds to and the client dials."""
 
     transport: str
     reason: str
@@ -84,7 +84,7 @@ def choose_scene(name: str | None) -> Scene:
 
 @contextlib.contextmanager
 def local_host(scene: Scene) -> Iterator[None]:
-    """On `local`: be the host for a while, in a directory of one's own unless HVSOCK_LOCAL_DIR names one."""
+    """On `local`: play the host during the block, in a new directory unless HVSOCK_LOCAL_DIR names one."""
     if scene.guest is None:
         yield
         return
@@ -113,7 +113,7 @@ def short_directory() -> str:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off to the end of the block, so that what is made in it has an owner who ends it."""
+    """Delay Ctrl-C to the end of the block, so that what the block makes is also cleaned up."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
         threading.current_thread() is not threading.main_thread()
     ):
@@ -138,10 +138,10 @@ def uninterrupted() -> Iterator[None]:
 
 
 class EchoService:
-    """Sends back what it receives, one connection after the other, on a thread of its own until it is closed.
+    """Sends back what it receives, one connection at a time, on its own thread until it is closed.
 
-    Listens on a random port, so that demos do not meet; clients dial `client_address`. `peer` is the last client's
-    address, `first_accepted` the time of the first one, `error` what ended the service before it was closed.
+    Listens on a random port, so that two demos do not collide; clients dial `client_address`. `peer` is the last
+    client's address, `first_accepted` the time of the first one, `error` what ended the service before it was closed.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -157,7 +157,7 @@ class EchoService:
         self._thread.start()
 
     def close(self) -> None:
-        """Wake the thread out of whatever call it is in, and wait for it."""
+        """Wake the thread from any blocked call, and wait for it."""
         self._closing = True
         self._server.close()
         if (connection := self._connection) is not None:
@@ -197,7 +197,7 @@ def listen(scene: Scene) -> tuple[hvsock.HyperVSocket, hvsock.HyperVAddress]:
 
 
 class Job(TypedDict):
-    """What the client process is told."""
+    """The arguments of the client process."""
 
     path: list[str]
     transport: str
@@ -368,7 +368,7 @@ demo_client(sys.argv[1])
 
 
 def run_client(scene: Scene, service: EchoService, count: int, size: int) -> Result:
-    """Run the client in a process of its own (with a GIL of its own), and never leave it behind."""
+    """Run the client in its own process, which has its own GIL, and end that process in any case."""
     job: Job = {
         "path": sys.path,  # the same modules as here, wherever this process has found them
         "transport": scene.transport,
@@ -379,7 +379,7 @@ def run_client(scene: Scene, service: EchoService, count: int, size: int) -> Res
     environment = dict(os.environ)
     if scene.guest is not None:
         environment["HVSOCK_LOCAL_VM"] = str(scene.guest)
-    # Files, not pipes: nobody has to read them for the client to go on.
+    # Files, not pipes, which the client could fill while nothing reads them.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         command = [sys.executable, "-P", "-c", CLIENT, json.dumps(job)]
         with contextlib.ExitStack() as cleanup:
@@ -394,7 +394,7 @@ def run_client(scene: Scene, service: EchoService, count: int, size: int) -> Res
 
 
 def wait(client: subprocess.Popen[bytes], service: EchoService) -> None:
-    """Wait for the client to end; in short waits, because on Windows Ctrl-C does not interrupt a long one."""
+    """Wait for the client to end; in short steps, because on Windows Ctrl-C does not interrupt a long wait."""
     start = time.monotonic()
     while True:
         try:
@@ -453,17 +453,17 @@ EXAMPLES = """
 
 
 @click.command("demo", epilog=examples(EXAMPLES))
-@transport_option("the best one that can serve here")
+@transport_option("the best one that works here")
 @click.option("--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips.")
 @click.option("--size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="MiB to stream.")
 @as_json
 def command(transport: str | None, count: int, size: int, as_json: bool) -> None:
     """Run a service and a client of it, and measure.
 
-    The service runs in this process, on the best transport that can serve here: AF_HYPERV loopback on Windows, vsock
+    The service runs in this process, on the best transport that works here: AF_HYPERV loopback on Windows, vsock
     loopback on Linux if its module is loaded, else `local`. The client runs in another process and connects as a guest
-    would. Every payload is random and is compared with what comes back. Each measurement ends after a second, whatever
-    --count and --size ask for.
+    would. Every payload is random and is compared with its reply. Each measurement ends after one second, even if
+    --count and --size ask for more.
     """
     scene = choose_scene(transport)
     width = len("round trip")

@@ -1,6 +1,6 @@
 """`hvsock echo`: a service that sends back what it receives, for `ping` and `bench` to talk to.
 
-There is no protocol: bytes come back as they are and when they come, until the client ends its stream; then this end
+There is no protocol: bytes are sent back unchanged, as they arrive, until the client ends its stream; then this end
 ends too. A length-prefixed message therefore comes back as a message, so that `ping` and `bench`, which send messages,
 work with a service that echoes messages as well as with one that echoes bytes.
 """
@@ -44,7 +44,7 @@ def echo(connection: hvsock.HyperVSocket) -> int:
 
 
 class Echoes:
-    """The connections of a listening socket, each on a thread of its own."""
+    """The connections of a listening socket, each on its own thread."""
 
     def __init__(self, server: hvsock.HyperVSocket) -> None:
         self._server = server
@@ -64,7 +64,7 @@ class Echoes:
                         raise self._failure
                 try:
                     connection, peer = self._server.accept()
-                except (TimeoutError, ConnectionError):  # or the client has gone already
+                except (TimeoutError, ConnectionError):  # or the client is already gone
                     self._room.release()
                     continue
                 thread = threading.Thread(target=self._serve, args=(connection, peer), daemon=True)
@@ -98,7 +98,7 @@ class Echoes:
                 ending = Failure.of(error).message
             if not self._closing:
                 print_lines(f"{peer}: {ending}")
-        except Failure as failure:  # stdout: the service ends, as it does without connections
+        except Failure as failure:  # of stdout: the service ends, as it does without connections
             self._failure = failure
             self._server.close()
         finally:
@@ -111,10 +111,10 @@ class Echoes:
 @address_argument
 @transport_option()
 def command(address: hvsock.HyperVAddress, transport: str | None) -> None:
-    """Serve: send back what comes.
+    """Run an echo service.
 
-    Listens at ADDRESS until Ctrl-C or SIGTERM. Clients may be many; their arrivals and ends are printed. For `hvsock
-    ping`, `hvsock bench`, and for trying out a client of one's own.
+    It sends back what it receives, to any number of clients at ADDRESS, until Ctrl-C or SIGTERM; each connection and
+    its end are printed. Use it with `hvsock ping`, `hvsock bench` or a client of your own.
     """
     with doing(f"listen on {address}"):
         server = hvsock.create_server(address, transport=transport)

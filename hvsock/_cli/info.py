@@ -1,4 +1,4 @@
-"""`hvsock info`: what there is on this machine, and why not."""
+"""`hvsock info`: which transports work on this machine, and why others do not."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ EXAMPLES = """
 @click.command("info", epilog=examples(EXAMPLES))
 @as_json
 def command(as_json: bool) -> None:
-    """Show transports, reasons, ids and constants.
+    """Show which transports work here and why others do not, ids and constants.
 
-    Nothing is connected or bound to find them out.
+    It opens sockets to find out, but connects and binds none.
     """
     facts = gather_info()
     if as_json:
@@ -52,7 +52,7 @@ def gather_info() -> dict[str, Any]:
     problems: list[str] = []
 
     def ask(question: Callable[[], object]) -> str | None:
-        """Return the answer; a wrong setting is a finding here, not a failure."""
+        """Return the answer; report a wrong setting as a problem instead of failing."""
         try:
             return str(question())
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What the commands share: how they end, the types of their arguments, and the options that several of them have."""
+"""What the commands share: exit codes, argument types, and common options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Commands(click.Group):
     """A group whose errors are one line each, and whose exit codes are 0, 1, 2 and 130.
 
-    A command that has no error to tell of but did not succeed returns its exit code.
+    A command that fails without an error message returns its exit code.
     """
 
     def main(
@@ -54,7 +54,7 @@ class Commands(click.Group):
     ) -> Any:
         """Run the command and exit, whatever `standalone_mode` says.
 
-        Not click's own: that ends quietly when nobody reads stdout, and prints an empty line on Ctrl-C.
+        Replaces click's own, which exits silently on a broken pipe and prints an empty line on Ctrl-C.
         """
         sys.exit(self._run(list(sys.argv[1:] if args is None else args), prog_name or "hvsock", extra))
 
@@ -89,7 +89,7 @@ class Commands(click.Group):
 
 @contextlib.contextmanager
 def until_interrupted() -> Iterator[None]:
-    """End the block on Ctrl-C, or on SIGTERM, which is how a service ends: no error."""
+    """End the block, without an error, on Ctrl-C or SIGTERM: so a service ends."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -105,7 +105,7 @@ def until_interrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def checking_arguments() -> Iterator[None]:
-    """Take a ValueError of the package's for what it is here: an argument was wrong."""
+    """Turn a ValueError of the package into a usage error."""
     try:
         yield
     except ValueError as error:
@@ -131,7 +131,7 @@ def _parse_address(ctx: click.Context, param: click.Parameter, text: str) -> hvs
 
 
 def _complete_address(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Offer the VMs that have names."""
+    """Offer the names of VMs."""
     return [f"{vm}/" for vm in ("wildcard", "children", "loopback", "parent", "silohost") if vm.startswith(incomplete)]
 
 
@@ -144,7 +144,7 @@ class Seconds(click.FloatRange):
         super().__init__(0, DAY, min_open=positive)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse it; what is not a number is not in the range either."""
+        """Parse it, and refuse NaN, which is in no range."""
         number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is not a number of seconds.", param, ctx)
@@ -152,7 +152,7 @@ class Seconds(click.FloatRange):
 
 
 def transport_option(default: str = "hyperv on Windows, vsock elsewhere") -> Callable[[F], F]:
-    """Return what adds the option --transport; `default` says which one it is without."""
+    """Return a decorator that adds the option --transport; `default` describes the default."""
     return click.option(
         "--transport",
         type=click.Choice([transport.name for transport in hvsock.transports()]),

@@ -1,7 +1,7 @@
-"""What the commands print: one place for errors in words, for stdout that may fail, and for text of others.
+"""What the commands print: errors as one line, stdout that may fail, and text from elsewhere.
 
-Whatever did not come from this package is escaped before it is printed, so that neither a peer nor a file name can move
-the cursor, change colours or forge a line.
+Text from peers, files and the system is escaped before it is printed, so that it cannot move the cursor, change colours
+or forge a line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 if TYPE_CHECKING:
-    # Imported where it is used: the demo's client needs none of it, and starts faster without.
+    # Imported where they are used: the demo's client needs neither and starts faster.
     from rich.console import Console
     from rich.text import Text
 
@@ -39,16 +39,15 @@ __all__ = [
     "writing",
 ]
 
-# The note with which the package says what was being done: `doing` says that itself.
+# The package's note about the operation, which `doing` reports itself.
 _OPERATION: Final = re.compile(r"\w+ on transport ")
 
 _line_lock: Final = threading.Lock()
 
 
 class Failure(Exception):
-    """An error that is already in words.
+    """An error as it is printed: one line of `message` and, in parentheses, the `notes` about its cause and cure.
 
-    It is printed on one line: `message`, and in parentheses the `notes`, which say more about its cause and cure.
     `trace` is printed only on request.
     """
 
@@ -65,7 +64,7 @@ class Failure(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
-        """Put any exception into words; the notes of the package's own errors come along."""
+        """Make one from any exception; it keeps the notes of the package's own errors."""
         import traceback
 
         trace = "".join(traceback.format_exception(error))
@@ -82,7 +81,7 @@ class Failure(Exception):
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Say what was being done when an error of the system, of the peer or of an address comes out of the block."""
+    """Name the operation in any error of the system, a peer or an address that leaves the block."""
     try:
         yield
     except (OSError, EOFError, ValueError) as error:
@@ -97,12 +96,12 @@ def doing(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Tell an error of stdout from one of a socket: nobody reads it any more, or the disk is full."""
+    """Mark errors in the block as stdout's, not a socket's: its reader is gone, or the disk is full."""
     try:
         yield
     except OSError as error:
         raise Failure(f"standard output: {Failure.of(error).message}") from error
-    except SystemExit as error:  # what rich makes of a pipe that nobody reads
+    except SystemExit as error:  # rich raises it when a pipe's reader is gone
         raise Failure("standard output: Broken pipe") from error
 
 
@@ -118,7 +117,7 @@ def stdout() -> TextIO:
 
 
 def end_output() -> None:
-    """Flush stdout. If that fails, what is left is dropped, because the interpreter would try again and complain."""
+    """Flush stdout. If that fails, drop the rest, or the interpreter would try again at exit and print an error."""
     if sys.stdout is None:
         return
     try:
@@ -130,8 +129,8 @@ def end_output() -> None:
 
 
 def drop_output() -> None:
-    """Close stdout for its reader, and let what is still written to it vanish."""
-    with contextlib.suppress(OSError):  # in a test it is no file
+    """Close stdout for its reader, and discard what is written to it from now on."""
+    with contextlib.suppress(OSError):  # in a test it is not a file
         descriptor = stdout().fileno()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
@@ -142,18 +141,18 @@ def drop_output() -> None:
 
 
 def escaped(text: object) -> str:
-    """Return the text on one line, with every character that is not printable as a backslash escape."""
+    """Return the text on one line, with unprintable characters as backslash escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def encodable(text: str, stream: Any) -> str:
-    """Return the text with what the stream's encoding does not have as a backslash escape."""
+    """Return the text with characters that the stream's encoding lacks as backslash escapes."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def console(stream: Any) -> Console:
-    """Return a console that has colours on a terminal only, and folds lines on a terminal only."""
+    """Return a console that uses colours and folds lines on a terminal only."""
     from rich.console import Console
 
     terminal = stream.isatty()
@@ -219,7 +218,7 @@ def print_table(names: Sequence[str], rows: Sequence[Sequence[object]], *, numbe
 
 
 def _print_plain(rows: Sequence[Sequence[object]], *, right: Sequence[bool] = (False, False), width: int = 0) -> None:
-    """Print columns as text, the first at least `width` wide: a pipe does not wait until rich is imported."""
+    """Print columns as text, the first at least `width` wide, without the time that importing rich takes."""
     out = stdout()
     texts = [[encodable(escaped(text), out) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)] or [0 for _ in right]
@@ -235,7 +234,7 @@ def print_json(value: object) -> None:
 
 
 def print_note(text: str) -> None:
-    """Print a line on stderr that is no error."""
+    """Print a line on stderr that is not an error."""
     print_failure(Failure(text), debug=False)
 
 
@@ -245,5 +244,5 @@ def print_failure(failure: Failure, *, debug: bool) -> None:
     if stream is None:
         return
     lines = [*(failure.trace.splitlines() if debug else ()), f"hvsock: {failure}"]
-    with contextlib.suppress(OSError):  # nobody is left to be told
+    with contextlib.suppress(OSError):  # stderr has failed too
         stream.write("".join(f"{encodable(escaped(line), stream)}\n" for line in lines))

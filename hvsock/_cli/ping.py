@@ -24,7 +24,7 @@ __all__ = ["command"]
 
 LARGEST: Final = 1 << 20
 BAR: Final = 40  # characters of the histogram's longest bar
-PAUSE: Final = 0.1  # seconds after a loss, at least: a VM that is starting is not to be stormed
+PAUSE: Final = 0.1  # seconds after a loss, at least, to spare a VM that is starting
 REFRESH: Final = 0.1  # seconds between two updates of the progress
 
 EXAMPLES = """
@@ -36,16 +36,16 @@ EXAMPLES = """
 
 
 class Display(Protocol):
-    """Shows what happens while it does."""
+    """Shows the pings as they happen."""
 
     def reply(self, line: str) -> None:
         """Show a ping that was answered."""
 
     def loss(self, line: str) -> None:
-        """Show one that was not."""
+        """Show a ping that was lost."""
 
     def count(self, pings: Pings) -> None:
-        """Show how far it is."""
+        """Show the progress."""
 
 
 class Pings:
@@ -65,7 +65,7 @@ class Pings:
         """Send `count` pings, or without end, `interval` seconds apart.
 
         Raises:
-            Failure: an error that does not pass by itself, or something else came back than was sent.
+            Failure: an error that does not pass by itself, or a reply that differs from what was sent.
         """
         due = time.monotonic()
         while True:
@@ -107,7 +107,7 @@ class Pings:
             with doing(f"exchange with {self.address}"):
                 return round_trip(self._connection, os.urandom(self._size), self._timeout)
         except BaseException:
-            self.close()  # a reply that comes late must not be taken for the next one's
+            self.close()  # a late reply must not be taken for that of the next ping
             raise
 
     def report(self, seconds: float) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Pings:
 
 
 def _passes(cause: BaseException | None) -> bool:
-    """Whether a failed ping is a lost one, and the next may come back: the service or its VM is starting or ending."""
+    """Whether a failed ping counts as lost and the next may succeed: the service or its VM is starting or ending."""
     return isinstance(cause, EOFError | ConnectionError) or (isinstance(cause, OSError) and is_transient(cause))
 
 
@@ -164,7 +164,7 @@ class Losses(Lines):
 
 
 class OnTerminal:
-    """Prints a line a ping, with a line under them that says how far it is."""
+    """Prints a line a ping, with a progress line below."""
 
     def __init__(self, progress: Progress, task: TaskID, *, quiet: bool) -> None:
         self._progress = progress
@@ -215,12 +215,12 @@ def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
 
 @click.command("ping", epilog=examples(EXAMPLES))
 @address_argument
-@click.option("-c", "--count", type=click.IntRange(1), help="Pings to send; by default there is no end.")
+@click.option("-c", "--count", type=click.IntRange(1), help="Pings to send; no limit by default.")
 @click.option(
     "-i", "--interval", type=Seconds(positive=False), default=1.0, show_default=True, help="Seconds between two pings."
 )
 @click.option(
-    "-s", "--size", type=click.IntRange(1, LARGEST), default=64, show_default=True, help="Random bytes of a ping."
+    "-s", "--size", type=click.IntRange(1, LARGEST), default=64, show_default=True, help="Payload size, random bytes."
 )
 @click.option(
     "-t",
@@ -230,7 +230,7 @@ def show(count: int | None, *, quiet: bool, silent: bool) -> Iterator[Display]:
     show_default=True,
     help="Seconds to wait for a connection, and for a reply.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print no line for a ping that came back; so does --interval 0.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the pings that were lost; --interval 0 implies it.")
 @as_json
 @transport_option()
 def command(
@@ -245,9 +245,9 @@ def command(
 ) -> int:
     """Measure how fast an echo service answers.
 
-    At ADDRESS there is `hvsock echo`, or any other service that sends back what it gets. All pings use one connection,
-    which is made again after one was lost. At the end, or on Ctrl-C, the statistics are printed. The exit code is 0 if
-    a ping came back, 1 if none did.
+    ADDRESS must be an echo service: `hvsock echo`, or any other that sends back what it receives. All pings use one
+    connection, which is made again after a loss. Statistics are printed at the end, or on Ctrl-C. The exit code is 0
+    if a ping came back, 1 if none did.
     """
     pings = Pings(address, size, timeout, transport)
     start = time.monotonic()
@@ -255,7 +255,7 @@ def command(
         with show(count, quiet=quiet or interval == 0.0, silent=as_json) as display:
             pings.run(count, interval, display)
     except KeyboardInterrupt:
-        pass  # the end that it has mostly
+        pass  # the usual end
     finally:
         pings.close()
     report = pings.report(time.monotonic() - start)
@@ -283,7 +283,7 @@ def statistics(report: dict[str, Any], replies: Durations) -> Iterator[str]:
 
 
 def draw(histogram: list[Bucket]) -> Iterator[str]:
-    """Yield a line with a bar for each bucket; the last one has the slowest hundredth, and gaps are cut short."""
+    """Yield a line with a bar for each bucket; the last one holds the slowest hundredth, and a gap is one line."""
     rest = sum(bucket.count for bucket in histogram) // 100
     tail = len(histogram)
     while rest >= histogram[tail - 1].count:

@@ -40,22 +40,22 @@ class Notes(logging.Handler):
     type=Seconds(),
     default=10.0,
     show_default=True,
-    help="Seconds that reaching CONNECT may take.",
+    help="Give up on CONNECT after this many seconds.",
 )
-@click.option("--idle-timeout", type=Seconds(), help="Seconds without data after which a connection is closed.")
+@click.option("--idle-timeout", type=Seconds(), help="Close a connection after this many seconds without data.")
 @click.option(
     "--max-connections",
     type=click.IntRange(1, 1_000_000),
     default=1000,
     show_default=True,
-    help="Open at a time; further ones are refused.",
+    help="Most connections at a time; further ones are refused.",
 )
 @click.option(
     "--grace",
     type=Seconds(positive=False),
     default=0.0,
     show_default=True,
-    help="Seconds that connections may go on after Ctrl-C.",
+    help="Seconds that connections may continue after Ctrl-C.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log each connection on stderr.")
 @as_json
@@ -69,13 +69,14 @@ def command(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Connect each client of one address to another.
+    """Connect each client of one address to another address.
 
     Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Both are URIs: hvsock://VM/SERVICE,
     tcp://HOST:PORT, unix:///PATH, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this machine's
-    loopback: whoever reaches the port reaches what is behind it.
+    loopback, because anything that reaches the port reaches the target.
 
-    The end of a stream is passed on by itself. At the end, the numbers of connections and bytes are printed.
+    When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
+    printed at the end.
     """
     with checking_arguments():
         relay = Relay(

@@ -57,7 +57,7 @@ def command() -> None:
 def list_(as_json: bool) -> None:
     """List the registered services, Windows' own among them.
 
-    "here" are those that hvsock has registered.
+    "here" marks those that hvsock registered.
     """
     with doing("list services"):
         found = services.list_services()
@@ -71,9 +71,9 @@ def list_(as_json: bool) -> None:
 @command.command("register", epilog=examples('  hvsock service register 5000 "My service"'))
 @service_argument
 @click.argument("name")
-@click.option("--exist-ok", is_flag=True, help="It is no error if the service is registered.")
+@click.option("--exist-ok", is_flag=True, help="Succeed if the service is already registered.")
 def register(service: uuid.UUID, name: str, exist_ok: bool) -> None:
-    """Let VMs reach SERVICE; NAME is for people."""
+    """Let VMs reach SERVICE; NAME is a description."""
     with doing(f"register {service}"), checking_arguments():
         done = services.register(service, name, exist_ok=exist_ok)
     print_lines(f"{done.id} is registered: {done.name}")
@@ -81,10 +81,10 @@ def register(service: uuid.UUID, name: str, exist_ok: bool) -> None:
 
 @command.command("unregister", epilog=examples("  hvsock service unregister 5000"))
 @service_argument
-@click.option("--missing-ok", is_flag=True, help="It is no error if the service is not registered.")
-@click.option("--force", is_flag=True, help="Also if somebody else has registered it.")
+@click.option("--missing-ok", is_flag=True, help="Succeed if the service is not registered.")
+@click.option("--force", is_flag=True, help="Remove it even if another program registered it.")
 def unregister(service: uuid.UUID, missing_ok: bool, force: bool) -> None:
-    """Take back the registration of SERVICE."""
+    """Remove the registration of SERVICE."""
     with doing(f"unregister {service}"), checking_arguments():
         services.unregister(service, missing_ok=missing_ok, force=force)
     print_lines(f"{service} is not registered")
@@ -98,17 +98,19 @@ def unregister(service: uuid.UUID, missing_ok: bool, force: bool) -> None:
 """),
 )
 @click.argument("pairs", metavar="SERVICE NAME...", nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file; by default stdout.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write; stdout by default."
+)
 def export(pairs: tuple[str, ...], output: Path | None) -> None:
     """Make a .reg file that registers services on any Windows host.
 
-    It is UTF-16: PowerShell would change it on its way through `>`, so name the file with --output.
+    The file is UTF-16, which PowerShell changes at `>`: name the file with --output.
     """
     if len(pairs) % 2:
-        raise click.UsageError("each SERVICE needs a NAME")
+        raise click.UsageError("each SERVICE needs a NAME after it")
     named = [(parse_service(text), name) for text, name in zip(pairs[::2], pairs[1::2], strict=True)]
     if len(dict(named)) < len(named):
-        raise click.UsageError("a SERVICE is named twice")
+        raise click.UsageError("a SERVICE is given twice")
     with checking_arguments():
         content = services.reg_file(dict(named))
     if output is not None:
@@ -124,14 +126,14 @@ def export(pairs: tuple[str, ...], output: Path | None) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: what was there before stays until the new content is on the disk.
+    """Write a file whole or not at all: the old content stays until the new one is on the disk.
 
-    What is no file, as a pipe, is written to.
+    Anything but a regular file, such as a pipe, is written to directly.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # so that a link stays a link
     new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     file = new.open("xb")
     try:

@@ -36,7 +36,7 @@ LISTEN_EXAMPLES = """
   hvsock listen --verbose wildcard/5000 | tar x
 """
 
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stderr who is connected to whom.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report connections on stderr.")
 
 
 @click.command("connect", epilog=examples(CONNECT_EXAMPLES))
@@ -45,7 +45,10 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Say on stde
     "-t", "--timeout", type=Seconds(), default=10.0, show_default=True, help="Seconds to wait for the connection."
 )
 @click.option(
-    "--retry-for", type=Seconds(positive=False), default=0.0, help="Seconds to try again while nobody listens."
+    "--retry-for",
+    type=Seconds(positive=False),
+    default=0.0,
+    help="Keep trying for this many seconds while the service does not answer.",
 )
 @verbose_option
 @transport_option()
@@ -54,9 +57,9 @@ def connect(
 ) -> None:
     """Connect stdin and stdout to a service.
 
-    Stdin goes to ADDRESS, and what comes from there is written to stdout. The end of stdin ends that direction only;
-    the command ends when both directions have ended. On a terminal the service's end is the end, and what it sends is
-    shown with control characters escaped: `| cat` shows them as they are.
+    Stdin is sent to ADDRESS, and what comes back is written to stdout. The end of stdin ends that direction only;
+    the command ends when both directions have ended. On a terminal the command ends when the service closes, and
+    control characters are escaped; pipe through `cat` to see them raw.
 
     PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
     `cmd /c "hvsock connect parent/5000 > file"`.
@@ -71,16 +74,14 @@ def connect(
 
 @click.command("listen", epilog=examples(LISTEN_EXAMPLES))
 @address_argument
-@click.option(
-    "-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; by default there is no limit."
-)
+@click.option("-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; no limit by default.")
 @verbose_option
 @transport_option()
 def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:
-    """Accept one connection for stdin and stdout.
+    """Wait for one connection and join it to stdin and stdout.
 
-    Listens at ADDRESS; then stdin goes there, and what comes from there is written to stdout, as `hvsock connect` does
-    it. Nobody else can connect meanwhile.
+    Listens at ADDRESS and accepts one client. Then stdin is sent to it, and what it sends is written to stdout, as
+    with `hvsock connect`.
 
     PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
     `cmd /c "hvsock listen wildcard/5000 > file"`.
@@ -115,7 +116,7 @@ def pump(connection: hvsock.HyperVSocket, peer: str) -> None:
             receive(connection)
     except Failure:
         if sender.failure is not None:
-            raise sender.failure from None  # what came first, and the cause of the other
+            raise sender.failure from None  # it came first and caused the other
         raise
     while sender.is_alive() and not sender.terminal:
         sender.join(TICK)
@@ -135,12 +136,12 @@ class Sender(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Send until the end of stdin. What was cut off by an error of stdin must not look complete to the peer."""
+        """Send until the end of stdin. Input that an error cut off must not look complete to the peer."""
         try:
             while data := self._read():
                 with doing(f"send to {self._peer}"):
                     self._connection.sendall(data)
-            with contextlib.suppress(OSError):  # all was sent: whether the peer is still there is for receive() to see
+            with contextlib.suppress(OSError):  # all was sent; receive() finds out whether the peer is still there
                 self._connection.shutdown(socket.SHUT_WR)
         except Failure as failure:
             self.failure = failure  # the peer takes no more; what it has sent is still received
@@ -148,11 +149,11 @@ class Sender(threading.Thread):
     def _read(self) -> bytes:
         if sys.stdin is None:
             return b""
-        # Not buffered: the lock of a buffer that another thread waits in breaks the end of the interpreter.
+        # Unbuffered: a thread that waits in a buffer keeps its lock, and then the interpreter cannot shut down.
         stream: Any = sys.stdin.buffer
         try:
             data: bytes | None = getattr(stream, "raw", stream).read(CHUNK)
-            if data is None:  # somebody has made it non-blocking: that is no end
+            if data is None:  # stdin is non-blocking and empty, which is not its end
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         except OSError as error:
             self.failure = Failure(f"standard input: {Failure.of(error).message}")

@@ -1,4 +1,4 @@
-"""Durations and what is said about them; one message to an echo service and back."""
+"""Durations and their statistics; one message to an echo service and back."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round
 BITS: Final = 12  # significant bits that are kept of a duration: it is exact to 0.05 %
 #: The bounds of a histogram's buckets: these, times powers of ten, in ns.
 STEPS: Final = (10, 15, 20, 30, 40, 50, 70)
-#: What fits into the buffers between two partitions even while nobody reads: rings of 24 KiB on Hyper-V.
+#: Fits into the buffers between two partitions even if the receiver does not read: rings of 24 KiB on Hyper-V.
 FITS: Final = 4096
-NO_ECHO: Final = "what came back is not what was sent: this is no echo service"
+NO_ECHO: Final = "the reply is not what was sent; the address must be that of an echo service, such as hvsock echo"
 
 
 class Times(TypedDict):
@@ -45,7 +45,7 @@ class Bucket:
 
 
 class Durations:
-    """Durations in nanoseconds: any number of them, in memory that is limited."""
+    """Any number of durations in nanoseconds, in bounded memory."""
 
     def __init__(self, durations: Iterable[int] = ()) -> None:
         self._counts: Counter[int] = Counter()
@@ -65,7 +65,7 @@ class Durations:
         self.count += 1
 
     def percentile(self, permille: int) -> int:
-        """Return the shortest duration than which as many in a thousand are not longer (nearest rank)."""
+        """Return the shortest duration such that `permille` of a thousand are not longer (nearest rank)."""
         rank = -(-self.count * permille // 1000)
         for duration in sorted(self._counts):
             rank -= self._counts[duration]
@@ -122,14 +122,14 @@ def in_words(microseconds: float) -> str:
 def round_trip(connection: hvsock.HyperVSocket, message: bytes, timeout: float) -> int:
     """Send a message to an echo service and wait for it to come back; return the duration in ns.
 
-    Afterwards the connection's timeout is `timeout`, or 0 where the message was long: then both directions go on at the
-    same time, because a service that echoes bytes takes the end of a message only once its beginning has been read.
+    Afterwards the connection's timeout is `timeout`, or 0 where the message was long: then it sends and receives at the
+    same time, because a service that echoes bytes reads the end of a message only after its beginning was received.
 
     Raises:
-        TimeoutError: it did not come back within `timeout` seconds; the connection is of no more use.
+        TimeoutError: it did not come back within `timeout` seconds; the connection cannot be used any more.
         EOFError: the service has ended the connection.
         OSError: the connection failed.
-        Failure: something else came back.
+        Failure: the reply differs.
     """
     try:
         if len(message) <= FITS:
@@ -144,7 +144,7 @@ def round_trip(connection: hvsock.HyperVSocket, message: bytes, timeout: float) 
     except OSError as error:
         if error.errno != errno.EMSGSIZE:
             raise
-        answer = b""  # a message that is longer
+        answer = b""  # the reply is longer
     if answer != message:
         raise Failure(NO_ECHO)
     return duration

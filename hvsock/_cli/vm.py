@@ -27,10 +27,15 @@ source_option = click.option(
     "sources",
     type=click.Choice(vms.SOURCES),
     multiple=True,
-    help="Whom to ask, as often as wanted; by default those that start no program.",
+    help="Where to look; may be repeated. Default: the sources that start no program.",
 )
 timeout_option = click.option(
-    "-t", "--timeout", type=Seconds(), default=30.0, show_default=True, help="Seconds that a source may take."
+    "-t",
+    "--timeout",
+    type=Seconds(),
+    default=30.0,
+    show_default=True,
+    help="Give up on a source after this many seconds.",
 )
 
 
@@ -38,8 +43,8 @@ timeout_option = click.option(
 def command() -> None:
     """Find the ids of virtual machines.
 
-    Sources: hcs is the Host Compute Service of a Windows host, wmi its Hyper-V management by way of PowerShell, wsl is
-    wslinfo, guest is what a guest was told about itself, and vsock is a Linux guest's own CID.
+    Sources: hcs is the Host Compute Service of a Windows host, wmi its Hyper-V management (through PowerShell), wsl is
+    wslinfo, guest is what the host told this guest about itself, and vsock is a Linux guest's own CID.
     """
 
 
@@ -50,7 +55,7 @@ def command() -> None:
 def list_(sources: tuple[str, ...], timeout: float, as_json: bool) -> None:
     """List the VMs that the sources know.
 
-    On a host these are its VMs, in a guest it is the guest. A source that cannot be asked is named on stderr.
+    On a host these are its VMs, in a guest the guest itself. Sources that do not answer are named on stderr.
     """
     found = vms.list_vms(sources or None, timeout=timeout)
     if as_json:
@@ -71,7 +76,7 @@ def list_(sources: tuple[str, ...], timeout: float, as_json: bool) -> None:
 @source_option
 @timeout_option
 def id_(name: str, sources: tuple[str, ...], timeout: float) -> None:
-    """Print the id of the VM that is called NAME."""
+    """Print the id of the VM called NAME."""
     with checking_arguments():
         vm_id = vms.find_vm(name, sources or None, timeout=timeout)
     print_lines(vm_id)

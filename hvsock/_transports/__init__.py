@@ -19,20 +19,20 @@ _OF_FAMILY: Final = {transport.family: transport for transport in _TRANSPORTS}
 
 
 def transports() -> tuple[Transport, ...]:
-    """Return every transport: each has a `name`, and is `available` or has a `reason` why not."""
+    """Return every transport: each has a `name`, and is `available` or gives a `reason`."""
     return _TRANSPORTS
 
 
 def transport_named(name: str) -> Transport:
-    """Return the transport of that name.
+    """Return the transport with that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such transport.
     """
     for transport in _TRANSPORTS:
         if transport.name == name:
             return transport
-    raise ValueError(f"no transport is called {shown(name)}; there are {', '.join(t.name for t in _TRANSPORTS)}")
+    raise ValueError(f"no transport is called {shown(name)}; use one of {', '.join(t.name for t in _TRANSPORTS)}")
 
 
 def transport_of_family(family: int) -> Transport | None:

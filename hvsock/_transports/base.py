@@ -14,8 +14,8 @@ __all__ = ["Transport"]
 class Transport(abc.ABC):
     """Carries Hyper-V addresses over one socket family.
 
-    The methods that take a socket are `HyperVSocket`'s side of its methods of the same name; they raise what the system
-    raises.
+    The methods that take a socket implement the `HyperVSocket` methods of the same name; they raise the system's
+    errors.
 
     Attributes:
         name: what `HyperVSocket` and HVSOCK_TRANSPORT call it.
@@ -38,7 +38,7 @@ class Transport(abc.ABC):
     def reason(self) -> str | None:
         """A sentence that says why the transport is not available; None when it is.
 
-        Found out by making a socket and closing it; nothing is bound or connected.
+        The check makes a socket and closes it; nothing is bound or connected.
         """
         if self.unsupported is not None:
             return self.unsupported
@@ -50,20 +50,20 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def _refused(self, exc: OSError) -> str:
-        """Say why the system made no socket."""
+        """Return why the system did not make a socket."""
 
     @abc.abstractmethod
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None] | None:
-        """Bind; return what has to be done before the socket is closed, if anything."""
+        """Bind; return a function to call before the socket is closed, or None."""
 
     @abc.abstractmethod
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect within the socket's timeout."""
 
     def limit_connect(self, sock: Socket, seconds: float) -> None:  # noqa: B027 - not every system has a limit
-        """Replace the system's own limit of a connect() that is going to be non-blocking.
+        """Replace the system's own time limit for a connect() that is going to be non-blocking.
 
-        connect() does it by itself on a socket with a timeout.
+        On a socket with a timeout, connect() does that by itself.
         """
 
     @abc.abstractmethod

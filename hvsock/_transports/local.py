@@ -1,11 +1,11 @@
 """A stand-in for a hypervisor on one machine: Hyper-V addresses over ``AF_UNIX``, for development and tests.
 
-Each process is the host, or the VM whose GUID stands in HVSOCK_LOCAL_VM. Who reaches whom follows the rules of Hyper-V:
-a guest reaches its parent and itself, the host reaches every guest by id and itself, and siblings never meet.
+Each process is the host, or the VM whose GUID stands in HVSOCK_LOCAL_VM. The rules are Hyper-V's: a guest reaches its
+parent and itself, the host reaches itself and every guest by id, and guests do not reach each other.
 
-Every socket has a name in a private directory, ``PARTITION.VM.SERVICE``: who owns it, the VM id that it is bound to,
-and the service id. A client's name is removed as soon as the kernel has it, so that only listeners are seen there. All
-that an address says is in the names, which the kernel reports to both ends.
+Every socket has a name in a private directory, ``PARTITION.VM.SERVICE``: the partition that owns it, the VM id that it
+is bound to, and the service id. A client's name is removed as soon as the kernel has it, so the directory shows only
+listeners. The names contain the whole address, and the kernel reports them to both ends.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ _NAME_OF: Final = {
 }
 _ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
 _NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
-_PATIENCE: Final = 5.0  # seconds that another process may have the lock: in a directory for all, anybody could keep it
+_PATIENCE: Final = 5.0  # seconds to wait for the lock, which another user could keep in a shared directory
 _PAUSE: Final = 0.005  # seconds between two attempts to get it
-_NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # what a socket without a name of ours is given
+_NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # the address of a socket that has no name of ours
 
 
 class LocalTransport(Transport):
@@ -111,13 +111,13 @@ class LocalTransport(Transport):
 
 
 def bind_path(sock: Socket, path: str) -> Callable[[], None]:
-    """Bind to a path, replacing the name of a listener that was killed; return what removes the name again.
+    """Bind to a path, replacing the name of a listener that was killed; return a function that removes the name.
 
     Raises:
         OSError: another socket has this name, or as the system says.
     """
-    # The lock is for the first attempt too: the kernel shows a name before the socket can be found behind it, and
-    # whoever looked meanwhile would take it for a dead one.
+    # The lock is for the first attempt too: bind() creates the name before the socket is reachable, and another process
+    # would think it stale and unlink it.
     with _locked(os.path.dirname(path) or os.curdir):
         try:
             Socket.bind(sock, path)
@@ -134,7 +134,7 @@ def partition() -> UUID | None:
     """Return the id of the VM that this process plays, from HVSOCK_LOCAL_VM; None for the host.
 
     Raises:
-        ValueError: HVSOCK_LOCAL_VM is no GUID of a VM.
+        ValueError: HVSOCK_LOCAL_VM is not the GUID of a VM.
     """
     text = os.environ.get("HVSOCK_LOCAL_VM")
     if not text:
@@ -154,8 +154,7 @@ def directory() -> str:
     It is HVSOCK_LOCAL_DIR, else ``$XDG_RUNTIME_DIR/hvsock``, else ``hvsock-<uid>`` in /tmp.
 
     Raises:
-        PermissionError: it belongs to somebody else, others may write to it, or everybody may put another one in its
-            place.
+        PermissionError: it belongs to another user, other users may write to it, or any user may replace it.
         NotADirectoryError: it is something else.
     """
     path = _chosen_directory()
@@ -169,9 +168,16 @@ def _made_directory() -> str:
     try:
         _check_directory(path)
     except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):
+        try:
             os.mkdir(path, mode=0o700)
-        _check_directory(path)  # it may have been made by somebody else meanwhile
+        except FileExistsError:
+            pass  # another process was faster, perhaps another user's
+        except OSError as exc:
+            reason = (
+                f"the directory of the local transport cannot be made ({exc.strerror}); choose another HVSOCK_LOCAL_DIR"
+            )
+            raise OSError(exc.errno, reason, path) from None
+        _check_directory(path)
     return path
 
 
@@ -191,21 +197,32 @@ def _check_directory(path: str) -> None:
         raise NotImplementedError(LocalTransport.unsupported)
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, "the directory of the local transport is no directory", path)
+        raise NotADirectoryError(
+            errno.ENOTDIR,
+            "the directory of the local transport is something else; choose another HVSOCK_LOCAL_DIR",
+            path,
+        )
     if status.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, "the directory of the local transport belongs to somebody else", path)
+        raise PermissionError(
+            errno.EPERM,
+            "the directory of the local transport belongs to another user; choose another HVSOCK_LOCAL_DIR",
+            path,
+        )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "others may write to the directory of the local transport", path)
+        raise PermissionError(
+            errno.EPERM, "other users may write to the directory of the local transport; chmod go-w prevents it", path
+        )
     _check_parents(path, (status.st_dev, status.st_ino))
 
 
-@functools.lru_cache(maxsize=1)  # once for an inode: whoever replaces the directory makes another one
+@functools.lru_cache(maxsize=1)  # once for an inode: a directory that replaces this one has another
 def _check_parents(path: str, _inode: tuple[int, int]) -> None:
     for parent in Path(path).resolve().parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             reason = (
-                f"everybody may put another directory of the local transport in its place: {parent} has no sticky bit"
+                "any user may replace the directory of the local transport: all may write to "
+                f"{parent}, which has no sticky bit; choose another HVSOCK_LOCAL_DIR"
             )
             raise PermissionError(errno.EPERM, reason, path)
 
@@ -223,8 +240,8 @@ def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]
     raise os_error(errno.ENETUNREACH)
 
 
-# A GUID is 26 characters of base32, which survive a file system that ignores case: two in hexadecimal would not leave
-# room for a directory in the 108 bytes of a sun_path. Ports and well-known ids are shorter, so that none is ambiguous.
+# A GUID is 26 characters of base32, which survive a file system that ignores case: two in hexadecimal would leave no
+# room for the directory in the 108 bytes of a sun_path. Ports and well-known ids are shorter, so names are unambiguous.
 
 
 def _write_guid(guid: UUID) -> str:
@@ -235,7 +252,7 @@ def _read_guid(text: str) -> UUID:
     return UUID(bytes=base64.b32decode(text.upper() + "======"))
 
 
-# Names are strings: what a pathlib.Path has been asked for stays in memory for ever on CPython 3.12.
+# Names are strings: on CPython 3.12, what a pathlib.Path has parsed stays in memory for ever.
 
 
 def _path(where: str, owner: UUID | None, address: HyperVAddress) -> str:
@@ -256,9 +273,9 @@ def _path(where: str, owner: UUID | None, address: HyperVAddress) -> str:
     return path
 
 
-@functools.lru_cache(maxsize=128)  # an accepted socket is asked for its peer and its own name more than once
+@functools.lru_cache(maxsize=128)  # the addresses of an accepted socket are looked up more than once
 def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
-    """Read a path: its owner and address; None if it is no name of ours."""
+    """Read a path: its owner and address; None if it is not one of our names."""
     parts = os.path.basename(os.fsdecode(native)).split(".")
     if len(parts) != 3:
         return None
@@ -272,9 +289,9 @@ def _parse(native: Any) -> tuple[UUID | None, HyperVAddress] | None:
 
 
 def _is_live(path: str) -> bool:
-    """Whether a socket still has this name, in any process: asked in a way that its listener does not notice.
+    """Whether a socket in any process still has this name; its listener does not notice the question.
 
-    Connecting with another type of socket is refused as such (EPROTOTYPE) only when there is a socket at all.
+    Connecting with another type of socket fails with EPROTOTYPE only if there is a socket.
     """
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
@@ -296,7 +313,7 @@ def _is_live(path: str) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Keep other processes from taking names in the directory meanwhile."""
+    """Keep other processes from binding names in the directory during the block."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     import fcntl
@@ -309,21 +326,23 @@ def _locked(path: str) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > deadline:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has locked the directory", path)
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process keeps the directory of the local transport locked", path
+                )
             time.sleep(_PAUSE)
         yield
     finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)  # a child that was forked meanwhile has it too: close() would leave it there
+        fcntl.flock(lock, fcntl.LOCK_UN)  # close() alone would leave the lock to a child that was forked meanwhile
         os.close(lock)
 
 
 def _remover(path: str) -> Callable[[], None]:
-    """Return what removes the name just bound: in this process only, and only while it is still that socket's."""
+    """Return a function that removes the name just bound, in this process only, while it is still that socket's."""
     process = os.getpid()
     bound = [os.stat(path)]
 
     def remove() -> None:
-        if not bound:  # removed before: the inode may be another socket's by now
+        if not bound:  # already removed: the inode may be another socket's by now
             return
         status = bound.pop()
         with contextlib.suppress(FileNotFoundError):

@@ -59,7 +59,7 @@ class VsockTransport(Transport):
         if sys.platform == "win32":
             raise NotImplementedError(self.unsupported)
         limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-        # CPython makes an integer of 64 bits of every option of AF_VSOCK; for other families it takes bytes too.
+        # CPython takes an option of an AF_VSOCK socket as a 64-bit integer only; other families take bytes too.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(sock.fileno())) as twin:
             twin.setsockopt(_AF_VSOCK, _SO_VM_SOCKETS_CONNECT_TIMEOUT, limit)
 
@@ -76,8 +76,8 @@ def _cid(address: HyperVAddress) -> int:
     cid = cid_from_vm_id(address.vm_id)
     if cid is None:
         raise ValueError(
-            f"{address} names a VM that AF_VSOCK cannot: a Linux guest reaches its parent, itself (loopback), "
-            "and on a KVM host the ids of vm_id_from_cid()"
+            f"{address}: AF_VSOCK has no CID for this VM id; a Linux guest reaches its parent and itself (loopback), "
+            "a KVM host the ids that vm_id_from_cid() makes"
         )
     return cid
 
@@ -86,16 +86,16 @@ def _port(address: HyperVAddress) -> int:
     port = vsock_port_from_service_id(address.service_id)
     if port is None:
         raise ValueError(
-            f"{address} names a service that is no port, and AF_VSOCK has ports only: "
-            "both ends need a service id made by service_id_from_port()"
+            f"{address}: AF_VSOCK has ports only, and this service id is not a port's; "
+            "use a port, or a service id made by service_id_from_port(), at both ends"
         )
     return port
 
 
 def local_cid() -> int | None:
-    """Return this machine's own CID, or None where the kernel does not tell.
+    """Return this machine's own CID, or None if the kernel does not report one.
 
-    Read from /dev/vsock, without a socket. A Hyper-V guest reports VMADDR_CID_ANY (0xffffffff), since the host alone
+    Read from /dev/vsock, without a socket. A Hyper-V guest reports VMADDR_CID_ANY (0xffffffff), since only the host
     knows its id: `hvs_get_local_cid` in the kernel's ``hyperv_transport.c``.
     """
     if sys.platform == "win32":
@@ -111,9 +111,9 @@ def local_cid() -> int | None:
 
 
 def has_loopback() -> bool:
-    """Whether the kernel has CID 1 (VMADDR_CID_LOCAL), seen by its files; nothing is connected.
+    """Whether the kernel has CID 1 (VMADDR_CID_LOCAL): the module ``vsock_loopback`` is loaded or built in.
 
-    The module ``vsock_loopback`` is loaded, or built in.
+    It looks at the kernel's files and connects nothing.
     """
     if Path("/sys/module/vsock_loopback").exists():
         return True
