@@ -52,9 +52,9 @@ def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, cont
 
 
 def order_by_source() -> None:
-    """Have the members of a class stand in the order in which its module defines them.
+    """Have the members of a class stand in the order of the module that defines it, with what is said below them.
 
-    A public class says that it is of the package that exports it, and autodoc looks for the order there.
+    A public class says that it is of the package that exports it, and autodoc reads that one's source.
     """
     for module in pkgutil.walk_packages(hvsock.__path__, f"{project}."):
         package, private, _ = module.name.partition("._")
@@ -62,7 +62,9 @@ def order_by_source() -> None:
             exported, defining = ModuleAnalyzer.for_module(package), ModuleAnalyzer.for_module(module.name)
             exported.analyze()
             defining.analyze()
-            exported.tagorder |= defining.tagorder  # for_module() gives autodoc the same object
+            # for_module() gives autodoc the same object.
+            exported.tagorder |= defining.tagorder
+            exported.attr_docs |= defining.attr_docs
 
 
 def name_files_of_the_clone(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -12,6 +12,7 @@ import utils
 from command_line import ESCAPED, NASTY, command, failure, run
 
 from hvsock import vms
+from hvsock.vms import _registry
 
 ONE = uuid.UUID("6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42")
 OTHER = uuid.UUID("75d5a99a-c870-4c8b-9e48-5ae02563c8ba")
@@ -27,7 +28,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found = [vms.VM(ONE, "My VM", "Running", "VMMS", "wmi"), vms.VM(OTHER, NASTY, "", "", "hcs")]
         return vms.VMs(found, [vms.VMLookupError(f"needs {NASTY}", "wsl")])
 
-    monkeypatch.setattr(vms, "list_vms", list_vms)
+    for module in (vms, _registry):
+        monkeypatch.setattr(module, "list_vms", list_vms)
     return calls
 
 
@@ -65,7 +67,7 @@ def test_id(asked: list[Any]) -> None:
 
 def test_an_ambiguous_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     twins = [vms.VM(vm_id, "twin", "Off", "", "wmi") for vm_id in (ONE, OTHER)]
-    monkeypatch.setattr(vms, "list_vms", lambda *_, **__: vms.VMs(twins))
+    monkeypatch.setattr(_registry, "list_vms", lambda *_, **__: vms.VMs(twins))
     line = failure("vm", "id", "twin")
     assert str(ONE) in line
     assert str(OTHER) in line
