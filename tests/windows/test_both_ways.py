@@ -25,6 +25,7 @@ import facts
 from facts import hvsim
 
 import hvsock
+from hvsock._cli.timing import round_trip
 
 Address = tuple[str, uuid.UUID]
 Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
@@ -146,6 +147,22 @@ def test_non_blocking_connect(address: Address, server: hvsock.HyperVSocket) -> 
             assert select.select([], [refused], [refused], LIMIT) == ([], [], [refused])
         made.settimeout(LIMIT)
         assert made.recv(1) == b""
+
+
+@ways(f"HVSIM_RING={RING}", f"HVSIM_RING={RING} select=10045*0")
+def test_long_round_trip_of_the_command_line(pair: Pair) -> None:
+    """Which waits for room and for data at once."""
+    client, accepted = pair
+    message = 2 * PAYLOAD
+
+    def echo() -> None:
+        while data := accepted.recv(8192):
+            accepted.sendall(data)
+
+    echoing = utils.Task(echo)
+    assert round_trip(client, message, LIMIT) > 0
+    client.close()
+    echoing.result()
 
 
 @ways("", "TransmitFile=10045*0", "DisconnectEx=10045*0")
