@@ -164,5 +164,18 @@ def _exchange_both_ways(connection: hvsock.HyperVSocket, message: bytes, deadlin
         except BlockingIOError:
             pass
         left = deadline - time.monotonic()
-        if left <= 0 or not any(select.select([connection], to_send, [], left)):
+        if left <= 0 or not _wait(connection, to_send, left):
             raise TimeoutError("timed out")
+
+
+def _wait(connection: hvsock.HyperVSocket, to_send: list[hvsock.HyperVSocket], seconds: float) -> bool:
+    """Wait until a transfer is worth an attempt, and return whether it is.
+
+    Some builds of Windows are said to have no select() for these sockets (mirage/ocaml-hvsock, README): try after 1 ms.
+    What else is wrong with the connection, the attempt says.
+    """
+    try:
+        return any(select.select([connection], to_send, [], seconds))
+    except OSError:
+        time.sleep(0.001)
+        return True

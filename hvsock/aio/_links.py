@@ -24,6 +24,7 @@ _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are hig
 _LARGE: Final = 2**18  # bytes; what a system takes of a message at once is less as a rule
 _AF_VSOCK: Final = VsockTransport.family  # does not always say that its peer is gone, only a send does
 _SEND_RETRY: Final = 1.0  # seconds
+_SEND_LEAST: Final = 4096  # bytes that there has to be memory for
 
 
 def to_be_repeated(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
@@ -274,9 +275,22 @@ class OverlappedLink(Link):
             sent = 0
         if sent < HEADER + size:
             rest = memoryview(b"".join(parts))[sent:]
-            self._writing = self._loop.create_task(self._loop.sock_sendall(self._sock, rest))
+            self._writing = self._loop.create_task(self._send_rest(rest))
             raise BlockingIOError(errno.EAGAIN, "the transfer has been started")
         return None
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        """Send it, in parts where the system has no memory for the whole, as the C code does."""
+        size = len(rest)
+        while rest:
+            try:
+                await self._loop.sock_sendall(self._sock, rest[:size])
+            except OSError as exc:
+                if exc.errno != errno.ENOBUFS or size <= _SEND_LEAST:
+                    raise
+                size = max(size // 2, _SEND_LEAST)
+            else:
+                rest = rest[size:]
 
     async def writable(self) -> None:
         if self._writing is not None:

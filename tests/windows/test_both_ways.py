@@ -5,6 +5,7 @@ Over the simulated provider, which has a switch for each way; over the real AF_H
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import select
 import socket
@@ -25,6 +26,8 @@ import facts
 from facts import hvsim
 
 import hvsock
+from hvsock import aio
+from hvsock._cli.timing import round_trip
 
 Address = tuple[str, uuid.UUID]
 Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
@@ -146,6 +149,22 @@ def test_non_blocking_connect(address: Address, server: hvsock.HyperVSocket) -> 
             assert select.select([], [refused], [refused], LIMIT) == ([], [], [refused])
         made.settimeout(LIMIT)
         assert made.recv(1) == b""
+
+
+@ways(f"HVSIM_RING={RING}", f"HVSIM_RING={RING} select=10045*0")
+def test_long_round_trip_of_the_command_line(pair: Pair) -> None:
+    """Which waits for room and for data at once."""
+    client, accepted = pair
+    message = 2 * PAYLOAD
+
+    def echo() -> None:
+        while data := accepted.recv(8192):
+            accepted.sendall(data)
+
+    echoing = utils.Task(echo)
+    assert round_trip(client, message, LIMIT) > 0
+    client.close()
+    echoing.result()
 
 
 @ways("", "TransmitFile=10045*0", "DisconnectEx=10045*0")
@@ -284,6 +303,56 @@ def test_modes_of_duplicates(other_mode: bool, pair: Pair) -> None:
         assert receiving.result() == b"x"
         twin.settimeout(LIMIT)
         check_exchange(twin, accepted)
+
+
+@ways(
+    "",
+    "select=10045*0",
+    "WSAPoll=10045*0",
+    "HVSIM_SILENT_POLL=1",
+    "HVSIM_ODD_ACCEPT=1",
+    "HVSIM_OWN_MODE=1",
+    "TransmitFile=10045*0",
+)
+def test_asyncio(address: Address) -> None:
+    """On Windows' own loop; the other one is made of select."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+        await writer.wait_closed()
+
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT), await aio.start_server(echo, address):
+            reader, writer = await aio.open_connection(address)
+            writer.write(PAYLOAD)
+            writer.write_eof()
+            assert await reader.read() == PAYLOAD
+            writer.close()
+            with pytest.raises(ConnectionRefusedError):
+                await aio.open_connection(("loopback", uuid.uuid4()))
+
+    with asyncio.Runner(loop_factory=asyncio.ProactorEventLoop) as runner:
+        runner.run(main())
+
+
+@ways("", "HVSIM_LOSSY_CANCEL=1", "sending=limit:4096*0", "select=10045*0", "WSAPoll=10045*0")
+def test_asyncio_messages(pair: Pair) -> None:
+    """Sent in parts where one send takes no more, and continued after their task was cancelled."""
+
+    async def main() -> None:
+        async with aio.MessageStream(pair[0]) as client, aio.MessageStream(pair[1]) as accepted:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await client.send(8 * PAYLOAD)
+                    await client.send(b"the end")
+            async with asyncio.timeout(LIMIT):
+                receiving = asyncio.create_task(accepted.recv())
+                await client.send(8 * PAYLOAD)
+                assert await receiving == 8 * PAYLOAD
+
+    with asyncio.Runner(loop_factory=asyncio.ProactorEventLoop) as runner:
+        runner.run(main())
 
 
 # What fails, and how (c6)
