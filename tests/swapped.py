@@ -193,7 +193,7 @@ def flat(tests: Iterable[Any]) -> Iterator[unittest.TestCase]:
 
 
 def run(tests: Iterable[unittest.TestCase]) -> None:
-    """Run tests and print what became of each: a word, its name, and an error's last line or why it was skipped."""
+    """Run tests and print what became of each: a word, its name, and an error or why it was skipped."""
     suite = unittest.TestSuite(tests)
     outcomes = dict.fromkeys(map(name_of, suite), "passed")
     # They make sockets and files in the current directory.
@@ -204,7 +204,9 @@ def run(tests: Iterable[unittest.TestCase]) -> None:
     for test, reason in result.skipped:
         outcomes[name_of(test)] = f"skipped {reason}"
     for test, text in [*result.failures, *result.errors]:
-        outcomes[name_of(getattr(test, "test_case", test))] = f"failed {text.strip().splitlines()[-1]}"
+        # Behind the line that names the exception there may be a comparison, and notes.
+        errors = re.findall(r"^[\w.]+(?:: .*)?$", text, re.MULTILINE)
+        outcomes[name_of(getattr(test, "test_case", test))] = f"failed {errors[-1] if errors else 'for no reason'}"
     for name, outcome in outcomes.items():
         word, _, rest = outcome.partition(" ")
         print(word, name, " ".join(rest.split()))

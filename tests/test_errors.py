@@ -131,16 +131,16 @@ def test_errors_of_other_families_have_no_notes() -> None:
         assert "hvsock://" not in notes(info.value)
 
 
-def test_notes_appear_in_a_traceback(local: str) -> None:
+def test_notes_appear_in_a_traceback(served: str) -> None:
     import traceback
 
     with pytest.raises(ConnectionRefusedError) as info:
-        hvsock.create_connection(("loopback", 5000), transport=local)
+        hvsock.create_connection(("loopback", 5000), transport=served)
     text = "".join(traceback.format_exception(info.value))
     assert "hvsock://loopback/5000" in text
 
 
-def test_notes_that_fail(local: str) -> None:
+def test_notes_that_fail(served: str) -> None:
     """As anywhere in Python, what is raised while an error is looked at has that error as its context."""
 
     class Broken(hvsock.HyperVSocket):
@@ -155,7 +155,7 @@ def test_notes_that_fail(local: str) -> None:
         assert isinstance(info.value.__context__, TimeoutError)
 
 
-def test_notes_of_a_subclass_with_addresses_of_its_own(local: str) -> None:
+def test_notes_of_a_subclass_with_addresses_of_its_own(served: str) -> None:
     """A subclass may show addresses in another form; the error is the system's all the same."""
 
     class Named(hvsock.HyperVSocket):
@@ -165,12 +165,12 @@ def test_notes_of_a_subclass_with_addresses_of_its_own(local: str) -> None:
         def getpeername(self) -> str:
             return str(super().getpeername())
 
-    with Named(transport=local) as sock:
+    with Named(transport=served) as sock:
         sock.settimeout(TICK)
         with pytest.raises(ConnectionRefusedError) as info:
             sock.connect(("loopback", 5000))
         assert "hvsock://loopback/5000" in notes(info.value)
-    a, b = utils.make_pair(local)
+    a, b = utils.make_pair(served)
     with b, Named(fileno=a.detach()) as sock:
         sock.settimeout(TICK)
         with pytest.raises(TimeoutError) as timeout:

@@ -795,50 +795,50 @@ class Attempts:
     ],
     ids=repr,
 )
-def test_no_retry_of_lasting_errors(local: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def test_no_retry_of_lasting_errors(served: str, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     attempts = Attempts(monkeypatch, error)
     with pytest.raises(type(error)) as info:
-        hvsock.create_connection(("loopback", 5000), transport=local, retry_for=LIMIT)
+        hvsock.create_connection(("loopback", 5000), transport=served, retry_for=LIMIT)
     assert info.value is error
     assert len(attempts.times) == 1
 
 
-def test_retry_of_passing_errors(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_of_passing_errors(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENETUNREACH, errno.ENETDOWN, errno.ETIMEDOUT)
     clock = Clock(monkeypatch)
     attempts = Attempts(monkeypatch, *(OSError(code, "passing") for code in codes), TimeoutError("timed out"), None)
-    hvsock.create_connection(("loopback", 5000), 1.5, transport=local, retry_for=LIMIT).close()
+    hvsock.create_connection(("loopback", 5000), 1.5, transport=served, retry_for=LIMIT).close()
     assert len(attempts.times) == len(codes) + 2
     assert attempts.timeouts[0] == pytest.approx(1.5)
     # It backs off: the wait doubles.
     assert clock.sleeps == [clock.sleeps[0] * 2**n for n in range(len(codes) + 1)]
 
 
-def test_lasting_error_ends_the_retries(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lasting_error_ends_the_retries(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lasting = PermissionError(errno.EACCES, "denied")
     attempts = Attempts(monkeypatch, ConnectionRefusedError(errno.ECONNREFUSED, "refused"), lasting)
     with pytest.raises(PermissionError):
-        hvsock.create_connection(("loopback", 5000), transport=local, retry_for=LIMIT)
+        hvsock.create_connection(("loopback", 5000), transport=served, retry_for=LIMIT)
     assert len(attempts.times) == 2
 
 
-def test_retry_has_one_deadline(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_has_one_deadline(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt may take its timeout, but no longer than what is left of retry_for."""
     clock = Clock(monkeypatch)
     attempts = Attempts(monkeypatch, ConnectionRefusedError(errno.ECONNREFUSED, "refused"))
     with pytest.raises(ConnectionRefusedError):
-        hvsock.create_connection(("loopback", 5000), 8, transport=local, retry_for=10)
+        hvsock.create_connection(("loopback", 5000), 8, transport=served, retry_for=10)
     assert len(attempts.times) > 10
     assert attempts.timeouts == [pytest.approx(min(8, 10 - began)) for began in attempts.times]
     assert 9 < clock.now < 10
 
 
-def test_retry_without_a_timeout(local: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_without_a_timeout(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer may never come, as to a Linux guest of Hyper-V: no attempt waits longer than the system would."""
     Clock(monkeypatch)
     attempts = Attempts(monkeypatch, TimeoutError("timed out"))
     with pytest.raises(TimeoutError):
-        hvsock.create_connection(("loopback", 5000), None, transport=local, retry_for=10)
+        hvsock.create_connection(("loopback", 5000), None, transport=served, retry_for=10)
     assert attempts.timeouts[0] == 2
     assert attempts.timeouts == [pytest.approx(min(2, 10 - began)) for began in attempts.times]
 
@@ -857,26 +857,26 @@ def test_retry_against_a_full_backlog(local: str) -> None:
 
 
 @pytest.mark.parametrize("retry_for", [-1, float("nan"), float("inf")], ids=repr)
-def test_bad_retry_for(local: str, retry_for: float) -> None:
+def test_bad_retry_for(served: str, retry_for: float) -> None:
     with pytest.raises(ValueError, match="retry_for"):
-        hvsock.create_connection(("loopback", 5000), transport=local, retry_for=retry_for)
+        hvsock.create_connection(("loopback", 5000), transport=served, retry_for=retry_for)
 
 
 @pytest.mark.parametrize("timeout", [-1, "1", float("nan")], ids=repr)
-def test_bad_timeout(local: str, timeout: Any) -> None:
+def test_bad_timeout(served: str, timeout: Any) -> None:
     """As `settimeout` says, and no socket is left open."""
     with pytest.raises((TypeError, ValueError)):
-        hvsock.create_connection(("loopback", 5000), timeout, transport=local)
+        hvsock.create_connection(("loopback", 5000), timeout, transport=served)
     gc.collect()
 
 
-def test_failed_attempts_close_their_sockets(local: str) -> None:
+def test_failed_attempts_close_their_sockets(served: str) -> None:
     """Which a warning of an unclosed socket would show."""
     for _ in range(3):
         with pytest.raises(ConnectionRefusedError):
-            hvsock.create_connection(("loopback", 5000), transport=local, retry_for=TICK)
+            hvsock.create_connection(("loopback", 5000), transport=served, retry_for=TICK)
         with pytest.raises(ConnectionRefusedError) as info:
-            hvsock.create_connection(("loopback", 5000), transport=local)
+            hvsock.create_connection(("loopback", 5000), transport=served)
         del info
     gc.collect()
 
@@ -991,15 +991,15 @@ def test_class_of_accepted_socket(
             assert utils.open_descriptors() == before
 
 
-def test_accepted_socket_is_set_up_as_by_the_base(local: str) -> None:
+def test_accepted_socket_is_set_up_as_by_the_base(served: str) -> None:
     """accept() does in C what socket.socket.__init__ does in Python."""
-    with connected(local) as (_, accepted), socket.socket() as plain:
+    with connected(served) as (_, accepted), socket.socket() as plain:
         for name in set(socket.socket.__slots__) - {"__weakref__"}:
             assert getattr(accepted, name) == getattr(plain, name)
             assert type(getattr(accepted, name)) is type(getattr(plain, name))
 
 
-def test_accept_whose_class_has_a_fault(local: str) -> None:
+def test_accept_whose_class_has_a_fault(served: str) -> None:
     """A TypeError after the handle was taken is no matter of the arguments, and is raised."""
 
     class Faulty(hvsock.HyperVSocket):
@@ -1008,27 +1008,27 @@ def test_accept_whose_class_has_a_fault(local: str) -> None:
             if "fileno" in kwargs:
                 raise TypeError("a fault")
 
-    with Faulty(transport=local) as server:
+    with Faulty(transport=served) as server:
         server.bind(("loopback", 5000))
         server.listen()
-        with hvsock.create_connection(("loopback", 5000), transport=local) as client:
+        with hvsock.create_connection(("loopback", 5000), transport=served) as client:
             with pytest.raises(TypeError, match="a fault"):
                 server.accept()
             assert client.recv(1) == b""
 
 
-def test_accepts_as_its_own_subclasses_only(local: str) -> None:
-    with hvsock.HyperVSocket(transport=local) as sock:
+def test_accepts_as_its_own_subclasses_only(served: str) -> None:
+    with hvsock.HyperVSocket(transport=served) as sock:
         for wrong in (socket.socket, int, 3):
             with pytest.raises(TypeError, match="subclass of Socket"):
                 sock._accept_plain(wrong)  # type: ignore[arg-type]
 
 
-def test_before_close(local: str) -> None:
+def test_before_close(served: str) -> None:
     """It is called once and before the handle is closed; its error comes after that; detach() forgets it."""
     seen: list[str] = []
 
-    with connected(local) as (a, b):
+    with connected(served) as (a, b):
 
         def before() -> None:
             b.settimeout(0)
@@ -1049,17 +1049,17 @@ def test_before_close(local: str) -> None:
         assert info.value.errno == (10038 if WINDOWS else errno.EBADF)
         b._before_close(lambda: seen.append("taken back"))
         b._before_close(None)
-    with hvsock.HyperVSocket(transport=local) as detached:
+    with hvsock.HyperVSocket(transport=served) as detached:
         detached._before_close(lambda: seen.append("detached"))
         socket.close(detached.detach())
     assert seen == ["before"]
 
 
-def test_before_close_is_collected(local: str) -> None:
+def test_before_close_is_collected(served: str) -> None:
     """What it refers to may refer to the socket."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
-        sock = hvsock.HyperVSocket(transport=local)
+        sock = hvsock.HyperVSocket(transport=served)
         sock._before_close(functools.partial(id, sock))
         gone = weakref.ref(sock)
         del sock
