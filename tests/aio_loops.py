@@ -53,6 +53,8 @@ class Bed:
     def __init__(self, kind: str, transport: str) -> None:
         self.kind = kind
         self.transport = transport
+        #: Whether the loop tells of transfers that are over, and not of sockets that are ready.
+        self.completes = kind in ("proactor", "overlapped") or (WINDOWS and kind == "eager")
         #: What the loop's exception handler was told; a test takes what it expects.
         self.reported: list[dict[str, Any]] = []
         self.address = ("loopback", utils.new_service())

@@ -140,7 +140,7 @@ async def _call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, c
             call()
         except BaseException as exc:
             error = exc
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: no task waits any more
             loop.call_soon_threadsafe(settle, ended)
 
     thread = threading.Thread(target=run, name="hvsock connect")

@@ -157,7 +157,7 @@ class WatchedLink(Link):
         self._watching = False
         self._sender: asyncio.Future[None] | None = None
 
-    # The loop goes on watching between two messages, which saves two system calls for each. If something arrives that
+    # The loop also watches between two messages, which saves two system calls for each. If something arrives that
     # no task waits for, it stops, or it would call again and again.
 
     def _watch(self) -> None:
@@ -213,7 +213,7 @@ class WatchedLink(Link):
 class OverlappedLink(Link):
     """For the Proactor, which starts transfers and says when they are over.
 
-    A transfer that was started goes on when the task that needs it is cancelled, since bytes are lost in a cancelled
+    A transfer that was started is not cancelled with the task that needs it, since bytes are lost in a cancelled
     one. It is tried without the loop first.
     """
 

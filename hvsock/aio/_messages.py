@@ -17,9 +17,7 @@ from hvsock.aio._turns import BURST, Turn
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
 
-_MAX_SIZE: Final = 16 * 2**20  # bytes, as for HyperVSocket.recv_message
-_BACKLOG: Final = 100
-_LAST: Final = 2**20  # bytes: what has arrived when a server shuts down is less, whatever its peer goes on to send
+_LAST: Final = 2**20  # bytes: what has arrived when a server shuts down is less, whatever its peer sends after that
 
 
 class MessageStream:
@@ -95,7 +93,7 @@ class MessageStream:
                 await self._send_all(buffers)
         return None
 
-    async def recv(self, max_size: int = _MAX_SIZE) -> bytes:
+    async def recv(self, max_size: int = 2**24) -> bytes:
         """Return the next message, when the tasks that called before have theirs.
 
         Raises:
@@ -118,7 +116,7 @@ class MessageStream:
             self._due = None
         return message
 
-    async def exchange(self, *buffers: Buffer, max_size: int = _MAX_SIZE) -> bytes:
+    async def exchange(self, *buffers: Buffer, max_size: int = 2**24) -> bytes:
         """Send one message and return the next one that arrives, its reply.
 
         It is the task's turn to receive from before the message is sent until the reply has come. If it is cancelled,
@@ -327,7 +325,7 @@ async def serve_messages(
     address: Address,
     *,
     max_connections: int | None = None,
-    backlog: int = _BACKLOG,
+    backlog: int = 100,
     transport: str | None = None,
     connected_suspend: bool = False,
     start_serving: bool = True,

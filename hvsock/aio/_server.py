@@ -61,7 +61,7 @@ class BaseServer(asyncio.AbstractServer):
         self._tasks.discard(task)
         if task.cancelled():  # maybe before it began
             sock.close()
-        if sock.fileno() < 0:  # or it was detached, which it tells nobody
+        if sock.fileno() < 0:  # or it was detached, of which there is no notice
             self._ended(connection)
 
     @property
@@ -220,7 +220,7 @@ class BaseServer(asyncio.AbstractServer):
 class _Acceptor(abc.ABC):
     """Accepts connections and hands them over in the loop, as long as it has permits.
 
-    Each connection takes one; whoever is handed the connection gives it back with `release`.
+    Each connection takes one; `release` gives it back.
     """
 
     def __init__(
@@ -243,7 +243,7 @@ class _Acceptor(abc.ABC):
         """End it; what was accepted but not handed over is closed."""
 
     def _report(self, exc: OSError) -> None:
-        """There is nobody to raise it to."""
+        """Hand an error that has no caller to the loop's exception handler."""
         context: dict[str, Any] = {"message": "accepting a connection failed", "exception": exc, "socket": self._sock}
         self._loop.call_exception_handler(context)
 

@@ -7,7 +7,7 @@ import ssl as ssl_module
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
@@ -18,9 +18,6 @@ from hvsock.aio._uvloop import LentSocket, Presenter
 __all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.BaseProtocol)
-
-_LIMIT: Final = 2**16  # bytes, asyncio's own default
-_BACKLOG: Final = 100  # the same
 
 
 class _TLS(TypedDict, total=False):
@@ -138,7 +135,7 @@ async def open_connection(
     timeout: float | None = None,
     transport: str | None = None,
     retry_for: float = 0.0,
-    limit: int = _LIMIT,
+    limit: int = 2**16,
     **kwargs: Unpack[_ClientTLS],
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect to a service, and return a reader and a writer, as `asyncio.open_connection` does.
@@ -228,7 +225,7 @@ async def create_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
     address: Address,
     *,
-    backlog: int = _BACKLOG,
+    backlog: int = 100,
     transport: str | None = None,
     connected_suspend: bool = False,
     ssl: ssl_module.SSLContext | None = None,
@@ -264,7 +261,7 @@ async def start_server(
     client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
     address: Address,
     *,
-    limit: int = _LIMIT,
+    limit: int = 2**16,
     **kwargs: Unpack[_ServerOptions],
 ) -> Server:
     """Serve a service with streams, as `asyncio.start_server` does.
