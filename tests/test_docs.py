@@ -22,14 +22,12 @@ import pytest
 import registry
 import utils
 from test_readme import TEXT, Block, read_blocks
-from test_vms import WMI, Program, program
 from utils import Task, next_line
+from vm_sources import WMI, Program
 
 import hvsock
 from hvsock import _errors as errors
 from hvsock import services
-
-__all__ = ["program"]  # a fixture
 
 DOCS = utils.TESTS.parent / "docs"
 if not DOCS.exists():

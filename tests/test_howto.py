@@ -17,12 +17,10 @@ import registry
 import utils
 from test_docs import run_command
 from test_readme import Block, read_blocks
-from test_vms import HCS, WMI, Program, hcs, program
+from vm_sources import HCS, WMI, Program
 
 import hvsock
 from hvsock import services, vms
-
-__all__ = ["hcs", "program"]  # fixtures
 
 ROOT = utils.TESTS.parent
 HOWTO = ROOT / "docs" / "howto"
