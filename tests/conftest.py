@@ -15,6 +15,7 @@ import pytest
 import utils
 from aio_loops import bed, kind  # noqa: F401 - fixtures
 from reruns import pytest_terminal_summary  # noqa: F401 - a hook
+from vm_sources import hcs, program  # noqa: F401 - fixtures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import utils
-from utils import LIMIT, TICK, WINDOWS, connected, random_bytes
+from children import say
+from children.blocked import refused
+from utils import LIMIT, TICK, WINDOWS, connected, framed, random_bytes
 
 from hvsock._hvsock import Socket
 
@@ -94,10 +96,6 @@ class Faults:
 
 
 # Transfers
-
-
-def framed(payload: bytes) -> bytes:
-    return len(payload).to_bytes(4, "big") + payload
 
 
 def in_pieces(send: Callable[[bytes], Any], data: bytes) -> None:
@@ -640,16 +638,8 @@ def check_receive(into: bool, room: int, start: int, stop: int) -> bool:
             assert "lost" in str(error)  # noqa: PT017
             b.send(b"behind the gap")
             for again in (lambda: a.recv(1), lambda: a.recv_into(buffer), a.recv_message, lambda: a.recv_exactly(1)):
-                refused(again)
+                refused(again, RuntimeError)
     return True
-
-
-def refused(call: Callable[[], object]) -> None:
-    try:
-        result = call()
-    except RuntimeError:
-        return
-    raise AssertionError(f"the call returned {result!r}")
 
 
 def check_timeout(start: int, stop: int) -> bool:
@@ -729,3 +719,9 @@ def run(tries: dict[str, Callable[[str, str], int]], transport: str) -> dict[str
             error.add_note(f"in {name}")
             raise
     return found
+
+
+def report(what: str, transport: str) -> None:
+    """Print how many faults each operation of the table of that name has met."""
+    for name, count in run(globals()[what], transport).items():
+        say(name, count, sep="\t")

@@ -10,13 +10,14 @@ import ctypes
 import gc
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import utils
-from test_messages import MISUSES, framed, patiently
-from test_streams import OPERATIONS
-from utils import LIMIT, WINDOWS
+from children import say
+from samples import MISUSES, OPERATIONS
+from utils import LIMIT, WINDOWS, framed, patiently
 
 import hvsock
 from hvsock import _hvsock
@@ -405,3 +406,10 @@ def run(transport: str, least: int, total: int) -> Iterator[tuple[str, Growth]]:
                     break
             yield name, grown
     scene.close()
+
+
+def report(transport: str, least: str, total: str) -> None:
+    """Print by how much what must not grow has grown, for every call."""
+    warnings.simplefilter("ignore", ResourceWarning)  # sockets are dropped open here
+    for name, grown in run(transport, int(least), int(total)):
+        say(name, *grown, sep="\t")

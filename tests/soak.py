@@ -30,14 +30,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import utils
-from utils import LIMIT, TICK, Child, Task
+from utils import LIMIT, MIB, TICK, Child, Task
 
 import hvsock
 from hvsock import aio
 
 T = TypeVar("T")
 
-MIB = 1 << 20
 FACES = ("threads", "asyncio")
 CLIENT, SERVER = ENDS = ("client", "server")
 #: What all messages are cut from.
@@ -365,6 +364,10 @@ def connections(name: str, ports: tuple[str, ...], deadline: float) -> Iterator[
 # The whole
 
 
+SERVERS = dict(zip(FACES, (serve_threads, serve_asyncio), strict=True))
+CLIENTS = dict(zip(FACES, (connect_threads, connect_asyncio), strict=True))
+
+
 class Soak:
     """All processes, for a number of rounds."""
 
@@ -407,10 +410,10 @@ class Soak:
         return f"{', '.join(f'{value:,} {name}' for name, value in self.seen.items())}; MiB: {sizes}"
 
     def _server(self, face: str) -> Child:
-        return Child("soak", f"serve_{face}", self._transport, self._ports[face])
+        return Child(SERVERS[face], self._transport, self._ports[face])
 
     def _client(self, face: str, name: str) -> Child:
-        return Child("soak", f"connect_{face}", self._transport, name, self._workers, *self._ports.values())
+        return Child(CLIENTS[face], self._transport, name, self._workers, *self._ports.values())
 
     def _start(self, child: Child) -> Child:
         self._stack.enter_context(child)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import Bed, allow_descriptors, eventually, ticks
+from children import aio_servers
 from utils import LIMIT, TICK, WINDOWS, Child, random_bytes
 
 import hvsock
@@ -1247,7 +1248,7 @@ def test_client_is_killed(bed: Bed, sent: bytes) -> None:
         async with await bed.serve_messages(handler) as server:
             vm, service = server.sockets[0].getsockname()
             arguments = (bed.transport, vm, service, sent.hex() or "-")
-            with await asyncio.to_thread(Child, "aio_client_that_sleeps", *arguments) as child:
+            with await asyncio.to_thread(Child, aio_servers.client_that_sleeps, *arguments) as child:
                 assert await asyncio.to_thread(child.line) == "sent"
                 await asyncio.sleep(TICK)
                 await asyncio.to_thread(child.kill)

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import KINDS, Bed, allow_descriptors, eventually, pending_connects, ticks
-from test_interpreters import new_interpreter
-from test_streams import tls_contexts
+from certificates import tls_contexts
+from children import aio_servers
+from interpreters import new_interpreter
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
 import hvsock
@@ -1026,7 +1027,7 @@ def test_server_is_closed_during_the_pause(bed: Bed, monkeypatch: pytest.MonkeyP
 
 def test_server_that_is_not_closed(served: str) -> None:
     """It does not keep the process, even if it has a thread."""
-    utils.run_child("aio_server_is_not_closed", served)
+    utils.run_child(aio_servers.server_is_not_closed, served)
 
 
 #: What runs in an interpreter that allows no daemon threads: a server that needs a thread.
@@ -1050,6 +1051,7 @@ SERVER_WITH_A_THREAD = textwrap.dedent("""
 """)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="3.12+ only: before, interpreters share one GIL")
 @pytest.mark.usefixtures("local")
 def test_server_in_an_interpreter_of_its_own() -> None:
     module, interpreter = new_interpreter()
@@ -1062,7 +1064,7 @@ def test_server_in_an_interpreter_of_its_own() -> None:
 
 @pytest.mark.skipif(WINDOWS, reason="a limit of descriptors is POSIX's")
 def test_descriptors_run_out(local: str) -> None:
-    utils.run_child("aio_out_of_descriptors")
+    utils.run_child(aio_servers.out_of_descriptors)
 
 
 def test_many_clients(bed: Bed) -> None:

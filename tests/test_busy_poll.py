@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import utils
-from test_semantics import SLACK, system_calls, takes
-from utils import LIMIT, TICK, WINDOWS, Child, Task, connected, run_child
+from children import closing, signals, threads, traced
+from strace import system_calls
+from utils import LIMIT, SLACK, TICK, WINDOWS, Child, Task, connected, run_child, takes
 
 import hvsock
 
@@ -50,7 +51,7 @@ HELLO = b"\0\0\0\5hello"
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_set_during_receives(ours: str, timeout: str) -> None:
     """Another thread may do it at any moment: nothing is lost or received twice."""
-    run_child("busy_poll_set_during_receives", ours, timeout)
+    run_child(threads.busy_poll_set_during_receives, ours, timeout)
 
 
 def test_values(ours: str) -> None:
@@ -250,7 +251,7 @@ def test_message_spins_for_each_part(ours: str) -> None:
 @posix_only
 def test_no_spin_where_data_is_ready(ours: str, tmp_path: Path) -> None:
     """Then it is the one system call that it always is."""
-    calls = system_calls(ours, tmp_path, "limit", LONGEST)
+    calls = system_calls(traced.streams, ours, tmp_path, "limit", LONGEST)
     assert set(calls) == {"recv", "recv_into", "send", "sendall", "sendmsg"}
     for operation, made in calls.items():
         assert len(made) == 100, operation
@@ -265,7 +266,7 @@ def test_close_wakes(ours: str, operation: str, spin: int) -> None:
     """A close ends the call, while it spins or after that."""
     if operation == "accept" and ours == "adopted":
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
-    run_child("close_wakes", ours, operation, "none" if spin < LONGEST else "limit", 8, spin)
+    run_child(closing.close_wakes, ours, operation, "none" if spin < LONGEST else "limit", 8, spin)
 
 
 @pytest.mark.parametrize("operation", ["recv", "recv_message", "exchange"])
@@ -287,7 +288,7 @@ def test_ctrl_c(ours: str, operation: str, spin: int) -> None:
     """At the latest when the spin is over."""
     if operation == "accept" and ours == "adopted":
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
-    with Child("interrupted", ours, operation, "none", spin) as child:
+    with Child(signals.interrupted, ours, operation, "none", spin) as child:
         assert child.line() == "waiting"
         time.sleep(2 * TICK)
         start = time.monotonic()

@@ -12,6 +12,7 @@ import sys
 from fnmatch import fnmatchcase
 
 import pytest
+from children import cpython
 from utils import LIMIT, WINDOWS, WINE, Child
 
 #: Modules of `test.test_asyncio` that take about the same time together; each group runs in its own process.
@@ -157,7 +158,7 @@ def run(kind: str, part: str, groups: tuple[tuple[str, ...], ...] = MODULES) -> 
     outcomes = {}
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(Child("cpython_asyncio", kind, index, len(groups), part, *group))
+            stack.enter_context(Child(cpython.run_asyncio, kind, index, len(groups), part, *group))
             for index, group in enumerate(groups)
         ]
         for child in children:

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import utils
+from children import cpython
 from shown_family import SHOWN_FAMILY
 from utils import LIMIT, WINDOWS, Child
 
@@ -124,7 +125,7 @@ def run(kind: str, groups: tuple[tuple[str, ...], ...], excluded: dict[str, str]
     with contextlib.ExitStack() as stack:
         children = [
             stack.enter_context(
-                Child("cpython_socket", kind, index, len(groups), *group, *(f"-{name}" for name in excluded))
+                Child(cpython.run_sockets, kind, index, len(groups), *group, *(f"-{name}" for name in excluded))
             )
             for index, group in enumerate(groups)
         ]
@@ -174,4 +175,4 @@ def test_exclusions_exist() -> None:
     if importlib.util.find_spec("test.test_socket") is None:
         pytest.skip("this interpreter comes without its `test` package: install it (Debian: libpython3-testsuite)")
     names = [*SWAP, *HYPERV_SOCKET, *C_TYPE, *TRANSPORT, *HYPERV, *WINDOWS_3_11, *HYPERV_3_11, *VSOCK]
-    utils.run_child("cpython_names", *names)
+    utils.run_child(cpython.check_names, *names)

@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(what: str, transport: str) -> dict[str, int]:
         # After a sanitizer's library, which must be the first.
         preload = ":".join(filter(None, (os.environ.get("LD_PRELOAD"), str(shim))))
-        lines = run_child("faulty", what, transport, env={"LD_PRELOAD": preload})
+        lines = run_child(faulty.report, what, transport, env={"LD_PRELOAD": preload})
         return {name: int(count) for name, count in (line.split("\t") for line in lines)}
 
     return run
@@ -75,7 +75,7 @@ def test_spin(run: Run) -> None:
 @pytest.mark.usefixtures("failing_allocations")
 def test_no_memory() -> None:
     """Every allocation of every operation fails in turn; messages have their own test."""
-    failures = dict(line.split("\t") for line in run_child("faulty", "WITHOUT_MEMORY", "local"))
+    failures = dict(line.split("\t") for line in run_child(faulty.report, "WITHOUT_MEMORY", "local"))
     assert failures.keys() == faulty.WITHOUT_MEMORY.keys()
     assert int(failures["recv"]) > 0
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import textwrap
-from typing import Any
 
 import pytest
+from interpreters import new_interpreter
 from utils import LIMIT, Task
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 12), reason="3.12+ only: before, interpreters share one GIL")
 
 #: What runs in an interpreter: whole conversations, on both kinds of receive, and the errors that have notes.
 CONVERSATION = textwrap.dedent("""
@@ -49,17 +50,6 @@ CONVERSATION = textwrap.dedent("""
 """)
 
 
-def new_interpreter() -> tuple[Any, Any]:
-    """Return the module for interpreters and the id of a new one that has a GIL of its own."""
-    if sys.version_info >= (3, 13):
-        module = importlib.import_module("_interpreters")
-        return module, module.create("isolated")
-    if sys.version_info >= (3, 12):
-        module = importlib.import_module("_xxsubinterpreters")
-        return module, module.create(isolated=True)
-    pytest.skip("3.12+ only: before, interpreters share one GIL")
-
-
 def converse() -> None:
     """Hold a conversation in a new interpreter, and end it."""
     module, interpreter = new_interpreter()
@@ -76,8 +66,6 @@ def test_interpreter_with_a_gil_of_its_own() -> None:
 
 
 def test_interpreters_at_the_same_time() -> None:
-    if sys.version_info < (3, 12):
-        pytest.skip("3.12+ only: before, interpreters share one GIL")
     tasks = [Task(converse) for _ in range(3)]
     exec(CONVERSATION.format(limit=LIMIT), {"__name__": "conversation"})
     for task in tasks:

@@ -21,6 +21,6 @@ def test_every_function_is_called() -> None:
 
 def test_nothing_grows(served: str) -> None:
     """Neither memory, Python's and malloc()'s, nor descriptors, nor references to the types."""
-    lines = run_child("leaks", served, LEAST, TOTAL, timeout=4 * LIMIT)
+    lines = run_child(leaks.report, served, LEAST, TOTAL, timeout=4 * LIMIT)
     assert len(lines) == sum(map(len, leaks.CALLS.values()))
     assert [line for line in lines if leaks.Growth(*map(int, line.split("\t")[1:])).is_leak] == []

@@ -25,11 +25,27 @@ from typing import Any
 
 import pytest
 import utils
+from children import closing, forks, memory, signals, traced
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_semantics import SLACK, system_calls, takes
-from test_streams import MIB, buffers_to_send, released_view
-from utils import LIMIT, SCALE, TICK, WINDOWS, Child, Task, connected, random_bytes, run_child
+from samples import MISUSES, buffers_to_send, released_view
+from strace import system_calls
+from utils import (
+    LIMIT,
+    MIB,
+    SCALE,
+    SLACK,
+    TICK,
+    WINDOWS,
+    Child,
+    Task,
+    connected,
+    framed,
+    patiently,
+    random_bytes,
+    run_child,
+    takes,
+)
 
 import hvsock
 
@@ -41,11 +57,6 @@ posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: Windows has no such
 SIZES = (0, 1, 4095, 4096, 4097, 8191, 8192, 8193, 16383, 16384, 16385, 65535, 65536, 65537, MIB - 1, MIB, MIB + 1)
 DEFAULT_LIMIT = 16 * MIB
 LARGEST = 0xFFFFFFFF
-
-
-def framed(payload: bytes) -> bytes:
-    """Return what a message is on the wire."""
-    return struct.pack("!I", len(payload)) + payload
 
 
 # Ways to receive what a peer sends as framed()
@@ -96,17 +107,6 @@ def is_readable(sock: socket.socket, within: float) -> bool:
 
 def wait_until_readable(sock: socket.socket) -> None:
     assert is_readable(sock, LIMIT)
-
-
-def patiently(call: Callable[..., Any], *args: Any) -> Any:
-    """Call until it no longer would block: what the peer has sent may take its time to arrive."""
-    deadline = time.monotonic() + LIMIT
-    while True:
-        try:
-            return call(*args)
-        except BlockingIOError:
-            assert time.monotonic() < deadline, "it did not arrive"
-            time.sleep(0.001)
 
 
 def is_partly_sent(sock: hvsock.HyperVSocket) -> bool:
@@ -277,36 +277,6 @@ def test_what_is_no_target_is_refused(our_pair: Pair) -> None:
             with pytest.raises(as_recv_into.type):
                 method(bad)
     assert b.recv_message() == b"abc"
-
-
-#: Wrong arguments and what they raise.
-MISUSES: dict[str, tuple[type[Exception], Callable[[Any], object]]] = {
-    "send_message str": (TypeError, lambda s: s.send_message("text")),
-    "send_message keyword": (TypeError, lambda s: s.send_message(data=b"x")),
-    "recv_message two": (TypeError, lambda s: s.recv_message(1, 2)),
-    "recv_message None": (TypeError, lambda s: s.recv_message(None)),
-    "recv_message float": (TypeError, lambda s: s.recv_message(1.0)),
-    "recv_message str": (TypeError, lambda s: s.recv_message(max_size="1")),
-    "recv_message negative": (ValueError, lambda s: s.recv_message(-1)),
-    "recv_message negative by name": (ValueError, lambda s: s.recv_message(max_size=-1)),
-    "recv_message huge": (OverflowError, lambda s: s.recv_message(sys.maxsize + 1)),
-    "recv_message unknown keyword": (TypeError, lambda s: s.recv_message(size=1)),
-    "recv_message keyword twice": (TypeError, lambda s: s.recv_message(1, max_size=1)),
-    "recv_message two keywords": (TypeError, lambda s: s.recv_message(max_size=1, size=1)),
-    "recv_message_into nothing": (TypeError, lambda s: s.recv_message_into()),
-    "recv_message_into two": (TypeError, lambda s: s.recv_message_into(bytearray(1), 1)),
-    "recv_message_into keyword": (TypeError, lambda s: s.recv_message_into(buffer=bytearray(1))),
-    "recv_exactly nothing": (TypeError, lambda s: s.recv_exactly()),
-    "recv_exactly negative": (ValueError, lambda s: s.recv_exactly(-1)),
-    "recv_exactly huge": (OverflowError, lambda s: s.recv_exactly(sys.maxsize + 1)),
-    "recv_exactly float": (TypeError, lambda s: s.recv_exactly(1.0)),
-    "recv_exactly more than there is memory": (MemoryError, lambda s: s.recv_exactly(sys.maxsize // 2)),
-    "recv_exactly_into bytes": (TypeError, lambda s: s.recv_exactly_into(b"x")),
-    "exchange positional limit": (TypeError, lambda s: s.exchange(b"x", 5)),
-    "exchange unknown keyword": (TypeError, lambda s: s.exchange(b"x", size=5)),
-    "exchange None": (TypeError, lambda s: s.exchange(b"x", max_size=None)),
-    "exchange negative": (ValueError, lambda s: s.exchange(b"x", max_size=-1)),
-}
 
 
 @pytest.mark.parametrize("name", MISUSES)
@@ -498,7 +468,7 @@ def resident() -> int:
 @pytest.mark.skipif(utils.FREE_THREADED, reason="its allocator has reserved room in the address space: none is missing")
 def test_no_memory_for_what_is_announced() -> None:
     """MemoryError, where the limit allowed it but the system has none, loses nothing."""
-    run_child("message_without_memory")
+    run_child(memory.announced_too_much)
 
 
 # Going on
@@ -838,7 +808,7 @@ def test_nothing_sent_begins_nothing(our_pair: Pair) -> None:
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_signal_in_the_middle(ours: str, operation: str, what: str, timeout: str) -> None:
     """A handler's exception ends the call, which then goes on; else the call itself goes on, unless it was closed."""
-    run_child("signal_in_message", ours, operation, what, timeout)
+    run_child(signals.in_message, ours, operation, what, timeout)
 
 
 @posix_only
@@ -846,7 +816,7 @@ def test_signal_in_the_middle(ours: str, operation: str, what: str, timeout: str
 @pytest.mark.parametrize("operation", ["send_message", "exchange"])
 def test_signal_in_the_middle_of_buffers_in_python(operation: str) -> None:
     """What is kept of them to go on is asked of Python code, while the handler's exception is on its way."""
-    run_child("signal_in_buffers_in_python", operation)
+    run_child(signals.in_buffers_in_python, operation)
 
 
 # The end of the stream
@@ -1244,22 +1214,22 @@ def test_send_beside_an_exchange_that_went_on(our_pair: Pair) -> None:
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_close_wakes(ours: str, operation: str, timeout: str) -> None:
     """A close from another thread ends a message call, and no byte of another socket goes astray."""
-    run_child("close_wakes", ours, operation, timeout, 20)
+    run_child(closing.close_wakes, ours, operation, timeout, 20)
 
 
 @pytest.mark.parametrize("operation", ["send_message", "recv_message", "recv_exactly", "exchange"])
 def test_close_wakes_those_who_wait_for_their_turn(ours: str, operation: str) -> None:
-    run_child("close_wakes_the_queue", ours, operation, 10)
+    run_child(closing.close_wakes_the_queue, ours, operation, 10)
 
 
 def test_close_races_with_messages(ours: str) -> None:
     """Threads that exchange, send and receive all the time meet the close at every point."""
-    run_child("close_races_with_messages", ours, 40)
+    run_child(closing.close_races_with_messages, ours, 40)
 
 
 @pytest.mark.parametrize("operation", ["send_message", "recv_message", "exchange"])
 def test_process_ends_while_a_thread_waits(ours: str, operation: str) -> None:
-    run_child("exit_while_blocked", ours, operation)
+    run_child(closing.exit_while_blocked, ours, operation)
 
 
 @contextlib.contextmanager
@@ -1373,7 +1343,7 @@ def test_exchange_has_one_deadline_for_both_turns(our_pair: Pair) -> None:
 
 @pytest.mark.parametrize("operation", ["send_message", "recv_message", "recv_exactly", "exchange"])
 def test_ctrl_c_while_waiting_for_a_turn(ours: str, operation: str) -> None:
-    with Child("interrupted_in_the_queue", ours, operation) as child:
+    with Child(signals.interrupted_in_the_queue, ours, operation) as child:
         assert child.line() == "waiting"
         time.sleep(2 * TICK)
         start = time.monotonic()
@@ -1389,7 +1359,7 @@ def test_ctrl_c_while_waiting_for_a_turn(ours: str, operation: str) -> None:
 @pytest.mark.parametrize("operation", ["send_message", *RECEIVERS, "exchange"])
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
-    with Child("interrupted", ours, operation, timeout) as child:
+    with Child(signals.interrupted, ours, operation, timeout) as child:
         assert child.line() == "waiting"
         time.sleep(2 * TICK)
         start = time.monotonic()
@@ -1408,23 +1378,23 @@ def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
 )
 def test_fork(ours: str, case: str) -> None:
     """A forked process has the connection, but neither the threads nor what they were in the middle of."""
-    run_child("fork_in_a_message", ours, case)
+    run_child(forks.in_a_message, ours, case)
 
 
 # Memory
 
 
-MESSAGE_LEAK_ROUNDS = 45 if utils.WINE else 100
+LEAK_ROUNDS = 45 if utils.WINE else 100
 #: Fewer than a leak of one block in each round, since caches fluctuate.
-MESSAGE_LEAK_BLOCKS = MESSAGE_LEAK_ROUNDS * 3 // 4
+LEAK_BLOCKS = LEAK_ROUNDS * 3 // 4
 
 
 def test_no_memory_leaks() -> None:
     """Every way for a call to end leaves no object and no memory behind, and no buffer exported."""
-    lines = run_child("message_leaks", timeout=4 * LIMIT)
+    lines = run_child(memory.leaks, LEAK_ROUNDS, LEAK_BLOCKS, timeout=4 * LIMIT)
     assert len(lines) > 30
     grown = {name: (int(blocks), int(size)) for name, blocks, size in (line.split("\t") for line in lines)}
-    leaks = {name: growth for name, growth in grown.items() if growth[0] > MESSAGE_LEAK_BLOCKS or growth[1] > 20_000}
+    leaks = {name: growth for name, growth in grown.items() if growth[0] > LEAK_BLOCKS or growth[1] > 20_000}
     assert leaks == {}
 
 
@@ -1488,7 +1458,7 @@ def test_no_memory(operation: str) -> None:
 
 def check_without_memory(operation: str) -> None:
     """Whichever allocation fails, the message is there afterwards, or the socket says that it is lost."""
-    lines = run_child("message_nomemory", operation)
+    lines = run_child(memory.no_allocation, operation)
     failures = int(lines[-1])
     # A message of a few buffers is sent without any memory but the stack's.
     assert failures == 0 if operation == "send" else failures > 0
@@ -1676,7 +1646,7 @@ def test_any_order_of_calls(ours: str, steps: list[tuple[int, str, int]]) -> Non
 @pytest.mark.parametrize("timeout", ["limit", "none", "zero"])
 def test_system_calls(ours: str, tmp_path: Path, timeout: str) -> None:
     """One to send, two to receive what is there: the header and the payload; one more to wait for a reply."""
-    calls = system_calls(ours, tmp_path, timeout, child="message_calls")
+    calls = system_calls(traced.messages, ours, tmp_path, timeout)
     send, receive = ["sendmsg"], ["recvfrom"]
     expected = {
         "send_message": send,

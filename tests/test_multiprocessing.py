@@ -9,6 +9,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import utils
+from children import processes
 from utils import LIMIT, connected, run_child
 
 import hvsock
@@ -19,7 +20,7 @@ METHODS = [name for name in multiprocessing.get_all_start_methods() if name != "
 @pytest.mark.parametrize("method", METHODS)
 def test_hand_over(implementation: str, method: str) -> None:
     """As an argument, through a pipe and through a queue, a connection and a listener, and back again."""
-    run_child("hand_over", implementation, method, timeout=2 * LIMIT)
+    run_child(processes.hand_over, implementation, method, timeout=2 * LIMIT)
 
 
 def test_no_other_pickler(ours: str) -> None:

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import races
+from children import contention
 from utils import FREE_THREADED, WINE, run_child
 
 ROUNDS = int(os.environ.get("HVSOCK_RACE_ROUNDS", "1" if WINE else "10"))
@@ -22,7 +23,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_races(served: str, kind: str) -> None:
     """Every call ends as it should, nothing is lost or doubled, and no other socket is touched."""
-    lines = run_child("races", served, kind, ROUNDS, timeout=races.limit(ROUNDS))
+    lines = run_child(contention.race, served, kind, ROUNDS, timeout=races.limit(ROUNDS))
     assert lines == list(races.DISTURBANCES)
 
 
@@ -31,5 +32,5 @@ def test_races(served: str, kind: str) -> None:
     reason="needs a GIL for each interpreter, ctypes in each (3.13+), and more time than Wine has",
 )
 def test_races_in_interpreters(served: str, kind: str) -> None:
-    lines = run_child("races_in_interpreters", served, kind, ROUNDS, timeout=races.limit(ROUNDS))
+    lines = run_child(contention.race_in_interpreters, served, kind, ROUNDS, timeout=races.limit(ROUNDS))
     assert lines == list(races.DISTURBANCES)

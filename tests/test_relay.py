@@ -20,10 +20,23 @@ from typing import Any, NamedTuple
 
 import pytest
 import utils
+from children import relays
 from conftest import TESTED, require
 from hypothesis import given
 from hypothesis import strategies as st
-from utils import LIMIT, TICK, WINDOWS, WINE, Child, Task, open_descriptors, random_bytes, receive_all, receive_exactly
+from utils import (
+    LIMIT,
+    TICK,
+    WINDOWS,
+    WINE,
+    Child,
+    Task,
+    dial,
+    open_descriptors,
+    random_bytes,
+    receive_all,
+    receive_exactly,
+)
 
 import hvsock
 from hvsock._hvsock import Pump
@@ -53,25 +66,6 @@ def free_address(kind: str, directory: Path) -> str:
 
 
 NUMBERS = itertools.count()
-
-
-def dial(uri: str) -> socket.socket:
-    """Connect as a client of the relay does."""
-    scheme, _, rest = uri.partition("://")
-    if scheme == "tcp":
-        sock = socket.create_connection(("127.0.0.1", int(rest.rpartition(":")[2])), LIMIT)
-    elif scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(LIMIT)
-        try:
-            sock.connect(rest)
-        except OSError:
-            sock.close()
-            raise
-    else:
-        address, _, transport = uri.partition("?transport=")
-        sock = hvsock.create_connection(hvsock.HyperVAddress.parse(address), LIMIT, transport=transport)
-    return sock
 
 
 def serve(kind: str, directory: Path) -> tuple[str, Any]:
@@ -472,7 +466,7 @@ def test_flood(rig: Callable[..., Rig], kind: str) -> None:
 @posix_only
 def test_no_descriptors_left() -> None:
     """The relay waits for better times, says so, and goes on."""
-    with Child("relay_with_few_descriptors") as child, socket.create_server(("127.0.0.1", 0)) as listener:
+    with Child(relays.with_few_descriptors) as child, socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(LIMIT)
         child.tell(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
         address = child.line()
@@ -500,7 +494,7 @@ def test_no_descriptors_left() -> None:
 def test_clients_wait_for_descriptors(kind: str, room: int, local_directory: Path) -> None:
     """Who cannot have two stays in the backlog, and is served when another one has gone: nobody is turned away."""
     uri, listener = serve(kind, local_directory)
-    with listener, contextlib.ExitStack() as stack, Child("relay_that_only_an_end_wakes", uri, room) as child:
+    with listener, contextlib.ExitStack() as stack, Child(relays.that_only_an_end_wakes, uri, room) as child:
         address = child.line()
         clients = [stack.enter_context(dial(address)) for _ in range(20)]
         fit = int(child.line())
@@ -629,7 +623,7 @@ def test_serve_forever_returns_after_stop(rig: Callable[..., Rig]) -> None:
 
 
 def test_ctrl_c() -> None:
-    with Child("relay_until_ctrl_c") as child:
+    with Child(relays.until_ctrl_c) as child:
         assert child.line() == "serving"
         time.sleep(4 * TICK)
         child.tell("press")

@@ -6,6 +6,7 @@ import uuid
 
 import pytest
 import utils
+from children import scene
 from utils import SCALE, WINDOWS, Child
 
 import hvsock
@@ -16,9 +17,9 @@ SIZE = int((16 << 20) / max(1.0, SCALE))
 
 def play(transport: str, target: str, vm_seen: uuid.UUID, guest_env: dict[str, str]) -> None:
     """Run both ends to their end and compare what they say."""
-    with Child("scene_host", transport, vm_seen, SIZE) as host:
+    with Child(scene.host, transport, vm_seen, SIZE) as host:
         port = host.line()
-        with Child("scene_guest", transport, target, port, SIZE, env=guest_env) as guest:
+        with Child(scene.guest, transport, target, port, SIZE, env=guest_env) as guest:
             assert guest.line() == host.line(), "the guest's own service id is the one that the host sees"
             sent = guest.line()
             assert host.line() == f"{SIZE} {sent}"
@@ -44,7 +45,7 @@ def test_transport_chosen_by_the_environment(name: str, monkeypatch: pytest.Monk
     if name == "local" and WINDOWS:
         pytest.skip("Python has no AF_UNIX on Windows")
     monkeypatch.setenv("HVSOCK_TRANSPORT", name)
-    with Child("serve_default") as server, Child("dial_default", server.line()) as client:
+    with Child(scene.serve_default) as server, Child(scene.dial_default, server.line()) as client:
         assert client.line() == "HELLO"
         client.finish()
         server.finish()

@@ -6,11 +6,8 @@ import contextlib
 import errno
 import gc
 import os
-import re
 import select
-import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +19,9 @@ from typing import Any
 
 import pytest
 import utils
-from utils import LIMIT, TICK, WINDOWS, Child, Task, connected, run_child
+from children import closing, descriptors, forks, signals, threads, traced
+from strace import system_calls
+from utils import LIMIT, SLACK, TICK, WINDOWS, Child, Task, connected, run_child, takes
 
 import hvsock
 from hvsock._hvsock import Socket
@@ -30,18 +29,6 @@ from hvsock._hvsock import Socket
 posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: Windows has no such call, flag or signal")
 
 CALLS = ["recv", "recv_into", "send", "sendall", "sendmsg"]
-
-#: A wait that was to end after a timeout may end this much later on a loaded machine. Only a hang takes longer.
-SLACK = 100 * TICK
-
-
-@contextlib.contextmanager
-def takes(at_least: float, at_most: float = LIMIT) -> Iterator[None]:
-    """Check how long the block takes: no less than the timeout (clocks are coarse), and not for ever."""
-    start = time.monotonic()
-    yield
-    elapsed = time.monotonic() - start
-    assert at_least * 0.95 - 0.02 <= elapsed <= at_most, elapsed
 
 
 def blocked_call(a: socket.socket, operation: str) -> Callable[[], object]:
@@ -366,41 +353,11 @@ def test_mode_of_a_listener_is_its_owners(transport: str, timeout: float, blocki
 # One system call
 
 
-STRACE = shutil.which("strace")
-#: The calls counted: not what the memory allocator, the interpreter's lock and signals do.
-NETWORK = ("recv", "send", "read", "write", "poll", "ppoll", "select", "pselect", "epoll", "ioctl", "fcntl", "getsock")
-MARKER = re.compile(r'"hvsock-(begin|end)-(\w+)"')
-
-
-def system_calls(
-    implementation: str, tmp_path: Path, *arguments: object, child: str = "one_call_each"
-) -> dict[str, list[str]]:
-    """Run `child` of children.py under strace and return the system calls of each operation."""
-    if not STRACE:
-        pytest.skip("needs strace: install it and run again")
-    trial = subprocess.run([STRACE, "-o", os.devnull, sys.executable, "-c", ""], capture_output=True, text=True)
-    if trial.returncode:
-        pytest.skip(f"strace may not trace here ({trial.stderr.strip()}): allow ptrace and run again")
-    log = tmp_path / "strace"
-    run_child(child, implementation, *arguments, under=(STRACE, "-f", "-o", str(log)), timeout=2 * LIMIT)
-    calls: dict[str, list[str]] = {}
-    current: list[str] | None = None
-    main = ""
-    for line in log.read_text(errors="replace").splitlines():
-        thread, call = line.split(maxsplit=1)
-        if match := MARKER.search(call):
-            main = thread
-            current = calls.setdefault(match[2], []) if match[1] == "begin" else None
-        elif current is not None and thread == main and call.startswith(NETWORK):
-            current.append(call.split("(")[0])
-    return calls
-
-
 @posix_only
 @pytest.mark.parametrize("timeout", ["limit", "none", "zero"])
 def test_one_system_call_when_ready(ours: str, tmp_path: Path, timeout: str) -> None:
     """With or without a timeout, an operation that can proceed is one system call, 100 times in a row."""
-    calls = system_calls(ours, tmp_path, timeout)
+    calls = system_calls(traced.streams, ours, tmp_path, timeout)
     assert set(calls) == {"recv", "recv_into", "send", "sendall", "sendmsg"}
     for operation, made in calls.items():
         assert len(made) == 100, (operation, {call: made.count(call) for call in made})
@@ -419,27 +376,19 @@ def test_close_wakes(ours: str, operation: str, timeout: str) -> None:
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
     if operation == "connect" and ours != "local":
         pytest.skip("only on `local` does a full backlog make a connect wait that is not the standard library's")
-    run_child("close_wakes", ours, operation, timeout, 8 if operation == "connect" else 40)
+    run_child(closing.close_wakes, ours, operation, timeout, 8 if operation == "connect" else 40)
 
 
 def test_close_races_with_calls(ours: str) -> None:
     """Threads that call all the time meet the close at every point of a call."""
-    run_child("close_races", ours, 60)
+    run_child(closing.close_races, ours, 60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: names that are no files")
-def test_address_is_free_after_close() -> None:
+@pytest.mark.parametrize("descriptors_left", ["some", "none"])
+def test_address_is_free_after_close(descriptors_left: str) -> None:
     """That of a listener at which a thread waits, before that thread has run again."""
-    name = f"\0hvsock-{os.getpid()}"
-    for _ in range(50):
-        with Socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as next_one:
-            listener.bind(name)
-            listener.listen()
-            task = Task(listener.accept)
-            time.sleep(0.002)
-            listener.close()
-            next_one.bind(name)
-            assert isinstance(task.error(), OSError)
+    run_child(descriptors.address_after_close, descriptors_left)
 
 
 @posix_only
@@ -452,12 +401,12 @@ def test_close_beside_a_use_of_sigurg(ours: str, operation: str, timeout: str, h
         pytest.skip("accept and connect have their test on transports: elsewhere they are the standard library's")
     if operation == "connect" and ours != "local":
         pytest.skip("only on `local` does a full backlog make a connect wait that is not the standard library's")
-    run_child("close_beside_sigurg", ours, operation, timeout, how)
+    run_child(closing.close_beside_sigurg, ours, operation, timeout, how)
 
 
 @posix_only
 def test_close_in_a_forked_twin(transport: str) -> None:
-    run_child("close_in_a_forked_twin", transport)
+    run_child(forks.close_listeners, transport)
 
 
 @posix_only
@@ -467,21 +416,16 @@ def test_waiting_needs_no_descriptor(ours: str, operation: str) -> None:
         pytest.skip("accept and connect have their test on transports: elsewhere they are the standard library's")
     if operation == "connect" and ours != "local":
         pytest.skip("only on `local` does a full backlog make a connect wait that is not the standard library's")
-    run_child("wait_without_descriptors", ours, operation)
+    run_child(descriptors.wait_without, ours, operation)
 
 
 def test_connect_that_waits_needs_no_descriptor(local: str) -> None:
-    run_child("connect_without_descriptors", local)
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only: names that are no files")
-def test_close_needs_no_descriptor() -> None:
-    run_child("close_without_descriptors")
+    run_child(descriptors.connect_without, local)
 
 
 @posix_only
 def test_opened_again_beside_settimeout() -> None:
-    run_child("opened_again_beside_settimeout")
+    run_child(threads.opened_again_beside_settimeout)
 
 
 @posix_only
@@ -563,13 +507,13 @@ def test_fork_after_close(ours: str, operation: str) -> None:
     """A child forked right after a close has no part of the socket, even if calls in the parent have yet to leave."""
     if operation == "accept" and ours == "adopted":
         pytest.skip("accept has its test on transports: elsewhere it is the standard library's")
-    run_child("fork_after_close", ours, operation)
+    run_child(forks.after_close, ours, operation)
 
 
 @pytest.mark.parametrize("operation", ["recv", "accept"])
 def test_process_ends_while_a_thread_waits(ours: str, operation: str) -> None:
     """A daemon thread in a blocked call does not keep the interpreter from ending, nor crash it."""
-    run_child("exit_while_blocked", ours, operation)
+    run_child(closing.exit_while_blocked, ours, operation)
 
 
 def test_close_with_a_file_open_wakes_nothing(our_pair: tuple[socket.socket, socket.socket]) -> None:
@@ -605,7 +549,7 @@ def test_ctrl_c(ours: str, operation: str, timeout: str) -> None:
         pytest.skip("only on AF_UNIX and Linux' TCP does a full backlog make a connect wait")
     if operation == "accept" and WINDOWS and ours == "adopted":
         pytest.skip("the accept of TCP is the standard library's, which Ctrl-C does not end on Windows")
-    with Child("interrupted", ours, operation, timeout) as child:
+    with Child(signals.interrupted, ours, operation, timeout) as child:
         assert child.line() == "waiting"
         time.sleep(2 * TICK)
         start = time.monotonic()
@@ -819,4 +763,4 @@ def test_subclass_and_cycle(ours: str) -> None:
 @pytest.mark.parametrize("what", ["errors", "connections", "adopted"])
 def test_no_descriptor_leaks(what: str, local: str) -> None:
     """After 2,000 operations, most of which fail, as many descriptors are open as before."""
-    run_child("descriptor_leaks", local, what, timeout=2 * LIMIT)
+    run_child(descriptors.leaks, local, what, timeout=2 * LIMIT)

@@ -13,7 +13,8 @@ import os
 import sys
 
 import pytest
-from soak import MIB, Soak
+from soak import Soak
+from utils import MIB
 
 #: Bytes by which a process may be larger in the second half: what is made once, and the allocator's gaps.
 TOLERATED = 16 * MIB

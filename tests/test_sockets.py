@@ -21,13 +21,12 @@ from typing import Any
 import pytest
 import utils
 from shown_family import SHOWN_FAMILY
-from utils import LIMIT, TICK, WINDOWS, Task, connected
+from utils import LIMIT, SLACK, TICK, WINDOWS, Task, connected
 
 import hvsock
 from hvsock._hvsock import Socket, own_data_path
 from hvsock._transports import transport_named
 
-SLACK = 100 * TICK
 OPTIONS = ["connected_suspend", "high_vtl", "container_passthru"]
 
 tcp = (socket.AF_INET, socket.SOCK_STREAM)

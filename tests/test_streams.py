@@ -18,20 +18,21 @@ import random
 import selectors
 import socket
 import socketserver
-import ssl
 import struct
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import utils
+from certificates import tls_contexts
+from children import descriptors, forks, signals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from utils import LIMIT, SCALE, TICK, WINDOWS, Task, connected, random_bytes, run_child
+from samples import OPERATIONS, buffers_to_send
+from utils import LIMIT, MIB, SCALE, TICK, WINDOWS, Task, connected, random_bytes, run_child
 
 import hvsock
 
@@ -39,7 +40,6 @@ Pair = tuple[socket.socket, socket.socket]
 
 posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: Windows has no such call, flag or signal")
 
-MIB = 1 << 20
 SIZES = (0, 1, 4095, 4096, 4097, 4098, 4099, 65536, MIB - 1, MIB, MIB + 1)
 #: Sizes of the buffers that the payloads are received in, crossed with the sizes of the payloads.
 BUFFERS = (4095, 4096, 65537, MIB + 1) if SCALE <= 1 else (4097, MIB + 1)
@@ -366,28 +366,6 @@ def test_sendfile_ends_with_close(our_pair: Pair, tmp_path: Path) -> None:
             assert isinstance(sending.error(), OSError)
 
 
-def tls_contexts(kind: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return a server's and a client's context: without a certificate, or with the interpreter's own test one."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-    if kind == "TLS 1.2, anonymous":
-        for context in (server, client):
-            context.maximum_version = ssl.TLSVersion.TLSv1_2
-            try:
-                context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
-            except ssl.SSLError as error:
-                pytest.skip(f"this OpenSSL knows no anonymous cipher ({error})")
-        return server, client
-    directory = Path(os.__file__).parent / "test"
-    for path in (directory / "certdata" / "keycert.pem", directory / "keycert.pem"):
-        if path.exists():
-            server.load_cert_chain(path)
-            client.minimum_version = ssl.TLSVersion.TLSv1_3
-            return server, client
-    pytest.skip("this interpreter comes without its `test` package, which has the certificate")
-
-
 def test_ssl_wraps_connected_sockets_only(transport: str) -> None:
     """An SSLSocket is a socket.socket, which knows a family's own addresses at most."""
     _, context = tls_contexts("TLS 1.3")
@@ -507,7 +485,7 @@ def test_pickling_is_refused(pair: Pair) -> None:
 
 
 def test_500_connections_at_once(transport: str) -> None:
-    run_child("many_connections", transport, 500 if SCALE <= 1 else 100)
+    run_child(descriptors.many_connections, transport, 500 if SCALE <= 1 else 100)
 
 
 def test_duplex_in_threads(pair: Pair) -> None:
@@ -527,8 +505,8 @@ def test_duplex_in_threads(pair: Pair) -> None:
 
 
 @posix_only
-@pytest.mark.parametrize("case", ["fork_and_talk", "fork_and_close", "fork_while_receiving"])
-def test_fork(implementation: str, case: str) -> None:
+@pytest.mark.parametrize("case", [forks.talk, forks.close, forks.close_while_receiving])
+def test_fork(implementation: str, case: Callable[..., None]) -> None:
     run_child(case, implementation)
 
 
@@ -540,7 +518,7 @@ def test_fork(implementation: str, case: str) -> None:
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_signal_handler_runs_and_call_goes_on(implementation: str, operation: str, timeout: str) -> None:
     """PEP 475: the handler runs while the call waits, and the call is made again."""
-    run_child("signal_handled", implementation, operation, timeout)
+    run_child(signals.handled, implementation, operation, timeout)
 
 
 @posix_only
@@ -548,18 +526,18 @@ def test_signal_handler_runs_and_call_goes_on(implementation: str, operation: st
 @pytest.mark.parametrize("timeout", ["none", "limit"])
 def test_signal_handler_raises(implementation: str, operation: str, timeout: str) -> None:
     """The handler's exception ends the call, and the socket still works."""
-    run_child("signal_raises", implementation, operation, timeout)
+    run_child(signals.raises, implementation, operation, timeout)
 
 
 @posix_only
 def test_signal_handler_raises_while_an_error_is_explained() -> None:
-    run_child("signal_during_explanation")
+    run_child(signals.during_explanation)
 
 
 @posix_only
 @pytest.mark.parametrize("operation", ["recv", "sendall"])
 def test_signals_do_not_prolong_a_timeout(implementation: str, operation: str) -> None:
-    run_child("signals_and_timeout", implementation, operation)
+    run_child(signals.timeout_goes_on, implementation, operation)
 
 
 # Flags
@@ -714,32 +692,6 @@ def test_ancillary_data_still_works(implementation: str) -> None:
 # Buffers
 
 
-class Exporter(array.array):  # type: ignore[type-arg]
-    """A buffer of another type than the usual ones."""
-
-
-def buffers_to_send() -> list[tuple[str, Any, bytes]]:
-    numbers = array.array("I", [1, 2, 3])
-    mapped = mmap.mmap(-1, mmap.PAGESIZE)
-    mapped[:4] = b"mmap"
-    grid = memoryview(bytes(range(24))).cast("B", (4, 6))
-    return [
-        ("bytes", b"bytes", b"bytes"),
-        ("bytearray", bytearray(b"bytearray"), b"bytearray"),
-        ("memoryview", memoryview(b"memoryview")[6:], b"view"),
-        ("read-only memoryview", memoryview(bytearray(b"abc")).toreadonly(), b"abc"),
-        ("items of four bytes", numbers, numbers.tobytes()),
-        ("view of items of four bytes", memoryview(numbers)[1:], numbers.tobytes()[4:]),
-        ("two dimensions", grid, bytes(range(24))),
-        ("subclass", Exporter("B", b"sub"), b"sub"),
-        ("mmap", mapped, b"mmap" + bytes(mmap.PAGESIZE - 4)),
-        ("ctypes", (ctypes.c_char * 3)(*b"cty"), b"cty"),
-        ("picklebuffer", pickle.PickleBuffer(b"pickle"), b"pickle"),
-        ("empty", b"", b""),
-        ("empty view", memoryview(b"")[:0], b""),
-    ]
-
-
 def test_buffers_to_send(implementation: str) -> None:
     with connected(implementation) as (a, b):
         for name, buffer, content in buffers_to_send():
@@ -827,110 +779,6 @@ def test_sendmsg_of_many_buffers(implementation: str) -> None:
 
 # The same operation on the oracle and on ours
 
-OPERATIONS: dict[str, Callable[[socket.socket], object]] = {
-    # sizes and counts
-    "recv negative": lambda s: s.recv(-1),
-    "recv huge": lambda s: s.recv(sys.maxsize),
-    "recv too large for a size": lambda s: s.recv(sys.maxsize + 1),
-    "recv no size": lambda s: s.recv(),  # type: ignore[call-arg]
-    "recv None": lambda s: s.recv(None),  # type: ignore[arg-type]
-    "recv float": lambda s: s.recv(1.0),  # type: ignore[arg-type]
-    "recv str": lambda s: s.recv("1"),  # type: ignore[arg-type]
-    "recv too many arguments": lambda s: s.recv(1, 0, 0),  # type: ignore[call-arg]
-    "recv keyword": lambda s: s.recv(bufsize=1),  # type: ignore[call-arg]
-    "recv flags as str": lambda s: s.recv(1, "0"),  # type: ignore[arg-type]
-    "recv flags too large": lambda s: s.recv(1, 1 << 40),
-    "recv bool": lambda s: s.recv(True),
-    "recv index": lambda s: s.recv(Index(3)),  # type: ignore[arg-type]
-    "recv": lambda s: s.recv(3),
-    "recv zero": lambda s: s.recv(0),
-    "recv peek": lambda s: s.recv(3, socket.MSG_PEEK),
-    # recv_into
-    "recv_into nothing": lambda s: s.recv_into(),  # type: ignore[call-arg]
-    "recv_into bytes": lambda s: s.recv_into(b"abc"),  # type: ignore[arg-type]
-    "recv_into str": lambda s: s.recv_into("abc"),  # type: ignore[arg-type]
-    "recv_into None": lambda s: s.recv_into(None),  # type: ignore[arg-type]
-    "recv_into read-only view": lambda s: s.recv_into(memoryview(bytearray(3)).toreadonly()),
-    "recv_into non-contiguous": lambda s: s.recv_into(memoryview(bytearray(6))[::2]),
-    "recv_into count negative": lambda s: s.recv_into(bytearray(3), -1),
-    "recv_into count too big": lambda s: s.recv_into(bytearray(3), 4),
-    "recv_into count huge": lambda s: s.recv_into(bytearray(3), sys.maxsize + 1),
-    "recv_into count None": lambda s: s.recv_into(bytearray(3), None),  # type: ignore[arg-type]
-    "recv_into count float": lambda s: s.recv_into(bytearray(3), 1.0),  # type: ignore[arg-type]
-    "recv_into too many arguments": lambda s: s.recv_into(bytearray(3), 1, 0, 0),  # type: ignore[call-arg]
-    "recv_into keywords": lambda s: s.recv_into(buffer=bytearray(3), nbytes=2, flags=socket.MSG_PEEK),
-    "recv_into keyword count": lambda s: s.recv_into(bytearray(3), nbytes=2),
-    "recv_into keyword flags": lambda s: s.recv_into(bytearray(3), flags=socket.MSG_PEEK),
-    "recv_into wrong keyword": lambda s: s.recv_into(bytearray(3), size=1),  # type: ignore[call-arg]
-    "recv_into argument twice": lambda s: s.recv_into(bytearray(3), 1, nbytes=1),  # type: ignore[misc]
-    "recv_into flags as str": lambda s: s.recv_into(bytearray(3), 1, "0"),  # type: ignore[arg-type]
-    "recv_into empty": lambda s: s.recv_into(bytearray(0)),
-    "recv_into empty with count": lambda s: s.recv_into(bytearray(0), 1),
-    # send
-    "send nothing": lambda s: s.send(),  # type: ignore[call-arg]
-    "send str": lambda s: s.send("abc"),  # type: ignore[arg-type]
-    "send None": lambda s: s.send(None),  # type: ignore[arg-type]
-    "send int": lambda s: s.send(3),  # type: ignore[arg-type]
-    "send list": lambda s: s.send([1, 2]),  # type: ignore[arg-type]
-    "send non-contiguous": lambda s: s.send(memoryview(b"abcdef")[::2]),
-    "send too many arguments": lambda s: s.send(b"x", 0, 0),  # type: ignore[call-arg]
-    "send keyword": lambda s: s.send(data=b"x"),  # type: ignore[call-arg]
-    "send flags as str": lambda s: s.send(b"x", "0"),  # type: ignore[arg-type]
-    "send flags too large": lambda s: s.send(b"x", 1 << 40),
-    "send flags float": lambda s: s.send(b"x", 0.0),  # type: ignore[arg-type]
-    "send": lambda s: s.send(b"abc"),
-    "send released view": lambda s: s.send(released_view()),
-    # sendall
-    "sendall nothing": lambda s: s.sendall(),  # type: ignore[call-arg]
-    "sendall str": lambda s: s.sendall("abc"),  # type: ignore[arg-type]
-    "sendall non-contiguous": lambda s: s.sendall(memoryview(b"abcdef")[::2]),
-    "sendall too many arguments": lambda s: s.sendall(b"x", 0, 0),  # type: ignore[call-arg]
-    "sendall keyword": lambda s: s.sendall(data=b"x"),  # type: ignore[call-arg]
-    "sendall flags as str": lambda s: s.sendall(b"x", "0"),  # type: ignore[arg-type]
-    "sendall": lambda s: s.sendall(b"abc"),
-    "sendall empty": lambda s: s.sendall(b""),
-    # sendmsg
-    "sendmsg nothing": lambda s: s.sendmsg(),  # type: ignore[call-arg]
-    "sendmsg None": lambda s: s.sendmsg(None),  # type: ignore[arg-type]
-    "sendmsg int": lambda s: s.sendmsg(3),  # type: ignore[arg-type]
-    "sendmsg bytes": lambda s: s.sendmsg(b"abc"),  # type: ignore[arg-type]
-    "sendmsg str": lambda s: s.sendmsg("abc"),  # type: ignore[arg-type]
-    "sendmsg of str": lambda s: s.sendmsg(["abc"]),  # type: ignore[list-item]
-    "sendmsg of int": lambda s: s.sendmsg([b"abc", 1]),  # type: ignore[list-item]
-    "sendmsg of non-contiguous": lambda s: s.sendmsg([b"x", memoryview(b"abcdef")[::2]]),
-    "sendmsg flags as str": lambda s: s.sendmsg([b"x"], [], "0"),  # type: ignore[arg-type]
-    "sendmsg raising iterator": lambda s: s.sendmsg(raising_iterator()),
-    "sendmsg keyword": lambda s: s.sendmsg(buffers=[b"x"]),  # type: ignore[call-arg]
-    "sendmsg ancillary None": lambda s: s.sendmsg([b"x"], None),  # type: ignore[arg-type]
-    "sendmsg ancillary int": lambda s: s.sendmsg([b"x"], 1),  # type: ignore[arg-type]
-    "sendmsg ancillary item": lambda s: s.sendmsg([b"x"], [1]),  # type: ignore[list-item]
-    "sendmsg address None": lambda s: s.sendmsg([b"x"], [], 0, None),
-    "sendmsg": lambda s: s.sendmsg([b"abc", b"def"]),
-    "sendmsg flags": lambda s: s.sendmsg([b"abc"], [], 0),
-    # timeouts
-    "settimeout negative": lambda s: s.settimeout(-1),
-    "settimeout str": lambda s: s.settimeout("1"),  # type: ignore[arg-type]
-    "settimeout nan": lambda s: s.settimeout(float("nan")),
-    "settimeout infinite": lambda s: s.settimeout(float("inf")),
-    "settimeout huge": lambda s: s.settimeout(1e100),
-    "settimeout nothing": lambda s: s.settimeout(),  # type: ignore[call-arg]
-    "settimeout": lambda s: (s.settimeout(1.5), s.gettimeout(), s.getblocking()),
-    "settimeout int": lambda s: (s.settimeout(2), s.gettimeout()),
-    "settimeout zero": lambda s: (s.settimeout(0), s.gettimeout(), s.getblocking()),
-    "settimeout None": lambda s: (s.settimeout(None), s.gettimeout(), s.getblocking()),
-    "settimeout tiny": lambda s: (s.settimeout(1e-12), s.gettimeout()),
-    "setblocking": lambda s: (s.setblocking(False), s.gettimeout(), s.setblocking(True), s.gettimeout()),
-    "setblocking object": lambda s: (s.setblocking("yes"), s.gettimeout()),  # type: ignore[arg-type]
-    "setblocking nothing": lambda s: s.setblocking(),  # type: ignore[call-arg]
-    # the rest
-    "listen on a connected socket": lambda s: s.listen(),
-    "accept on a connected socket": lambda s: s.accept(),
-    "shutdown with a wrong how": lambda s: s.shutdown(99),
-    "close with an argument": lambda s: s.close(1),  # type: ignore[call-arg]
-    "detach with an argument": lambda s: s.detach(1),  # type: ignore[call-arg]
-    "fileno with an argument": lambda s: s.fileno(1),  # type: ignore[call-arg]
-}
-
 #: Where not the kernel but the arguments are at fault, or nothing is: the same on every family.
 SAME_ON_EVERY_FAMILY = set(OPERATIONS) - {
     "listen on a connected socket",
@@ -958,25 +806,6 @@ SAME_MESSAGE = {
     "recv str",
     "recv None",
 }
-
-
-class Index:
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def __index__(self) -> int:
-        return self.value
-
-
-def released_view() -> memoryview:
-    view = memoryview(b"gone")
-    view.release()
-    return view
-
-
-def raising_iterator() -> Any:
-    yield b"fine"
-    raise LookupError("from the iterator")
 
 
 def outcome(implementation: str, operation: Callable[[socket.socket], object]) -> tuple[object, ...]:

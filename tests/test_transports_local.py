@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import utils
+from children import listeners
 from utils import LIMIT, TICK, Child, Task
 
 import hvsock
@@ -358,7 +359,7 @@ def test_detached_listener_keeps_its_name(local_directory: Path) -> None:
 
 def test_killed_listener_is_replaced(local_directory: Path) -> None:
     """After kill -9 the name is still there, and nobody behind it: connect is refused, bind takes it over."""
-    with Child("listen_and_wait", "wildcard", 5000) as child:
+    with Child(listeners.listen_and_wait, "wildcard", 5000) as child:
         assert child.line() == "listening"
         child.kill()
     assert len(names(local_directory)) == 1
@@ -370,7 +371,7 @@ def test_killed_listener_is_replaced(local_directory: Path) -> None:
 
 
 def test_live_listener_is_not_replaced() -> None:
-    with Child("listen_and_wait", "wildcard", 5000) as child:
+    with Child(listeners.listen_and_wait, "wildcard", 5000) as child:
         assert child.line() == "listening"
         with pytest.raises(OSError) as info:
             listen(HOST, WILDCARD)
@@ -408,11 +409,11 @@ def test_full_listener_is_live() -> None:
 
 def test_many_start_at_once() -> None:
     """Of many processes that take over a dead listener's name at the same time, exactly one gets it."""
-    with Child("listen_and_wait", "wildcard", 5000) as child:
+    with Child(listeners.listen_and_wait, "wildcard", 5000) as child:
         assert child.line() == "listening"
         child.kill()
     with contextlib.ExitStack() as stack:
-        children = [stack.enter_context(Child("race_to_listen", "wildcard", 5000)) for _ in range(4)]
+        children = [stack.enter_context(Child(listeners.race_to_listen, "wildcard", 5000)) for _ in range(4)]
         for child in children:
             assert child.line() == "ready"
         for child in children:
@@ -488,7 +489,7 @@ def test_name_that_is_a_link(leads_to: str, local_directory: Path) -> None:
 def test_name_is_fought_for(local_directory: Path) -> None:
     """Processes that take one name again and again, and are killed: one has it at a time, and it is never lost."""
     with contextlib.ExitStack() as stack:
-        fighters = [stack.enter_context(Child("fight_for_a_name", 5000)) for _ in range(3)]
+        fighters = [stack.enter_context(Child(listeners.fight_for_a_name, 5000)) for _ in range(3)]
         for fighter in fighters:
             assert fighter.line() == "won"
         fighters.pop().kill()
@@ -739,7 +740,7 @@ def test_directory_with_bytes_that_are_no_text(local_directory: Path, monkeypatc
 def test_host_and_guest_processes() -> None:
     """Both directions, each end in a process of its own."""
     env = {"HVSOCK_LOCAL_VM": str(GUEST)}
-    with Child("listen_and_wait", "parent", 6000, env=env) as guest:
+    with Child(listeners.listen_and_wait, "parent", 6000, env=env) as guest:
         assert guest.line() == "listening"
         with dial(HOST, GUEST, 6000) as client:
             client.sendall(b"from the host")

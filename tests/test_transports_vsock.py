@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import utils
 from conftest import Recorder, record_native_calls, require
-from utils import LIMIT, TICK, Task
+from utils import LIMIT, SLACK, TICK, Task
 
 import hvsock
 from hvsock import aio
@@ -29,7 +29,6 @@ from hvsock._transports import vsock
 
 TRANSPORT = vsock.VsockTransport()
 ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2
-SLACK = 100 * TICK
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What the tests share: the time unit, connected pairs, threads and child processes with a time limit.
 
-It imports no pytest, so that `children.py`, which runs in the child processes, starts fast and can use it too.
+It imports no pytest, so that `children`, which runs in the child processes, starts fast and can use it too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ SCALE = float(os.environ.get("HVSOCK_TEST_SCALE", "1"))
 TICK = 0.05 * SCALE
 #: How long a thing may take that must happen; only a hang reaches it.
 LIMIT = 600 * TICK
+#: A wait that was to end after a timeout may end this much later on a loaded machine. Only a hang takes longer.
+SLACK = 100 * TICK
+MIB = 1 << 20
 
 #: The oracle, then our type over what the oracle is made of, then the transports.
 IMPLEMENTATIONS = ("stdlib", "adopted", "local", "vsock", "hyperv")
@@ -129,6 +132,25 @@ def dialler(implementation: str) -> socket.socket:
     return hvsock.HyperVSocket(transport=implementation)
 
 
+def dial(uri: str) -> socket.socket:
+    """Connect as a client of a relay does, to tcp://...:PORT, unix://PATH or hvsock://VM/SERVICE?transport=NAME."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "tcp":
+        sock = socket.create_connection(("127.0.0.1", int(rest.rpartition(":")[2])), LIMIT)
+    elif scheme == "unix":
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(LIMIT)
+        try:
+            sock.connect(rest)
+        except OSError:
+            sock.close()
+            raise
+    else:
+        address, _, transport = uri.partition("?transport=")
+        sock = hvsock.create_connection(hvsock.HyperVAddress.parse(address), LIMIT, transport=transport)
+    return sock
+
+
 def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets of `implementation`; on a transport the first is the one that dialled."""
     pair: tuple[socket.socket, socket.socket]
@@ -166,6 +188,22 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
 def receive_all(sock: socket.socket) -> bytes:
     """Receive until the end of the stream."""
     return b"".join(iter(functools.partial(sock.recv, 1 << 16), b""))
+
+
+def framed(payload: bytes) -> bytes:
+    """Return what a message is on the wire."""
+    return len(payload).to_bytes(4, "big") + payload
+
+
+def patiently(call: Callable[..., Any], *args: Any) -> Any:
+    """Call until it no longer would block: what the peer has sent may take its time to arrive."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        try:
+            return call(*args)
+        except BlockingIOError:
+            assert time.monotonic() < deadline, "it did not arrive"
+            time.sleep(0.001)
 
 
 def fill(sock: socket.socket) -> int:
@@ -294,6 +332,15 @@ def wait_for(condition: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
+def takes(at_least: float, at_most: float = LIMIT) -> Iterator[None]:
+    """Check how long the block takes: no less than the timeout (clocks are coarse), and not for ever."""
+    start = time.monotonic()
+    yield
+    elapsed = time.monotonic() - start
+    assert at_least * 0.95 - 0.02 <= elapsed <= at_most, elapsed
+
+
+@contextlib.contextmanager
 def running(
     command: list[str], directory: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
@@ -322,18 +369,24 @@ def next_line(process: subprocess.Popen[str]) -> str:
 
 
 class Child:
-    """A function of `children.py` in a process of its own, spoken to line by line.
+    """A function of a module of the tests in a process of its own, spoken to line by line; most are in `children`.
 
-    The interpreter runs isolated, as the tests do, and with warnings as errors. `under` is a command to run it under.
+    It is called with each argument as a str; a coroutine runs in an event loop. The interpreter runs isolated, as the
+    tests do, and with warnings as errors. `under` is a command to run it under.
     """
 
     def __init__(
-        self, name: str, *args: object, env: Mapping[str, str] | None = None, under: tuple[str, ...] = ()
+        self,
+        function: Callable[..., object],
+        *args: object,
+        env: Mapping[str, str] | None = None,
+        under: tuple[str, ...] = (),
     ) -> None:
-        self.name = name
+        self.name = f"{function.__module__}.{function.__qualname__}"
         flags = ("-I", "-B", "-X", "faulthandler", "-W", "error")
+        words = (TESTS / "children" / "__main__.py", function.__module__, function.__qualname__, *args)
         self.process = subprocess.Popen(
-            [*under, sys.executable, *flags, str(TESTS / "children.py"), name, *map(str, args)],
+            [*under, sys.executable, *flags, *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -424,12 +477,12 @@ class Child:
 
 
 def run_child(
-    name: str,
+    function: Callable[..., object],
     *args: object,
     timeout: float = LIMIT,
     env: Mapping[str, str] | None = None,
     under: tuple[str, ...] = (),
 ) -> list[str]:
-    """Run a function of `children.py` to its end in a process of its own and return the lines that it printed."""
-    with Child(name, *args, env=env, under=under) as child:
+    """Run a function to its end in a process of its own and return the lines that it printed."""
+    with Child(function, *args, env=env, under=under) as child:
         return child.finish(timeout)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import utils
-from test_docs import GUEST, PAGES, TUTORIAL, blocks_of, code_of, shape
+from documentation.pages import GUEST, PAGES, TUTORIAL, blocks_of, code_of, shape
 from utils import Task
 
 if sys.platform != "win32":

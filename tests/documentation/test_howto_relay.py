@@ -12,27 +12,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-import utils
-from test_readme import read_blocks
-from test_relay import dial
-from utils import LIMIT, receive_exactly
+from utils import LIMIT, dial, receive_exactly
 
 import hvsock
+from documentation.pages import code_of
 
-HOWTO = utils.TESTS.parent / "docs" / "howto" / "relay.md"
-
-if not HOWTO.exists():
-    pytest.skip("docs/howto is not beside the tests: run them from a clone", allow_module_level=True)
-
-BLOCKS = list(read_blocks(HOWTO.read_text(encoding="utf-8")))
-BY_MARK = {block.mark: block for block in BLOCKS}
+PAGE = "docs/howto/relay.md"
 
 
 @contextlib.contextmanager
 def program(mark: str, directory: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
     """Run a block, with a TCP port in place of its own."""
-    code = re.sub(r"(tcp://\w*):80[80]0", rf"\1:{port}", BY_MARK[mark].code)
+    code = re.sub(r"(tcp://\w*):80[80]0", rf"\1:{port}", code_of(PAGE, mark))
     with subprocess.Popen(
         [sys.executable, "-I", "-u", "-W", "error", "-c", code],
         cwd=directory,
@@ -64,11 +55,6 @@ def press_ctrl_c(process: subprocess.Popen[str]) -> None:
     assert "stopped listening on" in output
 
 
-def test_every_block_of_the_howto_is_run() -> None:
-    marks = ["", "file: to_service.py", "", "file: from_service.py", "run: alone", "output: alone", "run: beside"]
-    assert [block.mark for block in BLOCKS] == marks
-
-
 def test_howto_reaches_a_service(local: str, local_directory: Path) -> None:
     with hvsock.create_server(("loopback", 5000), transport="local") as server:
         server.settimeout(LIMIT)
@@ -92,7 +78,7 @@ def test_howto_offers_a_server(local: str, local_directory: Path) -> None:
 
 def test_howto_shows_the_errors(local_directory: Path) -> None:
     with program("run: alone", local_directory) as process:
-        assert process.communicate(timeout=LIMIT)[0] == BY_MARK["output: alone"].code
+        assert process.communicate(timeout=LIMIT)[0] == code_of(PAGE, "output: alone")
 
 
 def test_howto_counts(local: str, local_directory: Path) -> None:

@@ -15,17 +15,13 @@ from pathlib import Path
 
 import pytest
 import utils
-from test_readme import read_blocks
 from utils import next_line, running
 
 import hvsock
+from documentation.pages import GUEST, blocks_of
 
-PAGE = utils.TESTS.parent / "docs" / "howto" / "tls.md"
-if not PAGE.exists():
-    pytest.skip("docs/howto/tls.md is not beside the tests: run them from a clone", allow_module_level=True)
-
-BLOCKS = {block.mark: block.code for block in read_blocks(PAGE.read_text(encoding="utf-8"))}
-VM = "6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42"
+PAGE = "docs/howto/tls.md"
+BLOCKS = {block.mark: block.code for block in blocks_of(PAGE)}
 OTHER_VM = str(utils.new_vm())
 
 
@@ -68,25 +64,6 @@ def run_bash(directory: Path, code: str) -> None:
     subprocess.run(command, cwd=directory, check=True, capture_output=True, timeout=utils.LIMIT)
 
 
-def test_every_block_is_covered() -> None:
-    files = {"token_proof.py", "token_host.py", "token_guest.py", "tls_host.py", "tls_guest.py"}
-    assert set(BLOCKS) == {f"file: {name}" for name in files} | {"run: token", "run: certificates", ""}
-
-
-@pytest.mark.parametrize("page", ["SECURITY.md", "docs/explanation/security.md", "docs/howto/tls.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    path = utils.TESTS.parent / page
-    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
-    assert links
-    for link in links:
-        target, _, anchor = link.partition("#")
-        text = (path.parent / target).read_text(encoding="utf-8")
-        titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
-        assert not anchor or anchor in {re.sub(r"[^\w-]", "", title.lower().replace(" ", "-")) for title in titles}, (
-            link
-        )
-
-
 # The token
 
 
@@ -99,8 +76,8 @@ def token_host(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_token(directory: Path, token_host: subprocess.Popen[str]) -> None:
-    done = guest(directory, VM, "token_guest.py")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"welcome, {VM}\n", "")
+    done = guest(directory, GUEST, "token_guest.py")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"welcome, {GUEST}\n", "")
 
 
 def test_the_token_of_powershell(directory: Path) -> None:
@@ -112,7 +89,7 @@ def test_the_token_of_powershell(directory: Path) -> None:
 
 def test_the_wrong_token_is_refused_by_both(directory: Path, token_host: subprocess.Popen[str]) -> None:
     (directory / "vm.token").write_text("00" * 32)
-    done = guest(directory, VM, "token_guest.py")
+    done = guest(directory, GUEST, "token_guest.py")
     assert done.returncode == 1
     assert "PermissionError: the other end does not know the secret" in done.stderr
     assert next_line(token_host).startswith("refused: ")
@@ -168,37 +145,37 @@ def tls_host(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_tls(directory: Path, tls_host: subprocess.Popen[str]) -> None:
-    done = guest(directory, VM, "tls_guest.py", VM)
+    done = guest(directory, GUEST, "tls_guest.py", GUEST)
     assert (done.returncode, done.stdout, done.stderr) == (0, "HELLO OVER TLS\n", "")
 
 
 def test_another_vms_certificate_is_refused(directory: Path, tls_host: subprocess.Popen[str]) -> None:
-    done = guest(directory, OTHER_VM, "tls_guest.py", VM)
+    done = guest(directory, OTHER_VM, "tls_guest.py", GUEST)
     assert "HELLO" not in done.stdout
     line = next_line(tls_host)
     assert line.startswith("refused: PermissionError(")
     assert OTHER_VM in line
-    assert f"{VM}.hvsock" in line
+    assert f"{GUEST}.hvsock" in line
 
 
 def test_a_certificate_of_nobody_is_refused(directory: Path, tls_host: subprocess.Popen[str]) -> None:
     run_bash(
         directory,
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout nobody.key -out nobody.pem "
-        f"-subj /CN=nobody -addext subjectAltName=DNS:{VM}.hvsock",
+        f"-subj /CN=nobody -addext subjectAltName=DNS:{GUEST}.hvsock",
     )
-    done = guest(directory, VM, "tls_guest.py", "nobody")
+    done = guest(directory, GUEST, "tls_guest.py", "nobody")
     assert done.returncode == 1
     assert "SSL" in next_line(tls_host)
 
 
 def test_a_host_that_is_not_the_service_is_refused(directory: Path, tls_host: subprocess.Popen[str]) -> None:
-    """Another VM's certificate, from the right authority, does not make a host."""
+    """Another GUEST's certificate, from the right authority, does not make a host."""
     tls_host.kill()
     tls_host.wait(utils.LIMIT)
     for suffix in ("pem", "key"):
-        shutil.copy(directory / f"{VM}.{suffix}", directory / f"host.{suffix}")
+        shutil.copy(directory / f"{GUEST}.{suffix}", directory / f"host.{suffix}")
     with host(directory, "tls_host.py"):
-        done = guest(directory, VM, "tls_guest.py", VM)
+        done = guest(directory, GUEST, "tls_guest.py", GUEST)
     assert done.returncode == 1
     assert "CertificateError" in done.stderr or "CERTIFICATE_VERIFY_FAILED" in done.stderr

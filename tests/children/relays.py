@@ -1,0 +1,75 @@
+"""Relays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import utils
+from utils import LIMIT, Task
+
+from children import say
+
+
+def until_ctrl_c() -> None:
+    """Serve until Ctrl-C is pressed."""
+    from hvsock.relay import Relay
+
+    def press() -> None:
+        sys.stdin.readline()
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Task(press)
+    relay = Relay("tcp://:0", "tcp://:1")
+    try:
+        with relay:
+            say("serving")
+            relay.serve_forever()
+    except KeyboardInterrupt:
+        say("interrupted", relay)
+
+
+def with_few_descriptors() -> None:
+    """Serve with room for a few connections, and print what is logged."""
+    import logging
+    import resource
+
+    from hvsock.relay import Relay
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot accept" in record.getMessage():
+                say(record.getMessage())
+
+    logging.getLogger("hvsock.relay").addHandler(Lines())
+    with Relay("tcp://:0", sys.stdin.readline().strip()) as relay:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + 20,) * 2)
+        say(relay.address)
+        sys.stdin.readline()
+
+
+def that_only_an_end_wakes(target: str, room: str) -> None:
+    """Serve with few descriptors and endless pauses; print how many were accepted, each time that they are too few."""
+    import logging
+    import resource
+
+    from hvsock.relay import Relay, _relay
+
+    class Totals(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "cannot accept" in record.getMessage():
+                say(it.counters.total)
+
+    logging.getLogger("hvsock.relay").addHandler(Totals())
+    _relay._FIRST_PAUSE = _relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
+    with Relay("tcp://:0", target) as it:
+        say(it.address)
+        sys.stdin.readline()
+        say("refused", it.counters.refused, "failed", it.counters.failed)

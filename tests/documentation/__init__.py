@@ -1,0 +1,1 @@
+"""README.md and docs/: each block of code is run, or checked; so are commands, links and tables."""
