@@ -28,6 +28,7 @@ from utils import Task, next_line
 import hvsock
 from hvsock import _errors as errors
 from hvsock import services
+from hvsock._transports import transport_named
 
 __all__ = ["program"]  # a fixture
 
@@ -442,7 +443,7 @@ def test_the_table_of_errors_is_the_packages(transport: str, title: str) -> None
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert rows == sorted(rows)
     expected = []
-    for code, cause in errors._CAUSES[transport].items():
+    for code, cause in transport_named(transport).causes.items():
         name = (
             f"{code} `{WINSOCK[code]}`" if transport == "hyperv" else f"`{errno.errorcode[code].removeprefix('WSA')}`"
         )
