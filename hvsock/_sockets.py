@@ -12,19 +12,23 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, Final, Self, SupportsIndex, cast
 
-from hvsock import _errors
 from hvsock._addresses import (
     HV_GUID_ZERO,
-    HV_PROTOCOL_RAW,
-    HVSOCKET_CONNECTED_SUSPEND,
-    HVSOCKET_CONTAINER_PASSTHRU,
-    HVSOCKET_HIGH_VTL,
     Address,
     HyperVAddress,
     as_address,
 )
+from hvsock._errors import is_transient
 from hvsock._hvsock import Socket, own_data_path
-from hvsock._transports import Transport, default_transport, transport_named, transport_of_family, transports
+from hvsock._transports import (
+    CARRIERS,
+    Option,
+    Transport,
+    default_transport,
+    transport_named,
+    transport_of_family,
+    transports,
+)
 
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
@@ -32,8 +36,6 @@ _FIRST_PAUSE: Final = 0.01  # seconds between two attempts to connect, doubled e
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
-# Where the platform does not have a transport, its number is another family's.
-_CARRIERS: Final = {transport.family: transport for transport in transports() if transport.unsupported is None}
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -111,7 +113,7 @@ class HyperVSocket(Socket):
 
     @property
     def _transport(self) -> Transport | None:
-        return _CARRIERS.get(self._family)
+        return CARRIERS.get(self._family)
 
     @property
     def proto(self) -> int:
@@ -192,7 +194,7 @@ class HyperVSocket(Socket):
         except OSError as exc:
             self._note(exc, "accept")
             raise
-        transport = _CARRIERS.get(self._family)
+        transport = CARRIERS.get(self._family)
         return sock, native if transport is None else transport.peer_address(native)
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
@@ -304,11 +306,11 @@ class HyperVSocket(Socket):
         Only on transport hyperv. Set it before connect() or listen(); accepted sockets inherit it. Reading gives the
         value that was set: the system's answer is not reliable on a connected socket.
         """
-        return bool(self._options & HVSOCKET_CONNECTED_SUSPEND)
+        return bool(self._options & Option.CONNECTED_SUSPEND)
 
     @connected_suspend.setter
     def connected_suspend(self, value: bool) -> None:
-        self._set_option(HVSOCKET_CONNECTED_SUSPEND, value)
+        self._set_option(Option.CONNECTED_SUSPEND, value)
 
     @property
     def high_vtl(self) -> bool:
@@ -316,11 +318,11 @@ class HyperVSocket(Socket):
 
         As with `connected_suspend`, it is the value that was set.
         """
-        return bool(self._options & HVSOCKET_HIGH_VTL)
+        return bool(self._options & Option.HIGH_VTL)
 
     @high_vtl.setter
     def high_vtl(self, value: bool) -> None:
-        self._set_option(HVSOCKET_HIGH_VTL, value)
+        self._set_option(Option.HIGH_VTL, value)
 
     @property
     def container_passthru(self) -> bool:
@@ -329,17 +331,19 @@ class HyperVSocket(Socket):
         False unless set; newer Windows SDKs no longer name this option. As with `connected_suspend`, it is the value
         that was set.
         """
-        return bool(self._options & HVSOCKET_CONTAINER_PASSTHRU)
+        return bool(self._options & Option.CONTAINER_PASSTHRU)
 
     @container_passthru.setter
     def container_passthru(self, value: bool) -> None:
-        self._set_option(HVSOCKET_CONTAINER_PASSTHRU, value)
+        self._set_option(Option.CONTAINER_PASSTHRU, value)
 
-    def _set_option(self, option: int, value: bool) -> None:
-        if self._transport is None or self._transport.name != "hyperv":
+    def _set_option(self, option: Option, value: bool) -> None:
+        number = None if self._transport is None else self._transport.options.get(option)
+        if number is None:
             name = "this family" if self._transport is None else f"transport {self._transport.name}"
-            raise OSError(errno.ENOPROTOOPT, f"{name} does not have this option; only transport hyperv has it")
-        self.setsockopt(HV_PROTOCOL_RAW, option, int(bool(value)))
+            having = " and ".join(transport.name for transport in transports() if option in transport.options)
+            raise OSError(errno.ENOPROTOOPT, f"{name} does not have this option; only transport {having} has it")
+        self.setsockopt(*number, int(bool(value)))
         self._options = self._options | option if value else self._options & ~option
 
     def _note(
@@ -348,13 +352,13 @@ class HyperVSocket(Socket):
         """Add notes to an error, unless it is a BlockingIOError."""
         if self._transport is not None and not isinstance(exc, BlockingIOError):
             local = local or _address_or_none(self.getsockname)
-            _errors.add_notes(exc, operation, self._transport.name, local=local, peer=peer)
+            self._transport.explain(exc, operation, local=local, peer=peer)
 
     def _explain(self, exception: OSError, operation: str, /) -> None:
         """Add notes to the error of a data call; called by C."""
         if self._transport is not None:
             local, peer = _address_or_none(self.getsockname), _address_or_none(self.getpeername)
-            _errors.add_notes(exception, operation, self._transport.name, local=local, peer=peer)
+            self._transport.explain(exception, operation, local=local, peer=peer)
 
 
 def _is_read_by_offset(file: Any) -> bool:
@@ -462,7 +466,7 @@ def create_connection(
             sock.settimeout(limit)
         except OSError as exc:
             sock.close()
-            if time.monotonic() + pause >= deadline or not _errors.is_transient(exc):
+            if time.monotonic() + pause >= deadline or not is_transient(exc):
                 raise
         except BaseException:
             sock.close()
@@ -510,7 +514,7 @@ def create_server(
 def _bind_server(address: Address, transport: str | None, connected_suspend: bool) -> HyperVSocket:
     sock = HyperVSocket(transport=transport)
     try:
-        if connected_suspend and sock._transport is not None and sock._transport.name == "hyperv":
+        if connected_suspend and sock._transport is not None and Option.CONNECTED_SUSPEND in sock._transport.options:
             sock.connected_suspend = True
         sock.bind(as_address(address))
     except BaseException:

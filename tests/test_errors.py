@@ -12,6 +12,7 @@ from utils import LIMIT, TICK, WINDOWS, connected
 
 import hvsock
 from hvsock import _errors as errors
+from hvsock._transports import transport_named
 
 HYPERV_TRANSIENT = (10050, 10051, 10054, 10060, 10061, 1201, 1225)
 
@@ -222,10 +223,10 @@ def test_not_transient(error: OSError) -> None:
 @pytest.mark.parametrize("code", [10013, 10022, 10041, 10048, 10049, 10050, 10051, 10054, 10060, 10061])
 def test_causes_on_hyperv(code: int) -> None:
     """Every error that was seen on real Hyper-V (hcsshim, go-winio, wsld, vpnkit) has its causes."""
-    cause = errors.known_cause(windows_error(code), "hyperv")
+    cause = transport_named("hyperv").known_cause(windows_error(code))
     assert cause
     error = windows_error(code)
-    errors.add_notes(error, "connect", "hyperv", peer=hvsock.HyperVAddress.parse("hvsock://parent/5000"))
+    transport_named("hyperv").explain(error, "connect", peer=hvsock.HyperVAddress.parse("hvsock://parent/5000"))
     assert cause in notes(error)
     assert "hvsock://parent/5000" in notes(error)
     assert "connect" in notes(error)
@@ -233,29 +234,29 @@ def test_causes_on_hyperv(code: int) -> None:
 
 def test_permission_denied_names_the_three_causes() -> None:
     """10013 without a hint is what users of other libraries ask about most."""
-    cause = errors.known_cause(windows_error(10013), "hyperv") or ""
+    cause = transport_named("hyperv").known_cause(windows_error(10013)) or ""
     for word in ("not registered", "security descriptor", "WSL"):
         assert word in cause
 
 
 def test_no_device_names_the_three_causes() -> None:
     """A KVM host answers so until the VM has taken its CID."""
-    cause = errors.known_cause(OSError(errno.ENODEV, "no device"), "vsock") or ""
+    cause = transport_named("vsock").known_cause(OSError(errno.ENODEV, "no device")) or ""
     for word in ("vsock_loopback", "needs a hypervisor", "on a KVM host, no VM with that CID runs"):
         assert word in cause
 
 
 @pytest.mark.parametrize("transport", ["hyperv", "vsock", "local"])
 def test_unknown_cause(transport: str) -> None:
-    assert errors.known_cause(OSError(errno.EPERM, "no idea"), transport) is None
-    assert errors.known_cause(OSError("no code"), transport) is None
+    assert transport_named(transport).known_cause(OSError(errno.EPERM, "no idea")) is None
+    assert transport_named(transport).known_cause(OSError("no code")) is None
     error = OSError(errno.EPERM, "no idea")
-    errors.add_notes(error, "bind", transport)
+    transport_named(transport).explain(error, "bind")
     assert len(error.__notes__) == 1
 
 
 @pytest.mark.parametrize("transport", ["hyperv", "vsock"])
 def test_timeout_has_causes_where_nobody_refuses(transport: str) -> None:
     """A Windows host does not refuse a Linux guest, it says nothing: a timeout is all that there is to see."""
-    assert "registered" in (errors.known_cause(TimeoutError("timed out"), transport) or "")
-    assert errors.known_cause(TimeoutError(errno.ETIMEDOUT, "timed out"), "vsock")
+    assert "registered" in (transport_named(transport).known_cause(TimeoutError("timed out")) or "")
+    assert transport_named("vsock").known_cause(TimeoutError(errno.ETIMEDOUT, "timed out"))

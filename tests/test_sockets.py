@@ -25,7 +25,7 @@ from utils import LIMIT, SLACK, TICK, WINDOWS, Task, connected
 
 import hvsock
 from hvsock._hvsock import Socket, own_data_path
-from hvsock._transports import transport_named
+from hvsock._transports import CARRIERS, transport_named
 
 OPTIONS = ["connected_suspend", "high_vtl", "container_passthru"]
 
@@ -224,7 +224,7 @@ def test_adopts_a_familys_number_where_it_means_another(transport: str, monkeypa
     """34 and 40 are other families on other platforms: what has that number has its own addresses."""
     with connected(transport) as (a, b):
         name = Socket.getsockname(a)
-        monkeypatch.delitem(hvsock._sockets._CARRIERS, transport_named(transport).family)
+        monkeypatch.delitem(CARRIERS, transport_named(transport).family)
         with hvsock.HyperVSocket(fileno=a.detach()) as again:
             assert again.getsockname() == name
             again.sendall(b"x")
@@ -482,14 +482,11 @@ def test_option_values_are_cached_and_inherited(local: str, monkeypatch: pytest.
     monkeypatch.setattr(
         hvsock.HyperVSocket, "getsockopt", lambda *_: pytest.fail("it cannot be trusted"), raising=False
     )
-    # What the properties ask of the transport is its name.
-    transport = next(transport for transport in hvsock.transports() if transport.name == "local")
     with utils.listen(local) as listener:
-        monkeypatch.setattr(type(transport), "name", "hyperv")
+        monkeypatch.setattr(type(transport_named("local")), "options", transport_named("hyperv").options)
         listener.connected_suspend = True
         listener.high_vtl = True
         listener.high_vtl = False
-        monkeypatch.setattr(type(transport), "name", "local")
         with hvsock.create_connection(listener.getsockname(), transport=local) as client:
             accepted, _ = listener.accept()
             with accepted, accepted.dup() as twin:

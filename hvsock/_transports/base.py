@@ -1,14 +1,25 @@
 """What a transport is: a socket family that can carry Hyper-V addresses."""
 
 import abc
+import enum
+import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from hvsock._addresses import HyperVAddress
+from hvsock._errors import code_of
 from hvsock._hvsock import Socket
 
-__all__ = ["Transport"]
+__all__ = ["Option", "Transport"]
+
+
+class Option(enum.IntFlag):
+    """An option that not every transport has; the values are bits, for a socket to remember which are on."""
+
+    CONNECTED_SUSPEND = enum.auto()
+    HIGH_VTL = enum.auto()
+    CONTAINER_PASSTHRU = enum.auto()
 
 
 class Transport(abc.ABC):
@@ -22,12 +33,18 @@ class Transport(abc.ABC):
         family: the number of the socket family.
         proto: the protocol of its sockets.
         unsupported: why this platform cannot have it at all, or None.
+        causes: what is known to cause an error of bind(), listen() or connect(), by the system's code.
+        timed_out: the code among these that a connect() stands for whose timeout has passed.
+        options: level and number of each option that it has.
     """
 
     name: ClassVar[str]
     family: ClassVar[int]
     proto: ClassVar[int] = 0
     unsupported: ClassVar[str | None]
+    causes: ClassVar[Mapping[int, str]] = {}
+    timed_out: ClassVar[int] = errno.ETIMEDOUT
+    options: ClassVar[Mapping[Option, tuple[int, int]]] = {}
 
     @property
     def available(self) -> bool:
@@ -73,6 +90,27 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     def peer_address(self, native: Any) -> HyperVAddress:
         """Translate what accept() or getpeername() returned."""
+
+    def known_cause(self, exc: OSError) -> str | None:
+        """Return the known cause of an error on this transport, or None."""
+        code = code_of(exc)
+        if code is None and isinstance(exc, TimeoutError):
+            code = self.timed_out
+        return None if code is None else self.causes.get(code)
+
+    def explain(
+        self, exc: OSError, operation: str, *, local: HyperVAddress | None = None, peer: HyperVAddress | None = None
+    ) -> None:
+        """Add to an error what was being done, between which addresses, and its known cause."""
+        parts = [f"{operation} on transport {self.name}"]
+        if local is not None:
+            parts.append(f"local {local}")
+        if peer is not None:
+            parts.append(f"peer {peer}")
+        exc.add_note(", ".join(parts))
+        cause = self.known_cause(exc) if operation in ("bind", "listen", "connect") else None
+        if cause is not None:
+            exc.add_note(f"known cause: {cause}")
 
     def __repr__(self) -> str:
         """Return the name and the state."""

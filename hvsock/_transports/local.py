@@ -57,6 +57,14 @@ _PATIENCE: Final = 5.0  # seconds to wait for the lock, which another user could
 _PAUSE: Final = 0.005  # seconds between two attempts to get it
 _NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # the address of a socket that has no name of ours
 
+_CAUSES: Final = {
+    errno.EADDRINUSE: "another socket listens on this address",
+    errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
+    errno.ECONNREFUSED: "nothing listens there, or only with a VM id that does not let this process in",
+    errno.ENETUNREACH: "the host has no parent: set HVSOCK_LOCAL_VM=<GUID> to play a guest, or use loopback; "
+    "a guest reaches only its parent and itself",
+}
+
 
 class LocalTransport(Transport):
     """``AF_UNIX`` under a private directory, by the rules of VM ids."""
@@ -64,6 +72,7 @@ class LocalTransport(Transport):
     name = "local"
     family = getattr(socket, "AF_UNIX", -2)
     unsupported = None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform."
+    causes = _CAUSES
 
     def _refused(self, exc: OSError) -> str:
         return f"This kernel has no AF_UNIX ({exc.strerror})."

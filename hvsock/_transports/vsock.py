@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import socket
@@ -29,6 +30,19 @@ _SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
 _DEVICE: Final = Path("/dev/vsock")
 
+# Where a meaning was seen: Linux net/vmw_vsock, nbdd0121/wsld issues 5, 8 and 28.
+_CAUSES: Final = {
+    errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
+    errno.EADDRINUSE: "another socket has this port",
+    errno.EADDRNOTAVAIL: "parent and other VMs' ids are not addresses of this machine; a guest binds to wildcard",
+    errno.ECONNREFUSED: "nothing listens on this port",
+    errno.ECONNRESET: "nothing listens on this port, or the peer ended",
+    errno.ENETUNREACH: "no transport to that CID: loopback needs the module vsock_loopback",
+    errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, "
+    "a parent needs a hypervisor; or, on a KVM host, no VM with that CID runs",
+    errno.ETIMEDOUT: "nothing listens, or the service is not registered on a Windows host, which refuses silently",
+}
+
 
 class VsockTransport(Transport):
     """``AF_VSOCK``: a VM id is a CID, a service id is a port."""
@@ -38,6 +52,7 @@ class VsockTransport(Transport):
     # Not by socket.AF_VSOCK, which some builds of Python lack on Linux. On FreeBSD 40 is another family, and macOS has
     # another struct sockaddr_vm.
     unsupported = None if sys.platform == "linux" else "AF_VSOCK exists on Linux only."
+    causes = _CAUSES
 
     def _refused(self, exc: OSError) -> str:
         return (

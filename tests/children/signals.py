@@ -103,7 +103,7 @@ def during_explanation() -> None:
         signal.raise_signal(signal.SIGALRM)
 
     signal.signal(signal.SIGALRM, handler)
-    with connected("local", TICK) as (a, b), mock.patch("hvsock._errors.add_notes", add_notes):
+    with connected("local", TICK) as (a, b), mock.patch("hvsock.Transport.explain", add_notes):
         for call in (lambda: a.recv(1), a.recv_message, lambda: a.exchange(b"")):
             context = None
             try:

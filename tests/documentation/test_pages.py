@@ -17,6 +17,7 @@ import utils
 import hvsock
 from documentation.pages import GUEST, PAGES, ROOT, TUTORIAL, Block, blocks_of, click_command, each_block, run_alone
 from hvsock import _errors as errors
+from hvsock._transports import transport_named
 
 #: What the marks of a page's blocks may be; those without a mark are commands.
 MARKS = {
@@ -199,7 +200,7 @@ def test_the_table_of_errors_is_the_packages(transport: str, title: str) -> None
     rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
     assert rows == sorted(rows)
     expected = []
-    for code, cause in errors._CAUSES[transport].items():
+    for code, cause in transport_named(transport).causes.items():
         name = (
             f"{code} `{WINSOCK[code]}`" if transport == "hyperv" else f"`{errno.errorcode[code].removeprefix('WSA')}`"
         )
