@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import socket
 import sys
@@ -18,8 +17,8 @@ from hvsock._addresses import (
     HyperVAddress,
     as_address,
 )
-from hvsock._errors import is_transient
 from hvsock._hvsock import Socket, own_data_path
+from hvsock._retries import Retries
 from hvsock._transports import (
     CARRIERS,
     Option,
@@ -32,9 +31,6 @@ from hvsock._transports import (
 
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
-_FIRST_PAUSE: Final = 0.01  # seconds between two attempts to connect, doubled each time
-_LONGEST_PAUSE: Final = 0.5
-_LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
@@ -450,23 +446,21 @@ def create_connection(
         ValueError: an unknown transport, an address that it cannot express, or a negative `retry_for`.
     """
     to = as_address(address)
-    if not (retry_for >= 0.0 and math.isfinite(retry_for)):
-        raise ValueError(f"retry_for must be a finite number of seconds, at least 0, not {retry_for!r}")
-    deadline = time.monotonic() + retry_for
-    pause = _FIRST_PAUSE
+    retries = Retries(retry_for)
     while True:
         sock = HyperVSocket(transport=transport)
         try:
             if timeout is not ...:
                 sock.settimeout(timeout)
             limit = sock.gettimeout()
-            if retry_for > 0.0 and limit != 0.0:
-                sock.settimeout(_limit_of_attempt(limit, deadline - time.monotonic()))
+            if (attempt := retries.limit(limit)) != limit:
+                sock.settimeout(attempt)
             sock.connect(to)
             sock.settimeout(limit)
         except OSError as exc:
             sock.close()
-            if time.monotonic() + pause >= deadline or not is_transient(exc):
+            pause = retries.pause_after(exc)
+            if pause is None:
                 raise
         except BaseException:
             sock.close()
@@ -474,12 +468,6 @@ def create_connection(
         else:
             return sock
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _limit_of_attempt(timeout: float | None, left: float) -> float:
-    """Return how long one of several attempts to connect may take, of the seconds that are left for all of them."""
-    return max(min(_LONGEST_ATTEMPT if timeout is None else timeout, left), 0.001)
 
 
 def create_server(

@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "cli_output": "test_cli",
     "hvsock": "test_streams",
     "names": "test_exports",
+    "retries": "test_sockets",
     "relay_attempt": "test_relay",
     "relay_endpoints": "test_relay",
     "relay_listeners": "test_relay",

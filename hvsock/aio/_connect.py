@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import math
-import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Final
 
-from hvsock import _errors
 from hvsock._addresses import Address, HyperVAddress, as_address
-from hvsock._sockets import _FIRST_PAUSE, _LONGEST_PAUSE, HyperVSocket, _limit_of_attempt
+from hvsock._errors import os_error
+from hvsock._retries import Retries
+from hvsock._sockets import HyperVSocket
 from hvsock._transports import Transport, default_transport, transport_named
 
 __all__ = ["connect", "settle", "watches_sockets"]
@@ -47,23 +46,16 @@ async def connect(
     to = as_address(address)
     if timeout is not None and not timeout > 0.0:
         raise ValueError(f"timeout must be a positive number of seconds or None, not {timeout!r}")
-    if not (retry_for >= 0.0 and math.isfinite(retry_for)):
-        raise ValueError(f"retry_for must be a finite number of seconds, at least 0, not {retry_for!r}")
+    retries = Retries(retry_for)
     carrier = default_transport() if transport is None else transport_named(transport)
-    now = asyncio.get_running_loop().time
-    deadline = now() + retry_for
-    pause = _FIRST_PAUSE
     while True:
-        limit = timeout
-        if retry_for > 0.0:
-            limit = _limit_of_attempt(timeout, deadline - now())
         try:
-            return await _attempt(to, carrier, limit)
+            return await _attempt(to, carrier, retries.limit(timeout))
         except OSError as exc:
-            if now() + pause >= deadline or not _errors.is_transient(exc):
+            pause = retries.pause_after(exc)
+            if pause is None:
                 raise
         await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
@@ -108,7 +100,7 @@ async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, 
     finally:
         loop.remove_writer(sock)
     if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise _os_error(code)
+        raise os_error(code)
     return None
 
 
@@ -116,14 +108,6 @@ def settle(future: asyncio.Future[None]) -> None:
     """Wake who waits for the future, unless that was done."""
     if not future.done():
         future.set_result(None)
-
-
-def _os_error(code: int) -> OSError:
-    if sys.platform == "win32":
-        import ctypes
-
-        return ctypes.WinError(code)
-    return OSError(code, os.strerror(code))
 
 
 async def _call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
