@@ -39,6 +39,7 @@ PAGES = {page.relative_to(DOCS).as_posix(): page.read_text(encoding="utf-8") for
 #: The pages whose blocks are run here, and what their marks may be.
 MARKS = {
     "index.md": {"run: alone"},
+    "install.md": {""},
     "tutorial.md": {
         *("", "run: any", "run: in the registry", "run: host, echo", "run: guest, ping", "run: host, service.py"),
         *("run: guest, agent.py", "file: service.py", "file: agent.py", "output: service.py", "output: agent.py"),
