@@ -291,9 +291,11 @@ class HyperVSocket(Socket):
         module is imported. Its picklers are recognized by their caller instead, which is always that module.
         """
         reduction = sys.modules.get("multiprocessing.reduction")
-        if reduction is None or type(self) is not HyperVSocket or sys._getframe(1).f_globals is not vars(reduction):
+        caller = sys._getframe(1)  # noqa: SLF001 - documented, for CPython
+        if reduction is None or type(self) is not HyperVSocket or caller.f_globals is not vars(reduction):
             return super().__reduce_ex__(protocol)
-        return _rebuilt, (reduction._reduce_socket(self), self._options, self.busy_poll)
+        plain = reduction._reduce_socket(self)  # noqa: SLF001 - what the register has for socket.socket
+        return _rebuilt, (plain, self._options, self.busy_poll)
 
     @property
     def connected_suspend(self) -> bool:
@@ -500,9 +502,10 @@ def create_server(
 
 
 def _bind_server(address: Address, transport: str | None, connected_suspend: bool) -> HyperVSocket:
-    sock = HyperVSocket(transport=transport)
+    chosen = default_transport() if transport is None else transport_named(transport)
+    sock = HyperVSocket(transport=chosen.name)
     try:
-        if connected_suspend and sock._transport is not None and Option.CONNECTED_SUSPEND in sock._transport.options:
+        if connected_suspend and Option.CONNECTED_SUSPEND in chosen.options:
             sock.connected_suspend = True
         sock.bind(as_address(address))
     except BaseException:
