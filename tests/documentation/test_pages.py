@@ -26,6 +26,7 @@ MARKS = {
         *("file: server.py", "file: client.py", "output: demo"),
     },
     "docs/index.md": {"run: alone"},
+    "docs/install.md": {""},
     TUTORIAL: {
         *("", "run: any", "run: in the registry", "run: host, echo", "run: guest, ping", "run: host, service.py"),
         *("run: guest, agent.py", "file: service.py", "file: agent.py", "output: service.py", "output: agent.py"),
