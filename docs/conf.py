@@ -5,7 +5,6 @@ from __future__ import annotations
 import pkgutil
 import re
 import sys
-from types import FunctionType
 from typing import Any, Final, TypeVar, get_type_hints
 
 from docutils.nodes import Element
@@ -83,7 +82,7 @@ def order_by_source() -> None:
             exported.attr_docs |= defining.attr_docs
 
 
-def options_of(kwargs: Any, taker: FunctionType) -> str:
+def options_of(kwargs: Any, taker: Any) -> str:
     """Return the options of a TypedDict as parameters, with the defaults of the function that takes them."""
     defaults = taker.__kwdefaults__
     types = {name: stringify_annotation(hint, "smart") for name, hint in get_type_hints(kwargs).items()}
