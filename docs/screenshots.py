@@ -66,13 +66,13 @@ def on_terminal(directory: str, arguments: list[str]) -> str:
     process = subprocess.Popen([*HVSOCK, *arguments], stdin=follower, stdout=follower, stderr=follower, env=env)
     os.close(follower)
     shown = b""
-    with contextlib.suppress(OSError):  # nobody has the other end any more
+    with contextlib.suppress(OSError):  # the other end is closed
         while data := os.read(leader, 65536):
             shown += data
     os.close(leader)
     if process.wait() != 0:
         raise SystemExit(f"hvsock {' '.join(arguments)} failed: {shown.decode()}")
-    # What is this machine's own is left out: where its directory is, and whose build its kernel is.
+    # What belongs to this machine only is left out: its directory, and the build of its kernel.
     text = shown.decode().replace(directory, "/run/user/1000/hvsock")
     return re.sub(r"(Linux-\d+\.\d+)\S*?(-x86_64|-aarch64)", r"\1\2", text)
 
