@@ -423,8 +423,9 @@ NO_NAME = 64 * "a"
 
 
 def test_a_name_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
-    with Relay("tcp://:0", f"tcp://{NO_NAME}:1") as relay, dial(relay.address) as client:
-        assert end_of(client) == CUT
+    with Relay("tcp://:0", f"tcp://{NO_NAME}:1") as relay:
+        with contextlib.suppress(ConnectionError), dial(relay.address) as client:  # cut before it was looked at
+            assert end_of(client) == CUT
         assert "was not reached" in caplog.text
     assert relay.counters.failed == 1
 
