@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import bed, kind  # noqa: F401 - fixtures
+from aio_loops import bed, kind, pytest_pyfunc_call  # noqa: F401 - fixtures, a hook
 from reruns import pytest_terminal_summary  # noqa: F401 - a hook
 from vm_sources import hcs, program  # noqa: F401 - fixtures
 

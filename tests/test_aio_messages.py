@@ -86,62 +86,51 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 # Messages
 
 
-def test_every_size(bed: Bed) -> None:
-    async def main() -> None:
-        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
-            for size in SIZES:
-                message = random_bytes(size, size)
-                assert await stream.exchange(message) == message
-                await stream.send(message)
-                reply = await stream.recv()
-                assert type(reply) is bytes
-                assert reply == message
-
-    bed.run(main)
+async def test_every_size(bed: Bed) -> None:
+    async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+        for size in SIZES:
+            message = random_bytes(size, size)
+            assert await stream.exchange(message) == message
+            await stream.send(message)
+            reply = await stream.recv()
+            assert type(reply) is bytes
+            assert reply == message
 
 
-def test_sent_before_they_are_received(bed: Bed) -> None:
+async def test_sent_before_they_are_received(bed: Bed) -> None:
     """Messages of every size, one behind the other."""
+    messages = [random_bytes(size, size) for size in SIZES * 3]
 
-    async def main() -> None:
-        messages = [random_bytes(size, size) for size in SIZES * 3]
+    async def send() -> None:
+        for message in messages:
+            await stream.send(message)
+        await stream.send_eof()
 
-        async def send() -> None:
-            for message in messages:
-                await stream.send(message)
-            await stream.send_eof()
-
-        async with await bed.serve_messages(echo), await bed.connect_messages() as stream, asyncio.TaskGroup() as group:
-            group.create_task(send())
-            assert [message async for message in stream] == messages
-
-    bed.run(main)
+    async with await bed.serve_messages(echo), await bed.connect_messages() as stream, asyncio.TaskGroup() as group:
+        group.create_task(send())
+        assert [message async for message in stream] == messages
 
 
-def test_buffers(bed: Bed) -> None:
+async def test_buffers(bed: Bed) -> None:
     """A message is the concatenation of buffers of any kind."""
-
-    async def main() -> None:
-        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
-            numbers = array.array("I", [1, 2, 3])
-            assert await stream.exchange(b"ab", bytearray(b"cd"), memoryview(b"ef")) == b"abcdef"
-            assert await stream.exchange(memoryview(numbers), b"!") == numbers.tobytes() + b"!"
-            assert await stream.exchange() == b""
-            many = [bytes([k % 256]) for k in range(1500)]
-            assert await stream.exchange(*many) == b"".join(many)
-            for wrong in ("text", 5, None):
-                with pytest.raises(TypeError):
-                    await stream.send(wrong)  # type: ignore[arg-type]
+    async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+        numbers = array.array("I", [1, 2, 3])
+        assert await stream.exchange(b"ab", bytearray(b"cd"), memoryview(b"ef")) == b"abcdef"
+        assert await stream.exchange(memoryview(numbers), b"!") == numbers.tobytes() + b"!"
+        assert await stream.exchange() == b""
+        many = [bytes([k % 256]) for k in range(1500)]
+        assert await stream.exchange(*many) == b"".join(many)
+        for wrong in ("text", 5, None):
             with pytest.raises(TypeError):
-                await stream.recv("1")  # type: ignore[arg-type]
-            with pytest.raises(ValueError, match="negative"):
-                await stream.recv(-1)
-            assert await stream.exchange(b"still good") == b"still good"
+                await stream.send(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            await stream.recv("1")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="negative"):
+            await stream.recv(-1)
+        assert await stream.exchange(b"still good") == b"still good"
 
-    bed.run(main)
 
-
-def test_wire_format(bed: Bed) -> None:
+async def test_wire_format(bed: Bed) -> None:
     """The peer may be a HyperVSocket without an event loop."""
 
     def serve(listener: hvsock.HyperVSocket) -> None:
@@ -155,45 +144,39 @@ def test_wire_format(bed: Bed) -> None:
             with pytest.raises(EOFError):
                 sock.recv_message()
 
-    async def main() -> None:
-        with utils.listen(bed.transport, bed.address) as listener:
-            serving = asyncio.create_task(asyncio.to_thread(serve, listener))
-            async with await bed.connect_messages() as stream:
-                assert type(stream.get_extra_info("peername")) is hvsock.HyperVAddress
-                assert type(stream.get_extra_info("sockname")) is hvsock.HyperVAddress
-                assert type(stream.get_extra_info("socket")) is hvsock.HyperVSocket
-                assert stream.get_extra_info("other", 5) == 5
-                assert "MessageStream" in repr(stream)
-                for message in (b"abc", b"", random_bytes(MIB)):
-                    assert await stream.exchange(message) == message[::-1]
-                await stream.send(b"hi")
-                assert await stream.recv() == b"there"
-            assert stream.get_extra_info("peername", "gone") == "gone"
-            await serving
-
-    bed.run(main)
+    with utils.listen(bed.transport, bed.address) as listener:
+        serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+        async with await bed.connect_messages() as stream:
+            assert type(stream.get_extra_info("peername")) is hvsock.HyperVAddress
+            assert type(stream.get_extra_info("sockname")) is hvsock.HyperVAddress
+            assert type(stream.get_extra_info("socket")) is hvsock.HyperVSocket
+            assert stream.get_extra_info("other", 5) == 5
+            assert "MessageStream" in repr(stream)
+            for message in (b"abc", b"", random_bytes(MIB)):
+                assert await stream.exchange(message) == message[::-1]
+            await stream.send(b"hi")
+            assert await stream.recv() == b"there"
+        assert stream.get_extra_info("peername", "gone") == "gone"
+        await serving
 
 
-def test_end_of_the_stream(bed: Bed) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            await one.send(b"last")
-            await one.send_eof()
-            assert [message async for message in other] == [b"last"]
-            for _ in range(2):
-                with pytest.raises(EOFError) as info:
-                    await other.recv()
-                assert type(info.value) is EOFError
-            # The other direction is open.
-            await other.send(b"answer")
-            assert await one.recv() == b"answer"
-            with pytest.raises(OSError):
-                await one.send(b"x")
-            await other.aclose()
-            with pytest.raises(EOFError):
-                await one.recv()
-
-    bed.run(main)
+async def test_end_of_the_stream(bed: Bed) -> None:
+    async with bed.message_pair() as (one, other):
+        await one.send(b"last")
+        await one.send_eof()
+        assert [message async for message in other] == [b"last"]
+        for _ in range(2):
+            with pytest.raises(EOFError) as info:
+                await other.recv()
+            assert type(info.value) is EOFError
+        # The other direction is open.
+        await other.send(b"answer")
+        assert await one.recv() == b"answer"
+        with pytest.raises(OSError):
+            await one.send(b"x")
+        await other.aclose()
+        with pytest.raises(EOFError):
+            await one.recv()
 
 
 @pytest.mark.parametrize(
@@ -201,65 +184,54 @@ def test_end_of_the_stream(bed: Bed) -> None:
     [(b"\0\0", b"\0\0", 4), (b"\0\0\0\5", b"", 5), (b"\0\0\0\5abc", b"abc", 5), (b"\0\1\0\0abc", b"abc", 65536)],
 )
 @pytest.mark.parametrize("waits", [False, True])
-def test_end_inside_a_message(bed: Bed, data: bytes, partial: bytes, expected: int, waits: bool) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            task = asyncio.create_task(anext(other)) if waits else None
-            await asyncio.sleep(TICK)
-            await send_raw(one, data)
-            await asyncio.sleep(TICK)
-            raw(one).shutdown(1)
-            await asyncio.sleep(TICK)
-            with pytest.raises(hvsock.IncompleteReadError) as info:
-                await (task or anext(other))
-            assert (info.value.partial, info.value.expected) == (partial, expected)
-            with pytest.raises(EOFError) as end:
-                await other.recv()
-            assert type(end.value) is EOFError
-
-    bed.run(main)
+async def test_end_inside_a_message(bed: Bed, data: bytes, partial: bytes, expected: int, waits: bool) -> None:
+    async with bed.message_pair() as (one, other):
+        task = asyncio.create_task(anext(other)) if waits else None
+        await asyncio.sleep(TICK)
+        await send_raw(one, data)
+        await asyncio.sleep(TICK)
+        raw(one).shutdown(1)
+        await asyncio.sleep(TICK)
+        with pytest.raises(hvsock.IncompleteReadError) as info:
+            await (task or anext(other))
+        assert (info.value.partial, info.value.expected) == (partial, expected)
+        with pytest.raises(EOFError) as end:
+            await other.recv()
+        assert type(end.value) is EOFError
 
 
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("size", [100, 100_000])
-def test_too_long(bed: Bed, waits: bool, size: int) -> None:
+async def test_too_long(bed: Bed, waits: bool, size: int) -> None:
     """It is refused before it is received, and can be received with another limit."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            task = asyncio.create_task(other.recv(size - 1)) if waits else None
-            await asyncio.sleep(TICK)
-            await one.send(b"x" * size)
-            await asyncio.sleep(TICK)
-            with pytest.raises(OSError) as info:
-                await (task or other.recv(size - 1))
-            assert info.value.errno == errno.EMSGSIZE
-            with pytest.raises(OSError) as info:
-                await other.recv(max_size=10)
-            assert info.value.errno == errno.EMSGSIZE
-            assert await other.recv(max_size=size) == b"x" * size
-            await one.send(b"next")
-            assert await other.recv(4) == b"next"
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        task = asyncio.create_task(other.recv(size - 1)) if waits else None
+        await asyncio.sleep(TICK)
+        await one.send(b"x" * size)
+        await asyncio.sleep(TICK)
+        with pytest.raises(OSError) as info:
+            await (task or other.recv(size - 1))
+        assert info.value.errno == errno.EMSGSIZE
+        with pytest.raises(OSError) as info:
+            await other.recv(max_size=10)
+        assert info.value.errno == errno.EMSGSIZE
+        assert await other.recv(max_size=size) == b"x" * size
+        await one.send(b"next")
+        assert await other.recv(4) == b"next"
 
 
-def test_garbage(bed: Bed) -> None:
+async def test_garbage(bed: Bed) -> None:
     """A peer that speaks something else is refused, and the server goes on."""
-
-    async def main() -> None:
-        async with await bed.serve_messages(echo):
-            async with await bed.connect_messages() as stranger:
-                await send_raw(stranger, b"GET / HTTP/1.0\r\n\r\n")
-                with contextlib.suppress(ConnectionError), pytest.raises(EOFError):
-                    await stranger.recv()
-            await eventually(lambda: bed.reported)
-            assert [context["exception"].errno for context in bed.reported] == [errno.EMSGSIZE]
-            bed.reported.clear()
-            async with await bed.connect_messages() as stream:
-                assert await stream.exchange(b"x") == b"x"
-
-    bed.run(main)
+    async with await bed.serve_messages(echo):
+        async with await bed.connect_messages() as stranger:
+            await send_raw(stranger, b"GET / HTTP/1.0\r\n\r\n")
+            with contextlib.suppress(ConnectionError), pytest.raises(EOFError):
+                await stranger.recv()
+        await eventually(lambda: bed.reported)
+        assert [context["exception"].errno for context in bed.reported] == [errno.EMSGSIZE]
+        bed.reported.clear()
+        async with await bed.connect_messages() as stream:
+            assert await stream.exchange(b"x") == b"x"
 
 
 def test_debug_mode(bed: Bed) -> None:
@@ -308,19 +280,15 @@ def test_slow_reader(bed: Bed) -> None:
     ],
     ids=["bytearray", "memoryview", "array", "many", "many bytearrays"],
 )
-def test_a_message_that_is_sent_in_many_parts(bed: Bed, buffers: list[Any], given: list[tuple[Any, ...]]) -> None:
+async def test_a_message_that_is_sent_in_many_parts(bed: Bed, buffers: list[Any], given: list[tuple[Any, ...]]) -> None:
     """The socket is given the same few objects each time: it need not look at all that is in them."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            sending = asyncio.create_task(one.send(*buffers))
-            assert await other.recv() == b"".join(buffers)
-            await sending
-            assert len(given) > 1 or bed.completes or WINDOWS  # which may take all of it at once
-            assert all(type(buffer) is bytes for buffer in given[0])
-            assert {tuple(map(id, parts)) for parts in given} == {(id(given[0][0]),)}
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        sending = asyncio.create_task(one.send(*buffers))
+        assert await other.recv() == b"".join(buffers)
+        await sending
+        assert len(given) > 1 or bed.completes or WINDOWS  # which may take all of it at once
+        assert all(type(buffer) is bytes for buffer in given[0])
+        assert {tuple(map(id, parts)) for parts in given} == {(id(given[0][0]),)}
 
 
 @pytest.mark.parametrize("vsock", [False, True])
@@ -350,74 +318,59 @@ def test_a_send_that_waits_sleeps(
     bed.run(main)
 
 
-def test_what_is_sent_at_once_is_not_copied(bed: Bed, given: list[tuple[Any, ...]]) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            buffers = bytearray(10_000), memoryview(b"ef"), b"gh"
-            await one.send(*buffers)
-            assert await other.recv() == b"".join(buffers)
-            assert [[*map(id, parts)] for parts in given] == [[*map(id, buffers)]]
-
-    bed.run(main)
+async def test_what_is_sent_at_once_is_not_copied(bed: Bed, given: list[tuple[Any, ...]]) -> None:
+    async with bed.message_pair() as (one, other):
+        buffers = bytearray(10_000), memoryview(b"ef"), b"gh"
+        await one.send(*buffers)
+        assert await other.recv() == b"".join(buffers)
+        assert [[*map(id, parts)] for parts in given] == [[*map(id, buffers)]]
 
 
-def test_slow_sender(bed: Bed) -> None:
+async def test_slow_sender(bed: Bed) -> None:
     """A message that arrives byte by byte."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            task = asyncio.create_task(other.recv())
-            for byte in b"\0\0\0\x06slowly":
-                await send_raw(one, bytes([byte]))
-                await ticks(5)
-            assert await task == b"slowly"
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        task = asyncio.create_task(other.recv())
+        for byte in b"\0\0\0\x06slowly":
+            await send_raw(one, bytes([byte]))
+            await ticks(5)
+        assert await task == b"slowly"
 
 
-def test_memory_of_what_is_only_announced(bed: Bed) -> None:
+async def test_memory_of_what_is_only_announced(bed: Bed) -> None:
     """Whoever announces 16 MiB and sends little does not cost 16 MiB."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            receiving = asyncio.create_task(other.recv())
-            tracemalloc.start()
-            try:
-                await send_raw(one, (16 * MIB).to_bytes(4) + b"content")
-                await ticks(20)
-                assert not receiving.done()
-                assert tracemalloc.get_traced_memory()[1] < MIB
-            finally:
-                tracemalloc.stop()
-            await one.aclose()
-            with pytest.raises(hvsock.IncompleteReadError) as info:
-                await receiving
-            assert (info.value.partial, info.value.expected) == (b"content", 16 * MIB)
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        receiving = asyncio.create_task(other.recv())
+        tracemalloc.start()
+        try:
+            await send_raw(one, (16 * MIB).to_bytes(4) + b"content")
+            await ticks(20)
+            assert not receiving.done()
+            assert tracemalloc.get_traced_memory()[1] < MIB
+        finally:
+            tracemalloc.stop()
+        await one.aclose()
+        with pytest.raises(hvsock.IncompleteReadError) as info:
+            await receiving
+        assert (info.value.partial, info.value.expected) == (b"content", 16 * MIB)
 
 
-def test_others_run(bed: Bed) -> None:
+async def test_others_run(bed: Bed) -> None:
     """Tasks that never have to wait for the peer do not keep the loop for themselves."""
-
-    async def main() -> None:
-        async with counted_turns() as turns, bed.message_pair() as (one, other):
-            for _ in range(10):
-                for _ in range(50):
-                    await one.send(b"x")
-                for _ in range(50):
-                    await other.recv()
-            before = turns()
-            for _ in range(200):
+    async with counted_turns() as turns, bed.message_pair() as (one, other):
+        for _ in range(10):
+            for _ in range(50):
                 await one.send(b"x")
-            assert turns() > before
-            await asyncio.sleep(TICK)
-            before = turns()
-            for _ in range(200):
+            for _ in range(50):
                 await other.recv()
-            assert turns() > before
-
-    bed.run(main)
+        before = turns()
+        for _ in range(200):
+            await one.send(b"x")
+        assert turns() > before
+        await asyncio.sleep(TICK)
+        before = turns()
+        for _ in range(200):
+            await other.recv()
+        assert turns() > before
 
 
 @contextlib.asynccontextmanager
@@ -447,137 +400,115 @@ async def expect_idle_loop() -> None:
     assert time.thread_time() - used < (time.monotonic() - began) / 2
 
 
-def test_what_no_task_reads_does_not_keep_the_loop_busy(bed: Bed) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            with pytest.raises(TimeoutError):
-                await patience(other.recv())
-            for _ in range(3):
-                await one.send(b"x")
-                await asyncio.sleep(TICK)
-            await expect_idle_loop()
-            assert [await other.recv() for _ in range(3)] == [b"x"] * 3
-
-    bed.run(main)
+async def test_what_no_task_reads_does_not_keep_the_loop_busy(bed: Bed) -> None:
+    async with bed.message_pair() as (one, other):
+        with pytest.raises(TimeoutError):
+            await patience(other.recv())
+        for _ in range(3):
+            await one.send(b"x")
+            await asyncio.sleep(TICK)
+        await expect_idle_loop()
+        assert [await other.recv() for _ in range(3)] == [b"x"] * 3
 
 
 @pytest.mark.parametrize("size", [2, 14, 9000])
-def test_a_message_that_does_not_end_does_not_keep_the_loop_busy(bed: Bed, size: int) -> None:
+async def test_a_message_that_does_not_end_does_not_keep_the_loop_busy(bed: Bed, size: int) -> None:
     """Its header, its first bytes, or those of a long one have arrived, and a task waits for the rest."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            message = random_bytes(size + 50_000 if size > 1000 else 100)
-            wire = len(message).to_bytes(4) + message
-            receiving = asyncio.create_task(other.recv())
-            await send_raw(one, wire[:size])
-            await expect_idle_loop()
-            await send_raw(one, wire[size:])
-            assert await receiving == message
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        message = random_bytes(size + 50_000 if size > 1000 else 100)
+        wire = len(message).to_bytes(4) + message
+        receiving = asyncio.create_task(other.recv())
+        await send_raw(one, wire[:size])
+        await expect_idle_loop()
+        await send_raw(one, wire[size:])
+        assert await receiving == message
 
 
 # Many tasks
 
 
-def test_concurrent_senders(bed: Bed) -> None:
+async def test_concurrent_senders(bed: Bed) -> None:
     """Messages are not mixed, and each task's keep their order."""
 
-    async def main() -> None:
-        async def send(stream: aio.MessageStream, name: int) -> None:
-            for number in range(20):
-                await stream.send(bytes([name, number]), bytes([name]) * (1 + name * 20_000))
+    async def send(stream: aio.MessageStream, name: int) -> None:
+        for number in range(20):
+            await stream.send(bytes([name, number]), bytes([name]) * (1 + name * 20_000))
 
-        async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
-            for name in range(5):
-                group.create_task(send(one, name))
-            numbers = dict.fromkeys(range(5), 0)
-            for _ in range(100):
-                message = await other.recv()
-                name, number = message[:2]
-                assert message[2:] == bytes([name]) * (1 + name * 20_000)
-                assert number == numbers[name]
-                numbers[name] += 1
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
+        for name in range(5):
+            group.create_task(send(one, name))
+        numbers = dict.fromkeys(range(5), 0)
+        for _ in range(100):
+            message = await other.recv()
+            name, number = message[:2]
+            assert message[2:] == bytes([name]) * (1 + name * 20_000)
+            assert number == numbers[name]
+            numbers[name] += 1
 
 
-def test_order_of_sends(bed: Bed) -> None:
+async def test_order_of_sends(bed: Bed) -> None:
     """A send that comes while others wait is not served first."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            await fill(one, b"x" * (1 << 16))
-            expected = [b"%d" % number for number in range(200)]  # enough for one of them to let others run
-            tasks = [asyncio.create_task(one.send(message)) for message in expected]
-            received = []
-            while len(received) < len(expected):
-                message = await other.recv()
-                if message[:1] != b"x":
-                    received.append(message)
-            assert received == expected
-            await asyncio.gather(*tasks)
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        await fill(one, b"x" * (1 << 16))
+        expected = [b"%d" % number for number in range(200)]  # enough for one of them to let others run
+        tasks = [asyncio.create_task(one.send(message)) for message in expected]
+        received = []
+        while len(received) < len(expected):
+            message = await other.recv()
+            if message[:1] != b"x":
+                received.append(message)
+        assert received == expected
+        await asyncio.gather(*tasks)
 
 
-def test_tasks_that_send_again_and_again(bed: Bed) -> None:
+async def test_tasks_that_send_again_and_again(bed: Bed) -> None:
     """They come to wait for each other, which does not cost a turn of the loop for each message."""
+    number = 1000
 
-    async def main() -> None:
-        number = 1000
+    async def send(stream: aio.MessageStream) -> None:
+        for _ in range(number):
+            await stream.send(b"x")
 
-        async def send(stream: aio.MessageStream) -> None:
-            for _ in range(number):
-                await stream.send(b"x")
-
-        async with bed.message_pair() as (one, other), counted_turns() as turns:
-            sending = [asyncio.create_task(send(one)) for _ in range(3)]
-            for _ in range(3 * number):
-                assert await other.recv() == b"x"
-            await asyncio.gather(*sending)
-            assert turns() < number
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other), counted_turns() as turns:
+        sending = [asyncio.create_task(send(one)) for _ in range(3)]
+        for _ in range(3 * number):
+            assert await other.recv() == b"x"
+        await asyncio.gather(*sending)
+        assert turns() < number
 
 
-def test_turn_to_send(bed: Bed) -> None:
+async def test_turn_to_send(bed: Bed) -> None:
     """It goes to those who wait, in their order, whoever is cancelled, and others run in between."""
+    turn = Turn(asyncio.get_running_loop())
+    had: list[int] = []
+    number = 1000
 
-    async def main() -> None:
-        turn = Turn(asyncio.get_running_loop())
-        had: list[int] = []
-        number = 1000
-
-        async def take(name: int) -> None:
-            async with turn:
-                had.append(name)
-                if name == 200:
-                    await ticks(3)
-
+    async def take(name: int) -> None:
         async with turn:
-            tasks = [asyncio.create_task(take(name)) for name in range(number)]
-            await ticks(2)
-            for task in tasks[1::2]:
-                task.cancel()
-            assert not turn.is_free
-        most = 0
-        while not turn.is_free:
-            before = len(had)
-            await asyncio.sleep(0)
-            most = max(most, len(had) - before)
-            if had and had[-1] == 200:
-                tasks[200].cancel()  # has it
-                tasks[202].cancel()  # is next
-        await asyncio.wait(tasks)
-        assert had == [name for name in range(0, number, 2) if name != 202]
-        assert 8 < most < number // 4
-        async with turn:
-            assert not turn.is_free
-        assert turn.is_free
+            had.append(name)
+            if name == 200:
+                await ticks(3)
 
-    bed.run(main)
+    async with turn:
+        tasks = [asyncio.create_task(take(name)) for name in range(number)]
+        await ticks(2)
+        for task in tasks[1::2]:
+            task.cancel()
+        assert not turn.is_free
+    most = 0
+    while not turn.is_free:
+        before = len(had)
+        await asyncio.sleep(0)
+        most = max(most, len(had) - before)
+        if had and had[-1] == 200:
+            tasks[200].cancel()  # has it
+            tasks[202].cancel()  # is next
+    await asyncio.wait(tasks)
+    assert had == [name for name in range(0, number, 2) if name != 202]
+    assert 8 < most < number // 4
+    async with turn:
+        assert not turn.is_free
+    assert turn.is_free
 
 
 def test_turn_to_send_after_an_interruption() -> None:
@@ -607,164 +538,136 @@ def test_turn_to_send_after_an_interruption() -> None:
         assert tasks[1].exception() is None
 
 
-def test_concurrent_receivers(bed: Bed) -> None:
+async def test_concurrent_receivers(bed: Bed) -> None:
     """Each message goes to one of them."""
+    received: list[bytes] = []
 
-    async def main() -> None:
-        received: list[bytes] = []
+    async def receive(stream: aio.MessageStream) -> None:
+        async for message in stream:
+            received.append(message)
+            await asyncio.sleep(0)
 
-        async def receive(stream: aio.MessageStream) -> None:
-            async for message in stream:
-                received.append(message)
+    async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
+        for _ in range(5):
+            group.create_task(receive(other))
+        for number in range(100):
+            await one.send(b"%d" % number)
+            if number % 7 == 0:
                 await asyncio.sleep(0)
-
-        async with bed.message_pair() as (one, other), asyncio.TaskGroup() as group:
-            for _ in range(5):
-                group.create_task(receive(other))
-            for number in range(100):
-                await one.send(b"%d" % number)
-                if number % 7 == 0:
-                    await asyncio.sleep(0)
-            await one.send_eof()
-        assert sorted(map(int, received)) == list(range(100))
-
-    bed.run(main)
+        await one.send_eof()
+    assert sorted(map(int, received)) == list(range(100))
 
 
-def test_concurrent_exchanges(bed: Bed) -> None:
+async def test_concurrent_exchanges(bed: Bed) -> None:
     """Each gets its own reply."""
-
-    async def main() -> None:
-        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
-            messages = [b"%d" % number * (1 + number * 1000) for number in range(50)]
-            assert await asyncio.gather(*map(stream.exchange, messages)) == messages
-
-    bed.run(main)
+    async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+        messages = [b"%d" % number * (1 + number * 1000) for number in range(50)]
+        assert await asyncio.gather(*map(stream.exchange, messages)) == messages
 
 
-def test_both_directions_at_once(bed: Bed) -> None:
+async def test_both_directions_at_once(bed: Bed) -> None:
     """Two peers that send before they receive do not wait for each other, if each has a task for it."""
+    chunk = random_bytes(MIB)
 
-    async def main() -> None:
-        chunk = random_bytes(MIB)
+    async def send(stream: aio.MessageStream) -> None:
+        for _ in range(5):
+            await stream.send(chunk)
 
-        async def send(stream: aio.MessageStream) -> None:
-            for _ in range(5):
-                await stream.send(chunk)
+    async def receive(stream: aio.MessageStream) -> None:
+        for _ in range(5):
+            assert await stream.recv() == chunk
 
-        async def receive(stream: aio.MessageStream) -> None:
-            for _ in range(5):
-                assert await stream.recv() == chunk
-
-        async with bed.message_pair() as pair, asyncio.TaskGroup() as group:
-            for stream in pair:
-                group.create_task(send(stream))
-                group.create_task(receive(stream))
-
-    bed.run(main)
+    async with bed.message_pair() as pair, asyncio.TaskGroup() as group:
+        for stream in pair:
+            group.create_task(send(stream))
+            group.create_task(receive(stream))
 
 
 # Cancellation
 
 
-def test_cancelled_recv_keeps_what_has_arrived(bed: Bed) -> None:
+async def test_cancelled_recv_keeps_what_has_arrived(bed: Bed) -> None:
     """At every byte of a message, and of a long one in its midst."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            for byte in b"\0\0\0\x03abc"[:-1]:
-                await send_raw(one, bytes([byte]))
-                with pytest.raises(TimeoutError):
-                    await patience(other.recv(), 0.5)
-            await send_raw(one, b"c")
-            assert await other.recv() == b"abc"
-            content = random_bytes(100_000)
-            await send_raw(one, len(content).to_bytes(4) + content[:30_000])
-            for start in range(30_000, 100_000, 10_000):
-                with pytest.raises(TimeoutError):
-                    await patience(other.recv(), 0.5)
-                await send_raw(one, content[start : start + 10_000])
-            assert await other.recv() == content
-
-    bed.run(main)
-
-
-def test_recv_cancelled_at_every_turn(bed: Bed) -> None:
-    """Not a message is lost, nor received twice, wherever the cancellation strikes."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            for number in range(60):
-                task = asyncio.create_task(other.recv())
-                await ticks(number % 4)
-                await one.send(b"%d" % number)
-                await ticks(number // 4 % 7)
-                task.cancel()
-                late = asyncio.create_task(other.recv())  # may run before the cancelled task does
-                results = await asyncio.gather(task, return_exceptions=True)
-                if isinstance(results[0], bytes):
-                    assert results == [b"%d" % number]
-                    late.cancel()
-                    with pytest.raises(asyncio.CancelledError):
-                        await late
-                else:
-                    assert await late == b"%d" % number
+    async with bed.message_pair() as (one, other):
+        for byte in b"\0\0\0\x03abc"[:-1]:
+            await send_raw(one, bytes([byte]))
             with pytest.raises(TimeoutError):
-                await patience(other.recv())
+                await patience(other.recv(), 0.5)
+        await send_raw(one, b"c")
+        assert await other.recv() == b"abc"
+        content = random_bytes(100_000)
+        await send_raw(one, len(content).to_bytes(4) + content[:30_000])
+        for start in range(30_000, 100_000, 10_000):
+            with pytest.raises(TimeoutError):
+                await patience(other.recv(), 0.5)
+            await send_raw(one, content[start : start + 10_000])
+        assert await other.recv() == content
 
-    bed.run(main)
+
+async def test_recv_cancelled_at_every_turn(bed: Bed) -> None:
+    """Not a message is lost, nor received twice, wherever the cancellation strikes."""
+    async with bed.message_pair() as (one, other):
+        for number in range(60):
+            task = asyncio.create_task(other.recv())
+            await ticks(number % 4)
+            await one.send(b"%d" % number)
+            await ticks(number // 4 % 7)
+            task.cancel()
+            late = asyncio.create_task(other.recv())  # may run before the cancelled task does
+            results = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(results[0], bytes):
+                assert results == [b"%d" % number]
+                late.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await late
+            else:
+                assert await late == b"%d" % number
+        with pytest.raises(TimeoutError):
+            await patience(other.recv())
 
 
-def test_a_receiver_that_has_cancelled_itself(bed: Bed) -> None:
+async def test_a_receiver_that_has_cancelled_itself(bed: Bed) -> None:
     """It does not come to wait, and leaves the message to the next one."""
+    async with bed.message_pair() as (one, other):
 
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
+        async def receive() -> None:
+            task = asyncio.current_task()
+            assert task
+            task.cancel("why")
+            await other.recv()
 
-            async def receive() -> None:
-                task = asyncio.current_task()
-                assert task
-                task.cancel("why")
-                await other.recv()
-
-            with pytest.raises(asyncio.CancelledError, match="why"):
-                await asyncio.create_task(receive())
-            await one.send(b"x")
-            assert await other.recv() == b"x"
-
-    bed.run(main)
+        with pytest.raises(asyncio.CancelledError, match="why"):
+            await asyncio.create_task(receive())
+        await one.send(b"x")
+        assert await other.recv() == b"x"
 
 
-def test_a_receiver_goes_on_in_its_own_context(bed: Bed) -> None:
+async def test_a_receiver_goes_on_in_its_own_context(bed: Bed) -> None:
     """With its variables and as the current task, whoever has sent; what it raises is its own."""
     variable = contextvars.ContextVar("variable", default="none")
+    async with bed.message_pair() as (one, other):
 
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
+        async def receive(name: str) -> None:
+            variable.set(name)
+            with contextlib.suppress(EOFError):
+                while True:
+                    await other.recv()
+                    assert variable.get() == name
+                    assert asyncio.current_task() in tasks
+            raise ZeroDivisionError(name)
 
-            async def receive(name: str) -> None:
-                variable.set(name)
-                with contextlib.suppress(EOFError):
-                    while True:
-                        await other.recv()
-                        assert variable.get() == name
-                        assert asyncio.current_task() in tasks
-                raise ZeroDivisionError(name)
-
-            tasks = [asyncio.create_task(receive(name)) for name in ("first", "second")]
-            variable.set("sender")
-            for turns in range(10):
-                await one.send(b"x")
-                await ticks(turns)
-                assert variable.get() == "sender"
-            await one.send_eof()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert [(type(result), str(result)) for result in results] == [
-                (ZeroDivisionError, "first"),
-                (ZeroDivisionError, "second"),
-            ]
-
-    bed.run(main)
+        tasks = [asyncio.create_task(receive(name)) for name in ("first", "second")]
+        variable.set("sender")
+        for turns in range(10):
+            await one.send(b"x")
+            await ticks(turns)
+            assert variable.get() == "sender"
+        await one.send_eof()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [(type(result), str(result)) for result in results] == [
+            (ZeroDivisionError, "first"),
+            (ZeroDivisionError, "second"),
+        ]
 
 
 def test_nothing_is_kept_of_receivers_that_were_cancelled(bed: Bed) -> None:
@@ -794,41 +697,34 @@ def test_nothing_is_kept_of_receivers_that_were_cancelled(bed: Bed) -> None:
     bed.run(main, debug=False)
 
 
-def test_cancelled_receiver_passes_the_message_on(bed: Bed) -> None:
+async def test_cancelled_receiver_passes_the_message_on(bed: Bed) -> None:
     """One that was woken and cancelled in the same turn leaves the message to the next in line."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            for turns in range(8):
-                first = asyncio.create_task(other.recv())
-                second = asyncio.create_task(other.recv())
-                await ticks(2)
+    async with bed.message_pair() as (one, other):
+        for turns in range(8):
+            first = asyncio.create_task(other.recv())
+            second = asyncio.create_task(other.recv())
+            await ticks(2)
+            await one.send(b"x")
+            await ticks(turns)
+            first.cancel()
+            results = await asyncio.gather(first, patience(asyncio.shield(second)), return_exceptions=True)
+            if isinstance(results[0], bytes):
                 await one.send(b"x")
-                await ticks(turns)
-                first.cancel()
-                results = await asyncio.gather(first, patience(asyncio.shield(second)), return_exceptions=True)
-                if isinstance(results[0], bytes):
-                    await one.send(b"x")
-                assert await second == b"x"
-
-    bed.run(main)
+            assert await second == b"x"
 
 
-def test_cancelled_send_is_finished_by_the_next(bed: Bed) -> None:
-    async def main() -> None:
-        chunk = random_bytes(1 << 17)
-        async with bed.message_pair() as (one, other):
-            for round_ in range(3):
-                began = await fill(one, chunk)
-                sending = asyncio.create_task(one.send(b"end %d" % round_))
-                received = []
-                while (message := await other.recv()) != b"end %d" % round_:
-                    received.append(message)
-                await sending
-                assert set(received) == {chunk}
-                assert began - 1 <= len(received) <= began
-
-    bed.run(main)
+async def test_cancelled_send_is_finished_by_the_next(bed: Bed) -> None:
+    chunk = random_bytes(1 << 17)
+    async with bed.message_pair() as (one, other):
+        for round_ in range(3):
+            began = await fill(one, chunk)
+            sending = asyncio.create_task(one.send(b"end %d" % round_))
+            received = []
+            while (message := await other.recv()) != b"end %d" % round_:
+                received.append(message)
+            await sending
+            assert set(received) == {chunk}
+            assert began - 1 <= len(received) <= began
 
 
 def test_cancelled_send_is_repeated(bed: Bed) -> None:
@@ -867,80 +763,72 @@ def test_cancelled_send_is_repeated(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("eof", [False, True])
-def test_sends_cancelled_at_every_turn(bed: Bed, eof: bool) -> None:
+async def test_sends_cancelled_at_every_turn(bed: Bed, eof: bool) -> None:
     """The peer sees whole messages only, in order, none twice."""
+    size = 300_000
+    async with bed.message_pair() as (one, other):
+        received: list[int] = []
 
-    async def main() -> None:
-        size = 300_000
-        async with bed.message_pair() as (one, other):
-            received: list[int] = []
+        async def receive() -> None:
+            async for message in other:
+                number = message[0]
+                assert message == bytes([number]) * size
+                received.append(number)
+                await ticks(3)
 
-            async def receive() -> None:
-                async for message in other:
-                    number = message[0]
-                    assert message == bytes([number]) * size
-                    received.append(number)
-                    await ticks(3)
-
-            receiving = asyncio.create_task(receive())
-            sent = []
-            for number in range(40):
-                task = asyncio.create_task(one.send(bytes([number]) * size))
-                await ticks(number % 20)
-                task.cancel()
-                try:
-                    await task
-                except asyncio.CancelledError:
-                    continue
-                sent.append(number)
-            if eof:
-                await one.send_eof()
-            else:
-                await one.send(bytes([200]) * size)
-                sent.append(200)
-                await one.send_eof()
-            await receiving
-            assert received == sorted(set(received))
-            assert set(sent) <= set(received)
-
-    bed.run(main)
-
-
-def test_cancelled_exchange(bed: Bed) -> None:
-    """The reply stays due: the same exchange goes on, another one is refused, recv() takes it."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(b"requ", b"est"))
-            with pytest.raises(TimeoutError):
-                await patience(one.recv())  # which has not got the reply
-            with pytest.raises(RuntimeError, match="due"):
-                await one.exchange(b"another")
-            assert await other.recv() == b"request"
-            task = asyncio.create_task(one.exchange(b"request"))
-            with pytest.raises(TimeoutError):
-                await patience(other.recv())  # it was not sent twice
-            await other.send(b"reply")
-            assert await task == b"reply"
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(b"second"))
-            assert await other.recv() == b"second"
-            await other.send(b"its reply")
-            assert await one.recv() == b"its reply"
-            task = asyncio.create_task(one.exchange(b"third"))
-            assert await other.recv() == b"third"
-            await other.send(b"a longer reply")
-            assert await task == b"a longer reply"
-            task = asyncio.create_task(one.exchange(b"fourth", max_size=5))
-            assert await other.recv() == b"fourth"
-            await other.send(b"too long")
-            with pytest.raises(OSError) as info:
+        receiving = asyncio.create_task(receive())
+        sent = []
+        for number in range(40):
+            task = asyncio.create_task(one.send(bytes([number]) * size))
+            await ticks(number % 20)
+            task.cancel()
+            try:
                 await task
-            assert info.value.errno == errno.EMSGSIZE
-            assert await one.exchange(b"fourth") == b"too long"
+            except asyncio.CancelledError:
+                continue
+            sent.append(number)
+        if eof:
+            await one.send_eof()
+        else:
+            await one.send(bytes([200]) * size)
+            sent.append(200)
+            await one.send_eof()
+        await receiving
+        assert received == sorted(set(received))
+        assert set(sent) <= set(received)
 
-    bed.run(main)
+
+async def test_cancelled_exchange(bed: Bed) -> None:
+    """The reply stays due: the same exchange goes on, another one is refused, recv() takes it."""
+    async with bed.message_pair() as (one, other):
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(b"requ", b"est"))
+        with pytest.raises(TimeoutError):
+            await patience(one.recv())  # which has not got the reply
+        with pytest.raises(RuntimeError, match="due"):
+            await one.exchange(b"another")
+        assert await other.recv() == b"request"
+        task = asyncio.create_task(one.exchange(b"request"))
+        with pytest.raises(TimeoutError):
+            await patience(other.recv())  # it was not sent twice
+        await other.send(b"reply")
+        assert await task == b"reply"
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(b"second"))
+        assert await other.recv() == b"second"
+        await other.send(b"its reply")
+        assert await one.recv() == b"its reply"
+        task = asyncio.create_task(one.exchange(b"third"))
+        assert await other.recv() == b"third"
+        await other.send(b"a longer reply")
+        assert await task == b"a longer reply"
+        task = asyncio.create_task(one.exchange(b"fourth", max_size=5))
+        assert await other.recv() == b"fourth"
+        await other.send(b"too long")
+        with pytest.raises(OSError) as info:
+            await task
+        assert info.value.errno == errno.EMSGSIZE
+        assert await one.exchange(b"fourth") == b"too long"
 
 
 async def check_exchange_goes_on(one: aio.MessageStream, other: aio.MessageStream, request: bytes) -> None:
@@ -951,193 +839,158 @@ async def check_exchange_goes_on(one: aio.MessageStream, other: aio.MessageStrea
     assert await asking == b"reply"
 
 
-def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
+async def test_exchange_cancelled_in_the_midst_of_its_request(bed: Bed) -> None:
     """There is no reply to receive yet: only its rest can be next."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            request = random_bytes(16 * MIB)
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(request))
-            with pytest.raises(RuntimeError, match=r"partly sent; call exchange\(\) again with the same message"):
-                await one.exchange(b"another")
-            await check_exchange_goes_on(one, other, request)
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        request = random_bytes(16 * MIB)
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(request))
+        with pytest.raises(RuntimeError, match=r"partly sent; call exchange\(\) again with the same message"):
+            await one.exchange(b"another")
+        await check_exchange_goes_on(one, other, request)
 
 
-def test_exchange_waits_for_its_turn_to_receive(bed: Bed) -> None:
+async def test_exchange_waits_for_its_turn_to_receive(bed: Bed) -> None:
     """What a task receives that called before is not the reply: the request is not sent until it has its message."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            first = asyncio.create_task(one.recv())
-            await asyncio.sleep(0)
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(b"not sent"))
-            asking = asyncio.create_task(one.exchange(b"request"))
-            await asyncio.sleep(0)
-            second = asyncio.create_task(one.recv())
-            with pytest.raises(TimeoutError):
-                await patience(other.recv())
-            await other.send(b"for the first")
-            assert await other.recv() == b"request"
-            assert await first == b"for the first"
-            await other.send(b"reply")
-            await other.send(b"for the second")
-            assert [await asking, await second] == [b"reply", b"for the second"]
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        first = asyncio.create_task(one.recv())
+        await asyncio.sleep(0)
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(b"not sent"))
+        asking = asyncio.create_task(one.exchange(b"request"))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(one.recv())
+        with pytest.raises(TimeoutError):
+            await patience(other.recv())
+        await other.send(b"for the first")
+        assert await other.recv() == b"request"
+        assert await first == b"for the first"
+        await other.send(b"reply")
+        await other.send(b"for the second")
+        assert [await asking, await second] == [b"reply", b"for the second"]
 
 
-def test_message_received_before_the_rest_of_a_request_is_not_its_reply(bed: Bed) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            request = random_bytes(16 * MIB)
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(request))
-            await other.send(b"notice")
-            assert await one.recv() == b"notice"
-            with pytest.raises(RuntimeError, match="partly sent"):
-                await one.exchange(b"another")
-            await check_exchange_goes_on(one, other, request)
-
-    bed.run(main)
+async def test_message_received_before_the_rest_of_a_request_is_not_its_reply(bed: Bed) -> None:
+    async with bed.message_pair() as (one, other):
+        request = random_bytes(16 * MIB)
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(request))
+        await other.send(b"notice")
+        assert await one.recv() == b"notice"
+        with pytest.raises(RuntimeError, match="partly sent"):
+            await one.exchange(b"another")
+        await check_exchange_goes_on(one, other, request)
 
 
 @pytest.mark.parametrize("how", ["aclose", "end"])
-def test_exchanges_at_the_end_of_the_stream(bed: Bed, how: str) -> None:
+async def test_exchanges_at_the_end_of_the_stream(bed: Bed, how: str) -> None:
     """No reply can come any more, so none is due."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            tasks = [asyncio.create_task(one.exchange(b"request")) for _ in range(3)]
-            assert await other.recv() == b"request"
-            await (one if how == "aclose" else other).aclose()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(result, (OSError, EOFError)) for result in results), results
-            with pytest.raises((OSError, EOFError)):
-                await one.exchange(b"later")
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        tasks = [asyncio.create_task(one.exchange(b"request")) for _ in range(3)]
+        assert await other.recv() == b"request"
+        await (one if how == "aclose" else other).aclose()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, (OSError, EOFError)) for result in results), results
+        with pytest.raises((OSError, EOFError)):
+            await one.exchange(b"later")
 
 
-def test_cancelled_exchange_behind_a_cancelled_send(bed: Bed) -> None:
+async def test_cancelled_exchange_behind_a_cancelled_send(bed: Bed) -> None:
     """What was sent in part after the request is finished; the request is not sent again."""
-
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            with pytest.raises(TimeoutError):
-                await patience(one.exchange(b"request"))
-            notice = random_bytes(16 * MIB)
-            with pytest.raises(TimeoutError):
-                await patience(one.send(notice))
-            asking = asyncio.create_task(one.exchange(b"request"))
-            assert await other.recv() == b"request"
-            assert await other.recv() == notice
-            with pytest.raises(TimeoutError):
-                await patience(other.recv())
-            await other.send(b"reply")
-            assert await asking == b"reply"
-
-    bed.run(main)
+    async with bed.message_pair() as (one, other):
+        with pytest.raises(TimeoutError):
+            await patience(one.exchange(b"request"))
+        notice = random_bytes(16 * MIB)
+        with pytest.raises(TimeoutError):
+            await patience(one.send(notice))
+        asking = asyncio.create_task(one.exchange(b"request"))
+        assert await other.recv() == b"request"
+        assert await other.recv() == notice
+        with pytest.raises(TimeoutError):
+            await patience(other.recv())
+        await other.send(b"reply")
+        assert await asking == b"reply"
 
 
-def test_exchange_cancelled_at_every_turn(bed: Bed) -> None:
+async def test_exchange_cancelled_at_every_turn(bed: Bed) -> None:
     """Called again, it goes on, wherever the cancellation has struck; also in the midst of the request."""
-
-    async def main() -> None:
-        async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
-            for size in (10, 1_000_000):
-                for turns in range(25):
-                    message = bytes([turns]) * size
-                    task = asyncio.create_task(stream.exchange(message))
-                    await ticks(turns)
-                    task.cancel()
-                    try:
-                        reply = await task
-                    except asyncio.CancelledError:
-                        reply = await stream.exchange(message)
-                    assert reply == message
-
-    bed.run(main)
+    async with await bed.serve_messages(echo), await bed.connect_messages() as stream:
+        for size in (10, 1_000_000):
+            for turns in range(25):
+                message = bytes([turns]) * size
+                task = asyncio.create_task(stream.exchange(message))
+                await ticks(turns)
+                task.cancel()
+                try:
+                    reply = await task
+                except asyncio.CancelledError:
+                    reply = await stream.exchange(message)
+                assert reply == message
 
 
 @pytest.mark.parametrize("action", ["recv", "send", "exchange", "aclose", "send_eof", "connect", "serve", "shutdown"])
-def test_nothing_is_left_of_a_cancelled_call(bed: Bed, action: str) -> None:
+async def test_nothing_is_left_of_a_cancelled_call(bed: Bed, action: str) -> None:
     """No task, thread or descriptor; the bed looks."""
-
-    async def main() -> None:
-        for turns in range(10):
-            async with contextlib.AsyncExitStack() as stack:
-                if action in ("connect", "serve"):
-                    server = None
-                    if action == "connect":
-                        server = await stack.enter_async_context(await bed.serve_messages(echo))
-                    call: Callable[[], Any] = bed.connect_messages if server else lambda: bed.serve_messages(echo)
-                    task = asyncio.create_task(call())
-                    await ticks(turns)
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        made = await task
-                        await (made.aclose() if server else made.shutdown())
-                    continue
-                server = await stack.enter_async_context(await bed.serve_messages(echo))
-                stream = await stack.enter_async_context(await bed.connect_messages())
-                arguments = {"send": [b"x" * 10_000_000], "exchange": [b"x" * 1_000_000]}.get(action, [])
-                on = server if action == "shutdown" else stream
-                task = asyncio.create_task(getattr(on, action)(*arguments))
+    for turns in range(10):
+        async with contextlib.AsyncExitStack() as stack:
+            if action in ("connect", "serve"):
+                server = None
+                if action == "connect":
+                    server = await stack.enter_async_context(await bed.serve_messages(echo))
+                call: Callable[[], Any] = bed.connect_messages if server else lambda: bed.serve_messages(echo)
+                task = asyncio.create_task(call())
                 await ticks(turns)
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
-                    await task
-
-    bed.run(main)
+                    made = await task
+                    await (made.aclose() if server else made.shutdown())
+                continue
+            server = await stack.enter_async_context(await bed.serve_messages(echo))
+            stream = await stack.enter_async_context(await bed.connect_messages())
+            arguments = {"send": [b"x" * 10_000_000], "exchange": [b"x" * 1_000_000]}.get(action, [])
+            on = server if action == "shutdown" else stream
+            task = asyncio.create_task(getattr(on, action)(*arguments))
+            await ticks(turns)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
 
 # The end
 
 
-def test_aclose_ends_pending_calls(bed: Bed) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            await fill(other, b"x" * (1 << 24))  # its rest is more than TCP's buffers may come to take
-            tasks = [
-                asyncio.create_task(other.recv()),
-                asyncio.create_task(other.recv()),
-                asyncio.create_task(other.send(b"x")),
-                asyncio.create_task(other.send(b"y")),
-                asyncio.create_task(other.exchange(b"z")),
-            ]
-            await asyncio.sleep(TICK)
-            assert not any(task.done() for task in tasks)
-            await other.aclose()
-            await other.aclose()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(result, OSError) and result.errno == errno.EBADF for result in results), results
-            for call in (other.recv, other.send, other.exchange, other.send_eof):
-                with pytest.raises(OSError) as info:
-                    await call()
-                assert info.value.errno == errno.EBADF
-            with pytest.raises(OSError):
-                await anext(other)
-            with contextlib.suppress(
-                EOFError, ConnectionError
-            ):  # what was sent arrives, or the system says it does not
-                while True:
-                    await one.recv()
-
-    bed.run(main)
+async def test_aclose_ends_pending_calls(bed: Bed) -> None:
+    async with bed.message_pair() as (one, other):
+        await fill(other, b"x" * (1 << 24))  # its rest is more than TCP's buffers may come to take
+        tasks = [
+            asyncio.create_task(other.recv()),
+            asyncio.create_task(other.recv()),
+            asyncio.create_task(other.send(b"x")),
+            asyncio.create_task(other.send(b"y")),
+            asyncio.create_task(other.exchange(b"z")),
+        ]
+        await asyncio.sleep(TICK)
+        assert not any(task.done() for task in tasks)
+        await other.aclose()
+        await other.aclose()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, OSError) and result.errno == errno.EBADF for result in results), results
+        for call in (other.recv, other.send, other.exchange, other.send_eof):
+            with pytest.raises(OSError) as info:
+                await call()
+            assert info.value.errno == errno.EBADF
+        with pytest.raises(OSError):
+            await anext(other)
+        with contextlib.suppress(EOFError, ConnectionError):  # what was sent arrives, or the system says it does not
+            while True:
+                await one.recv()
 
 
-def test_what_was_sent_arrives_after_aclose(bed: Bed) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
-            await one.send(b"last words")
-            await one.aclose()
-            assert [message async for message in other] == [b"last words"]
-
-    bed.run(main)
+async def test_what_was_sent_arrives_after_aclose(bed: Bed) -> None:
+    async with bed.message_pair() as (one, other):
+        await one.send(b"last words")
+        await one.aclose()
+        assert [message async for message in other] == [b"last words"]
 
 
 def test_unclosed_stream_is_warned_of(local: str) -> None:
@@ -1173,67 +1026,60 @@ def module_of(found: object) -> str:
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "too long", "end"])
-def test_no_cycle_of_a_call_that_ends_early(bed: Bed, how: str) -> None:
-    async def main() -> None:
-        async with bed.message_pair() as (one, other):
+async def test_no_cycle_of_a_call_that_ends_early(bed: Bed, how: str) -> None:
+    async with bed.message_pair() as (one, other):
 
-            async def receive() -> None:
-                with pytest.raises((OSError, EOFError)):  # TimeoutError is one of the first
-                    await patience(other.recv(3), 0.01 if how == "timeout" else LIMIT / TICK)
+        async def receive() -> None:
+            with pytest.raises((OSError, EOFError)):  # TimeoutError is one of the first
+                await patience(other.recv(3), 0.01 if how == "timeout" else LIMIT / TICK)
 
-            async def operation() -> None:
-                task = asyncio.create_task(receive())
-                await ticks(3)
-                if how == "cancelled":
-                    task.cancel()
-                elif how == "too long":
-                    await one.send(b"long")
-                elif how == "end":
-                    raw(one).shutdown(socket.SHUT_WR)
-                await asyncio.wait([task])
-                assert task.cancelled() or not task.exception()
-                if how == "too long":
-                    assert await other.recv() == b"long"
+        async def operation() -> None:
+            task = asyncio.create_task(receive())
+            await ticks(3)
+            if how == "cancelled":
+                task.cancel()
+            elif how == "too long":
+                await one.send(b"long")
+            elif how == "end":
+                raw(one).shutdown(socket.SHUT_WR)
+            await asyncio.wait([task])
+            assert task.cancelled() or not task.exception()
+            if how == "too long":
+                assert await other.recv() == b"long"
 
-            assert await left_for_the_collector(operation) == []
-
-    bed.run(main)
+        assert await left_for_the_collector(operation) == []
 
 
 @pytest.mark.parametrize("how", ["send", "exchange", "several"])
-def test_no_cycle_of_a_connection(bed: Bed, how: str) -> None:
+async def test_no_cycle_of_a_connection(bed: Bed, how: str) -> None:
     """At neither end, and with calls that are cancelled or end with an error."""
+    async with await bed.serve_messages(echo) as server:
 
-    async def main() -> None:
-        async with await bed.serve_messages(echo) as server:
+        async def operation() -> None:
+            async with await bed.connect_messages() as stream:
+                assert await stream.exchange(b"x") == b"x"
+                if how == "several":
+                    tasks = [asyncio.create_task(stream.send(bytes(16 * MIB))) for _ in range(4)]
+                    tasks += [asyncio.create_task(stream.recv()) for _ in range(4)]
+                    await ticks(5)
+                    tasks[2].cancel()
+                    tasks[5].cancel()
+                elif how == "send":
+                    tasks = [asyncio.create_task(stream.send(bytes(16 * MIB)))]
+                    await ticks(5)
+                    tasks[0].cancel()
+                else:
+                    tasks = []
+            if tasks:
+                await asyncio.wait(tasks)
+                assert all(task.cancelled() or isinstance(task.exception(), OSError) or WINDOWS for task in tasks)
+            await eventually(lambda: not server._streams)
 
-            async def operation() -> None:
-                async with await bed.connect_messages() as stream:
-                    assert await stream.exchange(b"x") == b"x"
-                    if how == "several":
-                        tasks = [asyncio.create_task(stream.send(bytes(16 * MIB))) for _ in range(4)]
-                        tasks += [asyncio.create_task(stream.recv()) for _ in range(4)]
-                        await ticks(5)
-                        tasks[2].cancel()
-                        tasks[5].cancel()
-                    elif how == "send":
-                        tasks = [asyncio.create_task(stream.send(bytes(16 * MIB)))]
-                        await ticks(5)
-                        tasks[0].cancel()
-                    else:
-                        tasks = []
-                if tasks:
-                    await asyncio.wait(tasks)
-                    assert all(task.cancelled() or isinstance(task.exception(), OSError) or WINDOWS for task in tasks)
-                await eventually(lambda: not server._streams)
-
-            assert await left_for_the_collector(operation) == []
-
-    bed.run(main)
+        assert await left_for_the_collector(operation) == []
 
 
 @pytest.mark.parametrize("sent", [b"\0\0", b"\0\0\0\5ab", b""])
-def test_client_is_killed(bed: Bed, sent: bytes) -> None:
+async def test_client_is_killed(bed: Bed, sent: bytes) -> None:
     """In the middle of a message, or between two: its handler hears of it, and the server goes on."""
     ends: list[BaseException] = []
 
@@ -1244,65 +1090,56 @@ def test_client_is_killed(bed: Bed, sent: bytes) -> None:
         except (EOFError, ConnectionError) as exc:
             ends.append(exc)
 
-    async def main() -> None:
-        async with await bed.serve_messages(handler) as server:
-            vm, service = server.sockets[0].getsockname()
-            arguments = (bed.transport, vm, service, sent.hex() or "-")
-            with await asyncio.to_thread(Child, aio_servers.client_that_sleeps, *arguments) as child:
-                assert await asyncio.to_thread(child.line) == "sent"
-                await asyncio.sleep(TICK)
-                await asyncio.to_thread(child.kill)
-            await eventually(lambda: ends)
-            if isinstance(ends[0], EOFError) and sent:
-                assert isinstance(ends[0], hvsock.IncompleteReadError)
-            async with await bed.connect_messages() as stream:
-                assert await stream.exchange(b"x") == b"x"
-
-    bed.run(main)
+    async with await bed.serve_messages(handler) as server:
+        vm, service = server.sockets[0].getsockname()
+        arguments = (bed.transport, vm, service, sent.hex() or "-")
+        with await asyncio.to_thread(Child, aio_servers.client_that_sleeps, *arguments) as child:
+            assert await asyncio.to_thread(child.line) == "sent"
+            await asyncio.sleep(TICK)
+            await asyncio.to_thread(child.kill)
+        await eventually(lambda: ends)
+        if isinstance(ends[0], EOFError) and sent:
+            assert isinstance(ends[0], hvsock.IncompleteReadError)
+        async with await bed.connect_messages() as stream:
+            assert await stream.exchange(b"x") == b"x"
 
 
 # Servers
 
 
-def test_handler_that_fails(bed: Bed) -> None:
+async def test_handler_that_fails(bed: Bed) -> None:
     async def handler(stream: aio.MessageStream) -> None:
         async for message in stream:
             await stream.send(b"%d" % (1 // int(message)))
 
-    async def main() -> None:
-        async with await bed.serve_messages(handler) as server:
-            assert isinstance(server, aio.MessageServer)
-            for _ in range(2):
-                async with await bed.connect_messages() as stream:
-                    assert await stream.exchange(b"1") == b"1"
-                    with pytest.raises((EOFError, ConnectionError)):
-                        await stream.exchange(b"0")
-            assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError] * 2
-            bed.reported.clear()
-
-    bed.run(main)
+    async with await bed.serve_messages(handler) as server:
+        assert isinstance(server, aio.MessageServer)
+        for _ in range(2):
+            async with await bed.connect_messages() as stream:
+                assert await stream.exchange(b"1") == b"1"
+                with pytest.raises((EOFError, ConnectionError)):
+                    await stream.exchange(b"0")
+        assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError] * 2
+        bed.reported.clear()
 
 
-def test_handler_that_takes_its_socket_away(bed: Bed) -> None:
+async def test_handler_that_takes_its_socket_away(bed: Bed) -> None:
     """Its connection ends with it all the same: for the next client, and for the server that shuts down."""
 
     async def handler(stream: aio.MessageStream) -> None:
         assert await stream.recv() == b"x"
         socket.close(raw(stream).detach())
 
-    async def main() -> None:
-        server = await bed.serve_messages(handler, max_connections=1)
-        for _ in range(3):
-            async with await bed.connect_messages() as stream:
-                await stream.send(b"x")
-                with pytest.raises((EOFError, ConnectionError)):
-                    await stream.recv()
-        await server.shutdown()
-
-    bed.run(main)
+    server = await bed.serve_messages(handler, max_connections=1)
+    for _ in range(3):
+        async with await bed.connect_messages() as stream:
+            await stream.send(b"x")
+            with pytest.raises((EOFError, ConnectionError)):
+                await stream.recv()
+    await server.shutdown()
 
 
-def test_max_connections(bed: Bed) -> None:
+async def test_max_connections(bed: Bed) -> None:
     """Further clients wait until another one has gone."""
     open_at_once = most = 0
 
@@ -1320,27 +1157,24 @@ def test_max_connections(bed: Bed) -> None:
             assert await stream.exchange(b"%d" % number) == b"%d" % number
             await asyncio.sleep(TICK / 5)
 
-    async def main() -> None:
-        async with await bed.serve_messages(handler, max_connections=3):
-            streams = [await bed.connect_messages() for _ in range(4)]
-            for stream in streams[:3]:
-                await stream.exchange(b"x")
-            with pytest.raises(TimeoutError):
-                await patience(streams[3].exchange(b"x"))
-            await streams[0].aclose()
-            assert await streams[3].exchange(b"x") == b"x"
-            for stream in streams:
-                await stream.aclose()
-            async with asyncio.TaskGroup() as group:
-                for number in range(20):
-                    group.create_task(client(number))
-        assert most == 3
-
-    bed.run(main)
+    async with await bed.serve_messages(handler, max_connections=3):
+        streams = [await bed.connect_messages() for _ in range(4)]
+        for stream in streams[:3]:
+            await stream.exchange(b"x")
+        with pytest.raises(TimeoutError):
+            await patience(streams[3].exchange(b"x"))
+        await streams[0].aclose()
+        assert await streams[3].exchange(b"x") == b"x"
+        for stream in streams:
+            await stream.aclose()
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(client(number))
+    assert most == 3
 
 
 @pytest.mark.parametrize("attack", [b"", b"\0", b"\xff\xff\xff\xff", b"\0\xff\xff\xffx", None], ids=repr)
-def test_hostile_clients(bed: Bed, attack: bytes | None) -> None:
+async def test_hostile_clients(bed: Bed, attack: bytes | None) -> None:
     """Many at once, which go, or stay and send nothing, too little, or without end: with a limit of connections and a
     handler that does not wait for ever, others are served.
     """
@@ -1362,24 +1196,21 @@ def test_hostile_clients(bed: Bed, attack: bytes | None) -> None:
                     raw(stream).send(attack)
                     await asyncio.sleep(TICK / 2)
 
-    async def main() -> None:
-        async with await bed.serve_messages(handler, max_connections=3), asyncio.timeout(LIMIT):
-            attackers = [asyncio.create_task(attacker()) for _ in range(8)]
-            while True:
-                with contextlib.suppress(EOFError, OSError):  # a slow machine may be too slow for the handler
-                    async with await bed.connect_messages() as stream:
-                        if await stream.exchange(b"please") == b"please":
-                            break
-            for task in attackers:
-                task.cancel()
-            await asyncio.wait(attackers)
-        assert 0 < most <= 3
-        assert open_at_once == 0
-
-    bed.run(main)
+    async with await bed.serve_messages(handler, max_connections=3), asyncio.timeout(LIMIT):
+        attackers = [asyncio.create_task(attacker()) for _ in range(8)]
+        while True:
+            with contextlib.suppress(EOFError, OSError):  # a slow machine may be too slow for the handler
+                async with await bed.connect_messages() as stream:
+                    if await stream.exchange(b"please") == b"please":
+                        break
+        for task in attackers:
+            task.cancel()
+        await asyncio.wait(attackers)
+    assert 0 < most <= 3
+    assert open_at_once == 0
 
 
-def test_shutdown(bed: Bed) -> None:
+async def test_shutdown(bed: Bed) -> None:
     """Idle handlers end, busy ones finish, those that do not are cancelled at the deadline."""
     ended: list[str] = []
 
@@ -1399,31 +1230,28 @@ def test_shutdown(bed: Bed) -> None:
         finally:
             ended.append(name)
 
-    async def main() -> None:
-        server = await bed.serve_messages(handler)
-        idle, slow, asks, stuck = streams = [await bed.connect_messages() for _ in range(4)]
-        await slow.send(b"slow")
-        await asyncio.sleep(TICK)
-        await slow.send(b"slow")  # arrives by itself
-        await asks.send(b"asks")
-        await stuck.send(b"stuck")
-        await asyncio.sleep(TICK)
-        began = time.monotonic()
-        shutdown = asyncio.create_task(server.shutdown(20 * TICK))
-        assert [message async for message in idle] == []
-        with pytest.raises(OSError):
-            await bed.connect_messages()
-        assert await asks.recv() == b"question"
-        await asks.send(b"answer")
-        assert [message async for message in asks] == [b"answer"]
-        assert [message async for message in slow] == [b"slow", b"slow"]
-        await shutdown
-        assert time.monotonic() - began >= 19 * TICK
-        assert ended == ["idle", "asks", "slow", "stuck"]
-        for stream in streams:
-            await stream.aclose()
-
-    bed.run(main)
+    server = await bed.serve_messages(handler)
+    idle, slow, asks, stuck = streams = [await bed.connect_messages() for _ in range(4)]
+    await slow.send(b"slow")
+    await asyncio.sleep(TICK)
+    await slow.send(b"slow")  # arrives by itself
+    await asks.send(b"asks")
+    await stuck.send(b"stuck")
+    await asyncio.sleep(TICK)
+    began = time.monotonic()
+    shutdown = asyncio.create_task(server.shutdown(20 * TICK))
+    assert [message async for message in idle] == []
+    with pytest.raises(OSError):
+        await bed.connect_messages()
+    assert await asks.recv() == b"question"
+    await asks.send(b"answer")
+    assert [message async for message in asks] == [b"answer"]
+    assert [message async for message in slow] == [b"slow", b"slow"]
+    await shutdown
+    assert time.monotonic() - began >= 19 * TICK
+    assert ended == ["idle", "asks", "slow", "stuck"]
+    for stream in streams:
+        await stream.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -1465,31 +1293,24 @@ def test_shutdown_beside_serve_forever(bed: Bed, monkeypatch: pytest.MonkeyPatch
     bed.run(main)
 
 
-def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:
+async def test_shutdown_beside_a_connection_that_has_just_come(bed: Bed) -> None:
     """Its handler ends, too, however far its task has come."""
-
-    async def main() -> None:
-        for turns in range(8):
-            async with just_connected(bed, turns) as server:
-                began = time.monotonic()
-                await server.shutdown(LIMIT / 2)
-                assert time.monotonic() - began < LIMIT / 4
-
-    bed.run(main)
+    for turns in range(8):
+        async with just_connected(bed, turns) as server:
+            began = time.monotonic()
+            await server.shutdown(LIMIT / 2)
+            assert time.monotonic() - began < LIMIT / 4
 
 
-def test_abort_beside_a_connection_that_has_just_come(bed: Bed) -> None:
-    async def main() -> None:
-        for turns in range(8):
-            async with just_connected(bed, turns) as server:
-                server.close()
-                server.abort_clients()
-                await server.wait_closed()
-
-    bed.run(main)
+async def test_abort_beside_a_connection_that_has_just_come(bed: Bed) -> None:
+    for turns in range(8):
+        async with just_connected(bed, turns) as server:
+            server.close()
+            server.abort_clients()
+            await server.wait_closed()
 
 
-def test_shutdown_beside_a_peer_that_goes_on(bed: Bed) -> None:
+async def test_shutdown_beside_a_peer_that_goes_on(bed: Bed) -> None:
     """What has arrived is received, and not what it sends without an end."""
 
     async def receive(stream: aio.MessageStream) -> None:
@@ -1497,23 +1318,20 @@ def test_shutdown_beside_a_peer_that_goes_on(bed: Bed) -> None:
             while True:
                 await stream.recv()
 
-    async def main() -> None:
-        server = await bed.serve_messages(receive)
-        async with await bed.connect_messages() as stream:
+    server = await bed.serve_messages(receive)
+    async with await bed.connect_messages() as stream:
 
-            async def send() -> None:
-                with contextlib.suppress(ConnectionError):
-                    while True:
-                        await stream.send(bytes(50_000))
+        async def send() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await stream.send(bytes(50_000))
 
-            sending = asyncio.create_task(send())
-            await asyncio.sleep(TICK)
-            began = time.monotonic()
-            await server.shutdown(LIMIT / 2)
-            assert time.monotonic() - began < LIMIT / 4
-            await sending
-
-    bed.run(main)
+        sending = asyncio.create_task(send())
+        await asyncio.sleep(TICK)
+        began = time.monotonic()
+        await server.shutdown(LIMIT / 2)
+        assert time.monotonic() - began < LIMIT / 4
+        await sending
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are 3.12's")
@@ -1539,72 +1357,58 @@ def test_a_handler_that_closes_the_server_at_once(bed: Bed) -> None:
     bed.run(main)
 
 
-def test_shutdown_is_cancelled(bed: Bed) -> None:
+async def test_shutdown_is_cancelled(bed: Bed) -> None:
     """The handlers go on, and a second one ends them."""
 
     async def handler(_stream: aio.MessageStream) -> None:
         await asyncio.Event().wait()
 
-    async def main() -> None:
-        server = await bed.serve_messages(handler)
-        async with await bed.connect_messages() as stream:
-            await asyncio.sleep(TICK)
-            with pytest.raises(TimeoutError):
-                await patience(server.shutdown())
-            await server.shutdown(0)
-            with pytest.raises(EOFError):
-                await stream.recv()
-
-    bed.run(main)
+    server = await bed.serve_messages(handler)
+    async with await bed.connect_messages() as stream:
+        await asyncio.sleep(TICK)
+        with pytest.raises(TimeoutError):
+            await patience(server.shutdown())
+        await server.shutdown(0)
+        with pytest.raises(EOFError):
+            await stream.recv()
 
 
 @pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
-def test_clients_are_closed(bed: Bed, method: str) -> None:
-    async def main() -> None:
-        async with await bed.serve_messages(echo) as server:
-            streams = [await bed.connect_messages() for _ in range(3)]
-            for stream in streams:
-                await stream.exchange(b"x")
-            getattr(server, method)()
-            for stream in streams:
-                with pytest.raises(EOFError):
-                    await stream.recv()
-                await stream.aclose()
-
-    bed.run(main)
-
-
-def test_serve_forever_is_cancelled(bed: Bed) -> None:
-    """As by Ctrl-C under asyncio.run: it shuts down."""
-
-    async def main() -> None:
-        server = await bed.serve_messages(echo)
-        task = asyncio.create_task(server.serve_forever())
-        async with await bed.connect_messages() as stream:
-            assert await stream.exchange(b"x") == b"x"
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+async def test_clients_are_closed(bed: Bed, method: str) -> None:
+    async with await bed.serve_messages(echo) as server:
+        streams = [await bed.connect_messages() for _ in range(3)]
+        for stream in streams:
+            await stream.exchange(b"x")
+        getattr(server, method)()
+        for stream in streams:
             with pytest.raises(EOFError):
                 await stream.recv()
+            await stream.aclose()
 
-    bed.run(main)
+
+async def test_serve_forever_is_cancelled(bed: Bed) -> None:
+    """As by Ctrl-C under asyncio.run: it shuts down."""
+    server = await bed.serve_messages(echo)
+    task = asyncio.create_task(server.serve_forever())
+    async with await bed.connect_messages() as stream:
+        assert await stream.exchange(b"x") == b"x"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(EOFError):
+            await stream.recv()
 
 
-def test_serve_forever_is_cancelled_at_its_start(bed: Bed) -> None:
+async def test_serve_forever_is_cancelled_at_its_start(bed: Bed) -> None:
     """It shuts down as well."""
-
-    async def main() -> None:
-        for turns in range(1, 5):
-            server = await bed.serve_messages(echo)
-            task = asyncio.create_task(server.serve_forever())
-            await ticks(turns)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert not server.is_serving()
-
-    bed.run(main)
+    for turns in range(1, 5):
+        server = await bed.serve_messages(echo)
+        task = asyncio.create_task(server.serve_forever())
+        await ticks(turns)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not server.is_serving()
 
 
 def test_many_clients(bed: Bed) -> None:
@@ -1630,18 +1434,14 @@ def test_many_clients(bed: Bed) -> None:
     bed.run(main, debug=False)
 
 
-def test_a_socket_that_was_connected_elsewhere(bed: Bed) -> None:
+async def test_a_socket_that_was_connected_elsewhere(bed: Bed) -> None:
     """The stream takes it over, whatever its timeout was."""
-
-    async def main() -> None:
-        one, other = await asyncio.to_thread(utils.make_pair, bed.transport)
-        assert isinstance(one, hvsock.HyperVSocket)
-        assert isinstance(other, hvsock.HyperVSocket)
-        with other:
-            async with aio.MessageStream(one) as stream:
-                assert one.gettimeout() == 0.0
-                await stream.send(b"hello")
-                assert other.recv_message() == b"hello"
-            assert one.fileno() == -1
-
-    bed.run(main)
+    one, other = await asyncio.to_thread(utils.make_pair, bed.transport)
+    assert isinstance(one, hvsock.HyperVSocket)
+    assert isinstance(other, hvsock.HyperVSocket)
+    with other:
+        async with aio.MessageStream(one) as stream:
+            assert one.gettimeout() == 0.0
+            await stream.send(b"hello")
+            assert other.recv_message() == b"hello"
+        assert one.fileno() == -1

@@ -123,7 +123,7 @@ def test_streams(bed: Bed) -> None:
     bed.run(main)
 
 
-def test_half_close(bed: Bed) -> None:
+async def test_half_close(bed: Bed) -> None:
     """After one end has sent all, the other may still answer."""
 
     async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -132,36 +132,30 @@ def test_half_close(bed: Bed) -> None:
         await writer.drain()
         await close(writer)
 
-    async def main() -> None:
-        async with await bed.start_server(callback):
-            reader, writer = await bed.open_connection()
-            writer.write(b"all of it")
-            writer.write_eof()
-            assert await reader.read() == b"ti fo lla"
-            await close(writer)
-
-    bed.run(main)
+    async with await bed.start_server(callback):
+        reader, writer = await bed.open_connection()
+        writer.write(b"all of it")
+        writer.write_eof()
+        assert await reader.read() == b"ti fo lla"
+        await close(writer)
 
 
-def test_limit_of_a_reader(bed: Bed) -> None:
+async def test_limit_of_a_reader(bed: Bed) -> None:
     async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with pytest.raises(ValueError, match="limit"):
             await reader.readline()
         writer.write(b"far too long\n")
         await close(writer)
 
-    async def main() -> None:
-        async with await bed.start_server(callback, limit=8):
-            reader, writer = await bed.open_connection(limit=8)
-            writer.write(b"x" * 100)
-            with pytest.raises(ValueError, match="limit"):
-                await reader.readline()
-            await close(writer)
-
-    bed.run(main)
+    async with await bed.start_server(callback, limit=8):
+        reader, writer = await bed.open_connection(limit=8)
+        writer.write(b"x" * 100)
+        with pytest.raises(ValueError, match="limit"):
+            await reader.readline()
+        await close(writer)
 
 
-def test_slow_reader(bed: Bed) -> None:
+async def test_slow_reader(bed: Bed) -> None:
     """drain() waits for the peer."""
     chunk = random_bytes(1 << 16)
     go = asyncio.Event()
@@ -174,23 +168,20 @@ def test_slow_reader(bed: Bed) -> None:
         writer.write(b"%d" % total)
         await close(writer)
 
-    async def main() -> None:
-        async with await bed.start_server(callback):
-            reader, writer = await bed.open_connection()
-            sent = 0
-            with pytest.raises(TimeoutError):
-                while sent < 64 * MIB:
-                    writer.write(chunk)
-                    sent += len(chunk)
-                    async with asyncio.timeout(2 * TICK):
-                        await writer.drain()
-            assert sent < 64 * MIB
-            go.set()
-            writer.write_eof()
-            assert int(await reader.read()) == sent
-            await close(writer)
-
-    bed.run(main)
+    async with await bed.start_server(callback):
+        reader, writer = await bed.open_connection()
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 64 * MIB:
+                writer.write(chunk)
+                sent += len(chunk)
+                async with asyncio.timeout(2 * TICK):
+                    await writer.drain()
+        assert sent < 64 * MIB
+        go.set()
+        writer.write_eof()
+        assert int(await reader.read()) == sent
+        await close(writer)
 
 
 def test_debug_mode(bed: Bed) -> None:
@@ -223,52 +214,49 @@ def test_winloop_has_transports_for_tcp_only(transport: str) -> None:
 # Protocols
 
 
-def test_protocols(bed: Bed) -> None:
+async def test_protocols(bed: Bed) -> None:
     made: list[Recorder] = []
 
     def factory() -> Recorder:
         made.append(Recorder())
         return made[-1]
 
-    async def main() -> None:
-        async with await bed.create_server(factory):
-            transport, protocol = await bed.create_connection(Recorder)
-            assert type(protocol) is Recorder
-            assert protocol.transport is transport
-            assert transport.get_protocol() is protocol
-            assert type(transport.get_extra_info("peername")) is hvsock.HyperVAddress
-            await eventually(lambda: made and made[0].transport)
-            other = made[0]
-            assert type(other.transport.get_extra_info("peername")) is hvsock.HyperVAddress
-            transport.write(b"ab")
-            transport.writelines([b"c", bytearray(b"d")])
-            await eventually(lambda: other.data == b"abcd")
-            other.transport.pause_reading()
-            assert not other.transport.is_reading()
-            other.transport.resume_reading()
-            assert other.transport.is_reading()
-            transport.set_write_buffer_limits(high=100, low=10)
-            assert transport.get_write_buffer_limits() == (10, 100)
-            assert transport.get_write_buffer_size() == 0
-            assert transport.can_write_eof()
-            transport.write_eof()
-            await eventually(lambda: other.eof)
-            other.transport.write(b"reply")
-            await eventually(lambda: protocol.data == b"reply")
-            replacement = Recorder()
-            other.transport.set_protocol(replacement)
-            assert other.transport.get_protocol() is replacement
-            assert not transport.is_closing()
-            transport.close()
-            assert transport.is_closing()
-            assert await protocol.lost is None
-            other.transport.abort()
-            assert await replacement.lost is None
-
-    bed.run(main)
+    async with await bed.create_server(factory):
+        transport, protocol = await bed.create_connection(Recorder)
+        assert type(protocol) is Recorder
+        assert protocol.transport is transport
+        assert transport.get_protocol() is protocol
+        assert type(transport.get_extra_info("peername")) is hvsock.HyperVAddress
+        await eventually(lambda: made and made[0].transport)
+        other = made[0]
+        assert type(other.transport.get_extra_info("peername")) is hvsock.HyperVAddress
+        transport.write(b"ab")
+        transport.writelines([b"c", bytearray(b"d")])
+        await eventually(lambda: other.data == b"abcd")
+        other.transport.pause_reading()
+        assert not other.transport.is_reading()
+        other.transport.resume_reading()
+        assert other.transport.is_reading()
+        transport.set_write_buffer_limits(high=100, low=10)
+        assert transport.get_write_buffer_limits() == (10, 100)
+        assert transport.get_write_buffer_size() == 0
+        assert transport.can_write_eof()
+        transport.write_eof()
+        await eventually(lambda: other.eof)
+        other.transport.write(b"reply")
+        await eventually(lambda: protocol.data == b"reply")
+        replacement = Recorder()
+        other.transport.set_protocol(replacement)
+        assert other.transport.get_protocol() is replacement
+        assert not transport.is_closing()
+        transport.close()
+        assert transport.is_closing()
+        assert await protocol.lost is None
+        other.transport.abort()
+        assert await replacement.lost is None
 
 
-def test_buffered_protocol(bed: Bed) -> None:
+async def test_buffered_protocol(bed: Bed) -> None:
     class Buffered(asyncio.BufferedProtocol):
         def __init__(self) -> None:
             self.room = bytearray(10)
@@ -280,14 +268,11 @@ def test_buffered_protocol(bed: Bed) -> None:
         def buffer_updated(self, nbytes: int) -> None:
             self.data += self.room[:nbytes]
 
-    async def main() -> None:
-        async with await bed.start_server(echo):
-            transport, protocol = await bed.create_connection(Buffered)
-            transport.write(bytes(range(100)))
-            await eventually(lambda: protocol.data == bytes(range(100)))
-            transport.close()
-
-    bed.run(main)
+    async with await bed.start_server(echo):
+        transport, protocol = await bed.create_connection(Buffered)
+        transport.write(bytes(range(100)))
+        await eventually(lambda: protocol.data == bytes(range(100)))
+        transport.close()
 
 
 def test_protocol_factory_that_fails(bed: Bed) -> None:
@@ -368,42 +353,35 @@ def test_tls_with_a_peer_that_speaks_none(bed: Bed, debug: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
-def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
+async def test_clients_are_closed_in_their_handshake(bed: Bed, method: str) -> None:
     server_context, _ = tls_contexts("TLS 1.2, anonymous")
-
-    async def main() -> None:
-        server = await bed.start_server(echo, ssl=server_context)
-        reader, writer = await bed.open_connection()
-        await asyncio.sleep(TICK)
-        began = time.monotonic()
-        server.close()
-        getattr(server, method)()
-        await server.wait_closed()
-        assert time.monotonic() - began < LIMIT / 2
-        await expect_end(reader, writer)
-
-    bed.run(main)
+    server = await bed.start_server(echo, ssl=server_context)
+    reader, writer = await bed.open_connection()
+    await asyncio.sleep(TICK)
+    began = time.monotonic()
+    server.close()
+    getattr(server, method)()
+    await server.wait_closed()
+    assert time.monotonic() - began < LIMIT / 2
+    await expect_end(reader, writer)
 
 
-def test_protocol_that_fails_at_its_connection(bed: Bed) -> None:
+async def test_protocol_that_fails_at_its_connection(bed: Bed) -> None:
     """It is reported, and the connection ends with its client at the latest."""
 
     class Failing(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             raise ZeroDivisionError
 
-    async def main() -> None:
-        server = await bed.create_server(Failing)
-        _, writer = await bed.open_connection()
-        await eventually(lambda: bed.reported)
-        writer.transport.abort()
-        server.close()
-        async with asyncio.timeout(LIMIT):
-            await server.wait_closed()
-        assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError]
-        bed.reported.clear()
-
-    bed.run(main)
+    server = await bed.create_server(Failing)
+    _, writer = await bed.open_connection()
+    await eventually(lambda: bed.reported)
+    writer.transport.abort()
+    server.close()
+    async with asyncio.timeout(LIMIT):
+        await server.wait_closed()
+    assert [type(context["exception"]) for context in bed.reported] == [ZeroDivisionError]
+    bed.reported.clear()
 
 
 def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
@@ -436,24 +414,17 @@ def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
     bed.run(main)
 
 
-def test_tls_is_a_context(bed: Bed) -> None:
-    async def main() -> None:
-        with pytest.raises(TypeError, match=r"ssl must be an .*SSLContext, not True"):
-            await bed.open_connection(ssl=True)
-
-    bed.run(main)
+async def test_tls_is_a_context(bed: Bed) -> None:
+    with pytest.raises(TypeError, match=r"ssl must be an .*SSLContext, not True"):
+        await bed.open_connection(ssl=True)
 
 
-def test_tls_needs_a_name_to_check(bed: Bed) -> None:
+async def test_tls_needs_a_name_to_check(bed: Bed) -> None:
     _, context = tls_contexts("TLS 1.2, anonymous")
     context.check_hostname = True
-
-    async def main() -> None:
-        async with await bed.start_server(echo):
-            with pytest.raises(ValueError, match="hostname"):
-                await bed.open_connection(ssl=context)
-
-    bed.run(main)
+    async with await bed.start_server(echo):
+        with pytest.raises(ValueError, match="hostname"):
+            await bed.open_connection(ssl=context)
 
 
 # Connecting
@@ -463,15 +434,12 @@ def notes_of_connect(error: BaseException) -> list[str]:
     return [note for note in error.__notes__ if note.startswith("connect on transport")]
 
 
-def test_refused(bed: Bed) -> None:
-    async def main() -> None:
-        with pytest.raises(OSError) as info:
-            await bed.open_connection()
-        assert isinstance(info.value, ConnectionError)
-        assert len(notes_of_connect(info.value)) == 1
-        assert any("known cause" in note for note in info.value.__notes__)
-
-    bed.run(main)
+async def test_refused(bed: Bed) -> None:
+    with pytest.raises(OSError) as info:
+        await bed.open_connection()
+    assert isinstance(info.value, ConnectionError)
+    assert len(notes_of_connect(info.value)) == 1
+    assert any("known cause" in note for note in info.value.__notes__)
 
 
 def test_timeout(bed: Bed) -> None:
@@ -507,18 +475,15 @@ def test_cancelled_connect(bed: Bed) -> None:
         bed.run(main)
 
 
-def test_cancelled_connect_that_would_succeed(bed: Bed) -> None:
-    async def main() -> None:
-        async with await bed.start_server(echo):
-            for turns in range(40):
-                task = asyncio.create_task(bed.open_connection())
-                await ticks(turns)
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    _, writer = await task
-                    await close(writer)
-
-    bed.run(main)
+async def test_cancelled_connect_that_would_succeed(bed: Bed) -> None:
+    async with await bed.start_server(echo):
+        for turns in range(40):
+            task = asyncio.create_task(bed.open_connection())
+            await ticks(turns)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                _, writer = await task
+                await close(writer)
 
 
 def test_many_pending_connects_are_cancelled(bed: Bed) -> None:
@@ -558,22 +523,18 @@ def test_full_backlog_is_waited_for(local: str, kind: str) -> None:
         bed_.run(main)
 
 
-def test_retry_for(bed: Bed) -> None:
+async def test_retry_for(bed: Bed) -> None:
     """The server may come later."""
-
-    async def main() -> None:
-        task = asyncio.create_task(bed.open_connection(retry_for=LIMIT))
-        await asyncio.sleep(2 * TICK)
-        assert not task.done()
-        async with await bed.start_server(echo):
-            _, writer = await task
-            await close(writer)
-        began = time.monotonic()
-        with pytest.raises(ConnectionError):
-            await bed.open_connection(retry_for=3 * TICK)
-        assert time.monotonic() - began < LIMIT / 2
-
-    bed.run(main)
+    task = asyncio.create_task(bed.open_connection(retry_for=LIMIT))
+    await asyncio.sleep(2 * TICK)
+    assert not task.done()
+    async with await bed.start_server(echo):
+        _, writer = await task
+        await close(writer)
+    began = time.monotonic()
+    with pytest.raises(ConnectionError):
+        await bed.open_connection(retry_for=3 * TICK)
+    assert time.monotonic() - began < LIMIT / 2
 
 
 def test_limit_of_an_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -612,99 +573,86 @@ def test_limit_of_the_system(transport: str) -> None:
                 assert twin.getsockopt(sock.family, option, 16) == struct.pack("ll", 12, 500_000)
 
 
-def test_bad_arguments(bed: Bed) -> None:
-    async def main() -> None:
-        for timeout in (0, -1, float("nan")):
-            with pytest.raises(ValueError, match="timeout"):
-                await aio.open_connection(bed.address, transport=bed.transport, timeout=timeout)
-        for retry_for in (-1, float("inf"), float("nan")):
-            with pytest.raises(ValueError, match="retry_for"):
-                await aio.open_connection(bed.address, transport=bed.transport, retry_for=retry_for)
-        for call in (aio.open_connection, aio.connect_messages):
-            with pytest.raises(ValueError, match="no transport is called"):
-                await call(bed.address, transport="pigeon")
-            with pytest.raises(TypeError):
-                await call("loopback", transport=bed.transport)
+async def test_bad_arguments(bed: Bed) -> None:
+    for timeout in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="timeout"):
+            await aio.open_connection(bed.address, transport=bed.transport, timeout=timeout)
+    for retry_for in (-1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="retry_for"):
+            await aio.open_connection(bed.address, transport=bed.transport, retry_for=retry_for)
+    for call in (aio.open_connection, aio.connect_messages):
         with pytest.raises(ValueError, match="no transport is called"):
-            await aio.start_server(echo, bed.address, transport="pigeon")
-        for number in (0, -1):
-            with pytest.raises(ValueError, match="max_connections"):
-                await bed.serve_messages(echo, max_connections=number)
+            await call(bed.address, transport="pigeon")
+        with pytest.raises(TypeError):
+            await call("loopback", transport=bed.transport)
+    with pytest.raises(ValueError, match="no transport is called"):
+        await aio.start_server(echo, bed.address, transport="pigeon")
+    for number in (0, -1):
+        with pytest.raises(ValueError, match="max_connections"):
+            await bed.serve_messages(echo, max_connections=number)
 
-    bed.run(main)
 
-
-def test_address_in_use(bed: Bed) -> None:
-    async def main() -> None:
-        async with await bed.start_server(echo):
-            with pytest.raises(OSError) as info:
-                await bed.start_server(echo)
-            assert info.value.errno == errno.EADDRINUSE
-
-    bed.run(main)
+async def test_address_in_use(bed: Bed) -> None:
+    async with await bed.start_server(echo):
+        with pytest.raises(OSError) as info:
+            await bed.start_server(echo)
+        assert info.value.errno == errno.EADDRINUSE
 
 
 # Servers
 
 
-def test_server_life(bed: Bed) -> None:
+async def test_server_life(bed: Bed) -> None:
     """start_serving, serve_forever, close and wait_closed are those of asyncio.Server."""
-
-    async def main() -> None:
-        server = await bed.start_server(echo, start_serving=False)
-        assert not server.is_serving()
-        assert server.get_loop() is asyncio.get_running_loop()
-        assert len(server.sockets) == 1
-        assert "sockets" in repr(server)
-        with pytest.raises(OSError):
-            await bed.open_connection()
-        await server.start_serving()
-        await server.start_serving()
-        assert server.is_serving()
-        reader, writer = await bed.open_connection()
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"  # it is accepted: what waits for that would end with the server
-        forever = asyncio.create_task(server.serve_forever())
-        await ticks(3)
-        with pytest.raises(RuntimeError, match="serve_forever"):
-            await server.serve_forever()
-        waiting = asyncio.create_task(server.wait_closed())
-        server.close()
-        server.close()
-        assert not server.is_serving()
-        assert server.sockets == ()
-        # The connection goes on.
-        writer.write(b"x")
-        assert await reader.readexactly(1) == b"x"
-        assert not waiting.done()
-        with pytest.raises(OSError):
-            await bed.open_connection()
-        await close(writer)
-        await waiting
-        await server.wait_closed()
-        with pytest.raises(asyncio.CancelledError):
-            await forever
-        with pytest.raises(RuntimeError, match="closed"):
-            await server.serve_forever()
-        # The address is free again.
-        async with await bed.start_server(echo):
-            pass
-
-    bed.run(main)
+    server = await bed.start_server(echo, start_serving=False)
+    assert not server.is_serving()
+    assert server.get_loop() is asyncio.get_running_loop()
+    assert len(server.sockets) == 1
+    assert "sockets" in repr(server)
+    with pytest.raises(OSError):
+        await bed.open_connection()
+    await server.start_serving()
+    await server.start_serving()
+    assert server.is_serving()
+    reader, writer = await bed.open_connection()
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"  # it is accepted: what waits for that would end with the server
+    forever = asyncio.create_task(server.serve_forever())
+    await ticks(3)
+    with pytest.raises(RuntimeError, match="serve_forever"):
+        await server.serve_forever()
+    waiting = asyncio.create_task(server.wait_closed())
+    server.close()
+    server.close()
+    assert not server.is_serving()
+    assert server.sockets == ()
+    # The connection goes on.
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    assert not waiting.done()
+    with pytest.raises(OSError):
+        await bed.open_connection()
+    await close(writer)
+    await waiting
+    await server.wait_closed()
+    with pytest.raises(asyncio.CancelledError):
+        await forever
+    with pytest.raises(RuntimeError, match="closed"):
+        await server.serve_forever()
+    # The address is free again.
+    async with await bed.start_server(echo):
+        pass
 
 
-def test_serve_forever_is_cancelled(bed: Bed) -> None:
-    async def main() -> None:
-        server = await bed.start_server(echo)
-        task = asyncio.create_task(server.serve_forever())
-        _, writer = await bed.open_connection()
-        await close(writer)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert not server.is_serving()
-
-    bed.run(main)
+async def test_serve_forever_is_cancelled(bed: Bed) -> None:
+    server = await bed.start_server(echo)
+    task = asyncio.create_task(server.serve_forever())
+    _, writer = await bed.open_connection()
+    await close(writer)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not server.is_serving()
 
 
 #: A server with a client that is silent, and Ctrl-C. Its grace has no end, so that the client has to be closed.
@@ -758,7 +706,7 @@ def test_ctrl_c_beside_a_silent_client(handler: str, wait: str) -> None:
     assert (done.stdout.split("\n"), done.stderr) == (["the stream has ended", "interrupted", ""], "")
 
 
-def test_serve_forever_is_cancelled_while_something_is_sent(bed: Bed) -> None:
+async def test_serve_forever_is_cancelled_while_something_is_sent(bed: Bed) -> None:
     """It is sent to its end."""
     answer = random_bytes(4 * MIB)
 
@@ -767,18 +715,15 @@ def test_serve_forever_is_cancelled_while_something_is_sent(bed: Bed) -> None:
         await reader.read()
         writer.close()
 
-    async def main() -> None:
-        server = await bed.start_server(handler)
-        task = asyncio.create_task(server.serve_forever())
-        reader, writer = await bed.open_connection()
-        received = await reader.readexactly(1)
-        task.cancel()
-        assert received + await reader.read() == answer
-        await close(writer)
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    bed.run(main)
+    server = await bed.start_server(handler)
+    task = asyncio.create_task(server.serve_forever())
+    reader, writer = await bed.open_connection()
+    received = await reader.readexactly(1)
+    task.cancel()
+    assert received + await reader.read() == answer
+    await close(writer)
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -811,55 +756,44 @@ def test_serve_forever_is_cancelled_beside_a_client_that_does_not_read(
     bed.run(main)
 
 
-def test_the_end_of_a_server_waits_for_its_clients(bed: Bed) -> None:
+async def test_the_end_of_a_server_waits_for_its_clients(bed: Bed) -> None:
     """As with asyncio's, where nothing has failed in its block."""
-
-    async def main() -> None:
-        async with await bed.start_server(echo) as server:
-            reader, writer = await bed.open_connection()
-            writer.write(b"x")
-            assert await reader.readexactly(1) == b"x"
-            leaving = asyncio.create_task(server.__aexit__(None, None, None))
-            await asyncio.sleep(TICK)
-            writer.write(b"y")
-            assert await reader.readexactly(1) == b"y"
-            assert not leaving.done()
-            await close(writer)
-            await leaving
-
-    bed.run(main)
+    async with await bed.start_server(echo) as server:
+        reader, writer = await bed.open_connection()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        leaving = asyncio.create_task(server.__aexit__(None, None, None))
+        await asyncio.sleep(TICK)
+        writer.write(b"y")
+        assert await reader.readexactly(1) == b"y"
+        assert not leaving.done()
+        await close(writer)
+        await leaving
 
 
-def test_shutdown(bed: Bed) -> None:
+async def test_shutdown(bed: Bed) -> None:
     """It can give the clients another time than serve_forever() does."""
+    server = await bed.start_server(echo)
+    pairs = [await bed.open_connection() for _ in range(3)]
+    for reader, writer in pairs:
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+    await server.shutdown(LIMIT)
+    assert server.sockets == ()
+    for reader, writer in pairs:
+        await expect_end(reader, writer)
 
-    async def main() -> None:
-        server = await bed.start_server(echo)
+
+@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
+async def test_clients_are_closed(bed: Bed, method: str) -> None:
+    async with await bed.start_server(echo) as server:
         pairs = [await bed.open_connection() for _ in range(3)]
         for reader, writer in pairs:
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
-        await server.shutdown(LIMIT)
-        assert server.sockets == ()
+        getattr(server, method)()
         for reader, writer in pairs:
             await expect_end(reader, writer)
-
-    bed.run(main)
-
-
-@pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
-def test_clients_are_closed(bed: Bed, method: str) -> None:
-    async def main() -> None:
-        async with await bed.start_server(echo) as server:
-            pairs = [await bed.open_connection() for _ in range(3)]
-            for reader, writer in pairs:
-                writer.write(b"x")
-                assert await reader.readexactly(1) == b"x"
-            getattr(server, method)()
-            for reader, writer in pairs:
-                await expect_end(reader, writer)
-
-    bed.run(main)
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -891,7 +825,7 @@ def test_clients_are_closed_as_they_are_made(bed: Bed, tls: bool) -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("method", ["close_clients", "abort_clients"])
-def test_clients_are_closed_at_every_turn(bed: Bed, method: str, tls: bool) -> None:
+async def test_clients_are_closed_at_every_turn(bed: Bed, method: str, tls: bool) -> None:
     """One that is closed gets all that was written to it or nothing; none that is aborted is waited for."""
     server_context, client_context = tls_contexts("TLS 1.3") if tls else (None, None)
     answer = random_bytes(2 * MIB)
@@ -911,66 +845,52 @@ def test_clients_are_closed_at_every_turn(bed: Bed, method: str, tls: bool) -> N
             assert method == "abort_clients" or received in (b"", answer)
             await writer.wait_closed()
 
-    async def main() -> None:
-        for turns in range(24):
-            server = await bed.create_server(Answering, ssl=server_context)
-            gone = asyncio.Event()
-            receiving = asyncio.create_task(receive(gone))
-            await ticks(turns)
-            server.close()
-            getattr(server, method)()
-            async with asyncio.timeout(LIMIT / 2):
-                await server.wait_closed()
-            gone.set()
-            await receiving
-
-    bed.run(main)
+    for turns in range(24):
+        server = await bed.create_server(Answering, ssl=server_context)
+        gone = asyncio.Event()
+        receiving = asyncio.create_task(receive(gone))
+        await ticks(turns)
+        server.close()
+        getattr(server, method)()
+        async with asyncio.timeout(LIMIT / 2):
+            await server.wait_closed()
+        gone.set()
+        await receiving
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed, tls: bool) -> None:
+async def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed, tls: bool) -> None:
     server_context, client_context = tls_contexts("TLS 1.3") if tls else (None, None)
-
-    async def main() -> None:
-        server = await bed.create_server(asyncio.Protocol, ssl=server_context)
-        reader, writer = await bed.open_connection(ssl=client_context)
-        await asyncio.sleep(TICK)
-        gc.collect()
-        server.close()
-        server.abort_clients()
-        await server.wait_closed()
-        await expect_end(reader, writer)
-
-    bed.run(main)
+    server = await bed.create_server(asyncio.Protocol, ssl=server_context)
+    reader, writer = await bed.open_connection(ssl=client_context)
+    await asyncio.sleep(TICK)
+    gc.collect()
+    server.close()
+    server.abort_clients()
+    await server.wait_closed()
+    await expect_end(reader, writer)
 
 
-def test_backlog_of_none(bed: Bed) -> None:
-    async def main() -> None:
-        async with await bed.start_server(echo, backlog=0):
-            reader, writer = await bed.open_connection()
-            writer.write(b"x")
-            assert await reader.readexactly(1) == b"x"
-            await close(writer)
-
-    bed.run(main)
+async def test_backlog_of_none(bed: Bed) -> None:
+    async with await bed.start_server(echo, backlog=0):
+        reader, writer = await bed.open_connection()
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        await close(writer)
 
 
-def test_close_while_connections_are_waiting(bed: Bed) -> None:
+async def test_close_while_connections_are_waiting(bed: Bed) -> None:
     """Those that were not accepted end with the listener; nothing is left of those that were."""
-
-    async def main() -> None:
-        server = await bed.start_server(echo, start_serving=False)
-        await server.start_serving()
-        with contextlib.ExitStack() as stack:
-            for _ in range(5):
-                sock = hvsock.HyperVSocket(transport=bed.transport)
-                stack.enter_context(sock)
-                sock.settimeout(LIMIT)
-                await asyncio.to_thread(sock.connect, bed.address)
-            server.close()
-        await server.wait_closed()
-
-    bed.run(main)
+    server = await bed.start_server(echo, start_serving=False)
+    await server.start_serving()
+    with contextlib.ExitStack() as stack:
+        for _ in range(5):
+            sock = hvsock.HyperVSocket(transport=bed.transport)
+            stack.enter_context(sock)
+            sock.settimeout(LIMIT)
+            await asyncio.to_thread(sock.connect, bed.address)
+        server.close()
+    await server.wait_closed()
 
 
 def test_accept_errors(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
