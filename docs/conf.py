@@ -36,6 +36,7 @@ autodoc_type_aliases: Final = {"Address": "Address"}
 python_use_unqualified_type_names: Final = True
 napoleon_google_docstring: Final = True
 napoleon_numpy_docstring: Final = False
+napoleon_attr_annotations: Final = False  # they would name private modules
 
 myst_heading_anchors: Final = 3
 copybutton_exclude: Final = ".linenos, .gp"
