@@ -805,12 +805,15 @@ def drip(sock: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda sock: None, "nobody listens on port 7 in the guest"),
-        (lambda sock: sock.sendall(b"OK 1"), "is no answer to CONNECT 7"),
-        (lambda sock: sock.sendall(b"OK\n"), "is no answer to CONNECT 7"),
-        (lambda sock: sock.sendall(b"OK -1\n"), "is no answer to CONNECT 7"),
-        (lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is no answer to CONNECT 7"),
-        (lambda sock: sock.sendall(b"O" * 1000), "is no answer to CONNECT 7"),
+        (lambda sock: None, "nothing listens on port 7 in the guest"),
+        (lambda sock: sock.sendall(b"OK 1"), "to CONNECT 7 is not a hybrid vsock"),
+        (lambda sock: sock.sendall(b"OK\n"), "to CONNECT 7 is not a hybrid vsock"),
+        (lambda sock: sock.sendall(b"OK -1\n"), "to CONNECT 7 is not a hybrid vsock"),
+        (
+            lambda sock: sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+            "to CONNECT 7 is not a hybrid vsock",
+        ),
+        (lambda sock: sock.sendall(b"O" * 1000), "to CONNECT 7 is not a hybrid vsock"),
         (lambda sock: receive_all(sock), "timed out"),
         (drip, "timed out|is no answer"),
     ],
@@ -864,6 +867,7 @@ def test_hybrid_listen(local_directory: Path) -> None:
     [
         ("", "does not begin with one of hvsock://, tcp://, unix://, vsock://, hybrid://"),
         ("localhost:80", "does not begin with one of"),
+        ("wildcard/5000", "; did you mean 'hvsock://wildcard/5000'?"),
         ("udp://:80", "does not begin with one of"),
         ("tcp:80", "does not begin with one of"),
         ("tcp://", "of the form tcp://HOST:PORT"),
@@ -888,7 +892,7 @@ def test_hybrid_listen(local_directory: Path) -> None:
         ("hvsock://parent/", "neither a GUID nor a port number"),
         ("hvsock://nowhere/5000", "neither a GUID nor one of"),
         ("hvsock://parent/5000?transport=pigeon", "no transport is called 'pigeon'"),
-        ("hvsock://parent/5000?transport=local&transport=vsock", "there twice"),
+        ("hvsock://parent/5000?transport=local&transport=vsock", "an option is given twice"),
         ("hvsock://parent/5000?", "no option ''"),
         ("vsock://host:5000", "the CID must be a number"),
         ("vsock://2", "the port is missing"),

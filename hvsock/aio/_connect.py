@@ -105,7 +105,7 @@ async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, 
 
 
 def settle(future: asyncio.Future[None]) -> None:
-    """Wake who waits for the future, unless that was done."""
+    """Wake the task that waits for the future, unless it was woken."""
     if not future.done():
         future.set_result(None)
 

@@ -43,7 +43,7 @@ def to_be_repeated(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
 def _cut_off() -> OSError:
     """Return the error of a stream that had a transfer cancelled, as by a loop that cancels every task at its end."""
     return ConnectionAbortedError(
-        errno.ECONNABORTED, "a transfer was cancelled, and how much it has moved is not known"
+        errno.ECONNABORTED, "a transfer was cancelled and may be incomplete; close the stream"
     )
 
 

@@ -117,7 +117,7 @@ class BaseServer(asyncio.AbstractServer):
             self._forever = None
 
     def close(self) -> None:
-        """Stop accepting connections, and close the listening socket. Those that are open go on."""
+        """Stop accepting connections, and close the listening socket. Open ones continue."""
         if self._closed:
             return
         self._closed = True
@@ -311,7 +311,7 @@ class _ThreadAcceptor(_Acceptor):
         self._sock.setblocking(True)
         self._thread = threading.Thread(target=self._run, name="hvsock accept")
         with contextlib.suppress(RuntimeError):  # an isolated subinterpreter allows no daemon
-            self._thread.daemon = True  # or the process of who forgets to close the server would not end
+            self._thread.daemon = True  # or a server that was not closed would keep the process
         self._thread.start()
 
     def release(self) -> None:

@@ -204,7 +204,7 @@ class Server(BaseServer):
             return await self._loop.connect_accepted_socket(factory, sock, **self._tls)
 
         def present(transport: asyncio.Transport) -> bool:
-            if task.cancelling():  # by who did not know of the transport yet
+            if task.cancelling():  # by a caller that did not know of the transport yet
                 return False
             self._tasks.discard(task)
             self._transports.add(transport)

@@ -108,7 +108,7 @@ class Turn:
             self._loop.call_soon(self._give)
 
     def _give(self) -> None:
-        """Give it to those who wait, as long as each of them gives it back at once; called by the loop."""
+        """Give it to the waiting tasks, as long as each returns it at once; called by the loop."""
         try:
             for _ in range(BURST):
                 if self._taken or not self._waiting:

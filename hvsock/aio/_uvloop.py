@@ -16,8 +16,8 @@ __all__ = ["LentSocket", "NamedTransport", "Presenter"]
 class LentSocket:
     """What the loop is shown of a socket: a stream of AF_UNIX, which it reads and writes as such.
 
-    It refuses other families, or sets options of TCP on them. Loops differ in who closes the handle when something goes
-    wrong, so that each is given a duplicate, and the socket is closed when the loop forgets about it.
+    It refuses other families, or sets options of TCP on them. Some loops close the handle when
+    something goes wrong, so each gets a duplicate, and the socket is closed when the loop forgets about it.
     """
 
     family: Final = getattr(socket, "AF_UNIX", -1)

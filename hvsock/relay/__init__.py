@@ -1,10 +1,10 @@
-"""A relay: what connects to one address is connected to another, of the same or of another kind.
+"""A relay: it connects each client of one address to another address, of the same or another kind.
 
 Existing programs speak TCP or ``AF_UNIX``; with a relay beside them they are reached from, or reach, the other side of
 a hypervisor. Addresses are URIs:
 
 * ``hvsock://VM/SERVICE``, as `HyperVAddress.parse` takes it; ``?transport=local`` at its end names a transport.
-* ``tcp://HOST:PORT``; without HOST it is this machine's loopback, since whoever reaches the port reaches what is
+* ``tcp://HOST:PORT``; without HOST it is this machine's loopback, since all that reaches the port reaches what is
   behind it.
 * ``unix:///PATH``; the file is made with the process's umask, and removed at the end.
 * ``vsock://CID:PORT``, transport vsock by CID; without CID it is VMADDR_CID_ANY, to listen on.

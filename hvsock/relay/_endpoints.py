@@ -43,7 +43,7 @@ _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 
 
 class Endpoint(abc.ABC):
-    """What a URI names."""
+    """The endpoint that a URI names."""
 
     form: ClassVar[str]
 
@@ -59,11 +59,11 @@ class Endpoint(abc.ABC):
         """Connect."""
 
     def no_target(self) -> str | None:
-        """Say why it can only be listened on, if so."""
+        """Return why clients cannot be connected to it, or None."""
         return None
 
     def unavailable(self) -> str | None:
-        """Say why this machine has no such sockets, if so."""
+        """Return why this machine lacks such sockets, or None."""
         return None
 
 
@@ -83,7 +83,7 @@ class HyperV(Endpoint):
         return cls(text, HyperVAddress.parse(f"hvsock://{authority}{path}"), transport)
 
     def no_target(self) -> str | None:
-        return "it names no single VM" if self._address.vm_id in SEVERAL_VMS else None
+        return "it names several VMs; use loopback, parent or a VM's id" if self._address.vm_id in SEVERAL_VMS else None
 
     def listen(self, closing: Wake) -> Listener:
         return OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
@@ -133,7 +133,7 @@ class Tcp(Endpoint):
         return cls(text, host.strip("[]") or "127.0.0.1", port)
 
     def no_target(self) -> str | None:
-        return "port 0 is none" if self._port == 0 else None
+        return "port 0 only means any free port to listen on" if self._port == 0 else None
 
     def listen(self, closing: Wake) -> Listener:
         family, kind, proto, _, address = self._resolve()[0]
@@ -174,7 +174,7 @@ class Tcp(Endpoint):
         try:
             raise errors[-1]
         finally:
-            errors.clear()  # whose traces lead back here, and would keep the pump until the next collection
+            errors.clear()  # their tracebacks refer to this frame and would keep the pump until the next collection
 
     def _resolve(self) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
         # typeshed: the address of AF_INET6 has two members more.
@@ -228,7 +228,7 @@ class Unix(Endpoint):
         return sock
 
     def _greet(self, sock: Socket, attempt: Attempt) -> None:
-        """Do what comes before the stream."""
+        """Do the handshake before the stream, if there is one."""
 
     def unavailable(self) -> str | None:
         return None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform"
@@ -269,12 +269,12 @@ class Hybrid(Unix):
             answer += byte
         if not answer:
             raise ConnectionRefusedError(
-                errno.ECONNREFUSED, f"closed instead of an answer: nobody listens on port {self._port} in the guest"
+                errno.ECONNREFUSED, f"closed instead of an answer: nothing listens on port {self._port} in the guest"
             )
         if not _ANSWER.fullmatch(answer):
             raise OSError(
                 errno.EPROTO,
-                f"what came is no answer to CONNECT {self._port}: {self._path} is not the socket of a hybrid vsock",
+                f"the answer to CONNECT {self._port} is not a hybrid vsock's: {self._path} must be the socket of one",
             )
 
 
@@ -293,7 +293,8 @@ def parse(text: str) -> Endpoint:
     scheme = text.partition("://")[0].lower()
     kind = _KINDS.get(scheme)
     if kind is None:
-        raise ValueError(f"{shown(text)} does not begin with one of {', '.join(f'{s}://' for s in _KINDS)}")
+        hint = f"; did you mean {shown(f'hvsock://{text}')}?" if "/" in text and "://" not in text else ""
+        raise ValueError(f"{shown(text)} does not begin with one of {', '.join(f'{s}://' for s in _KINDS)}{hint}")
     try:
         match = _URI.fullmatch(text)
         if match is None:
@@ -311,7 +312,7 @@ def _query(text: str | None) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split("&")] if text is not None else []
     query = {name: value for name, _, value in pairs}
     if len(query) < len(pairs):
-        raise ValueError("an option is there twice")
+        raise ValueError("an option is given twice")
     return query
 
 

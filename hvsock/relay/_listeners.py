@@ -41,7 +41,7 @@ class Listener(abc.ABC):
 
 
 class OwnListener(Listener):
-    """One whose class knows its family, so that close() ends accept()."""
+    """A listener whose class knows its family, so that close() ends accept()."""
 
     def __init__(self, text: str, sock: Socket, remove: Callable[[], None] | None = None) -> None:
         super().__init__(text, sock)
@@ -62,7 +62,7 @@ class OwnListener(Listener):
 
 
 class TcpListener(Listener):
-    """One that is waited for together with the order to stop."""
+    """A listener that is waited for together with the order to stop."""
 
     def __init__(self, text: str, sock: socket.socket, closing: Wake) -> None:
         super().__init__(text, sock)
@@ -82,7 +82,7 @@ class TcpListener(Listener):
 
 
 def tune(sock: socket.socket) -> None:
-    """What the relay sends is all it has, so nothing is gained by waiting for more; vanished peers are noticed."""
+    """Send at once, since the relay has no more to add to a packet, and detect vanished peers."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -1,4 +1,4 @@
-"""The relay: who connects, what becomes of each connection, and how all of it ends."""
+"""The relay: accepting clients, serving each connection, and shutting down."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _AF_VSOCK: Final = VsockTransport.family
 
 
 class Counters(NamedTuple):
-    """What a relay has done so far."""
+    """Numbers of a relay so far."""
 
     open: int
-    """Connections that exist now, those whose target is still being reached included."""
+    """Connections that exist now, including those whose target is still being connected."""
     total: int
-    """Connections that were accepted, whatever became of them."""
+    """Connections that were accepted."""
     refused: int
     """Of these, closed at once, since `max_connections` were open or the system gave no thread."""
     failed: int
@@ -60,7 +60,7 @@ class _State(enum.StrEnum):
 
 
 class _Parts(NamedTuple):
-    """What a relay that was started has besides threads."""
+    """Resources of a started relay besides its threads."""
 
     listener: Listener
     closing: Wake
@@ -153,7 +153,7 @@ class Relay:
         """
         with self._changed:
             if self._state is not _State.NEW:
-                raise RuntimeError("a relay runs once: make another one")
+                raise RuntimeError("a relay runs once; make another one")
             for endpoint in (self._source, self._target):
                 if (reason := endpoint.unavailable()) is not None:
                     raise OSError(errno.EAFNOSUPPORT, f"{endpoint.text}: {reason}")
@@ -176,7 +176,7 @@ class Relay:
         logger.info("listening on %s for %s", self.address, self.target)
 
     def serve_forever(self) -> None:
-        """Start if that was not done, and return when another thread's stop() has ended everything.
+        """Start unless started, and return when another thread's stop() has ended everything.
 
         Ctrl-C raises KeyboardInterrupt here and leaves the relay as it is: call stop(), or leave the ``with`` block.
 
@@ -190,7 +190,7 @@ class Relay:
         self._wait(lambda: self._state is _State.STOPPED, None)
 
     def stop(self, timeout: float | None = 0.0) -> None:
-        """Stop listening, let connections go on for `timeout` seconds, and abort those that have not ended.
+        """Stop listening, let connections continue for `timeout` seconds, and abort those that have not ended.
 
         Returns when all threads have ended and all descriptors are closed; the resolution of a name cannot be cut
         short. With None, connections have as long as they take; another call can still cut that short. A relay that
@@ -274,7 +274,7 @@ class Relay:
                     try:
                         client, name, place = self._next_client(listener)
                     except ConnectionError:
-                        pass  # of this peer alone, which has gone already: the next one may be waiting
+                        pass  # about this peer only, which is already gone; the next one may be waiting
                     except OSError as exc:
                         if self._is_running():
                             hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
@@ -288,11 +288,11 @@ class Relay:
             self._leave()
 
     def _has_news(self, running: int) -> bool:
-        """Whether stop() was called, or a connection has ended, which gives back what the system may lack."""
+        """Whether stop() was called, or a connection has ended and returned resources that the system lacked."""
         return self._state is not _State.RUNNING or self._running < running
 
     def _next_client(self, listener: Listener) -> tuple[socket.socket, str, socket.socket]:
-        """Accept with a second descriptor in hand, for the target's socket: who cannot have both stays in the backlog.
+        """Accept only while a descriptor for the target is reserved; otherwise leave the client in the backlog.
 
         What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
         """
@@ -366,7 +366,7 @@ class Relay:
 
     @contextlib.contextmanager
     def _room(self, place: socket.socket) -> Iterator[None]:
-        """Give a descriptor to the socket that the block opens, while nobody makes sure of theirs."""
+        """Give a descriptor to the socket that the block opens, while no other thread reserves one."""
         with self._accounting:
             place.close()
             yield
@@ -398,7 +398,7 @@ def _close(sock: socket.socket) -> None:
 
 
 def _abort(sock: socket.socket) -> None:
-    """Close the socket with a reset, if its family has one: the peer is not to take this for the end of the stream."""
+    """Close the socket with a reset, if its family has one: the peer must not take it for the end of the stream."""
     if sock.family != _AF_VSOCK:  # it has none, and CPython takes no struct for its options
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

@@ -29,7 +29,7 @@ def list_vms(timeout: float) -> list[VM]:
 
 
 def _guest_parameters() -> dict[str, str] | None:
-    """Return what the host has told its guest; None if this is no guest of Hyper-V's."""
+    """Return what the host has told its guest; None if this is not a Hyper-V guest."""
     try:
         if sys.platform == "win32":
             import winreg

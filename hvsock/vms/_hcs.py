@@ -28,7 +28,7 @@ def list_vms(timeout: float) -> list[VM]:
         if record.get("SystemType", "VirtualMachine") != "VirtualMachine":
             continue  # a container, whose address is container_vm_id()'s
         own_id = text(record.get("Id"))
-        # Id is whatever its owner chose, and a GUID only for some.
+        # The owner chooses Id, which is a GUID only for some.
         vm_id = parse_vm_id(record.get("RuntimeId")) or parse_vm_id(own_id)
         if vm_id is not None:
             name = text(record.get("Name")) or ("" if parse_guid(own_id) else own_id)

@@ -22,13 +22,13 @@ class Done(NamedTuple):
     errors: str
 
     def said(self) -> str:
-        """Return the first line of its complaint, for a message."""
+        """Return the first line of its output, for an error message."""
         lines = [line.strip() for line in f"{self.errors}\n{self.output}".splitlines() if line.strip()]
         return shown(lines[0]) if lines else f"it said nothing (status {self.status})"
 
 
 def system_program(*parts: str) -> str | None:
-    """Return the path of a program of Windows' own: searched for nowhere else, where it could be somebody's."""
+    """Return the path of a program of Windows' own: searched only there, since elsewhere it could be another one."""
     root = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"))
     # A 32-bit process has another System32, and reaches the real one by that other name.
     for directory in ("Sysnative", "System32"):

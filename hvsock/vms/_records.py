@@ -40,7 +40,7 @@ class VM(NamedTuple):
     id: UUID
     """The VM id of its addresses."""
     name: str
-    """What its owner calls it; any text, and not unique."""
+    """Its name; any text, and not unique."""
     state: str
     """``Running``, ``Off`` and so on; any text, perhaps in the language of the system."""
     owner: str
@@ -50,7 +50,7 @@ class VM(NamedTuple):
 
 
 def parse_vm_id(text: object) -> UUID | None:
-    """Read the id of one VM: no other text, and no GUID that means something else, as that of zeros means everyone."""
+    """Read the id of one VM: no other text, and no GUID that means something else, as that of zeros means every VM."""
     vm_id = parse_guid(text) if isinstance(text, str) else None
     return None if vm_id in NO_VM else vm_id
 
@@ -60,11 +60,11 @@ def parse_records(document: str, source: str) -> Iterator[dict[str, object]]:
     try:
         records = json.loads(document)
     except (ValueError, RecursionError):
-        raise VMLookupError(f"the answer is no JSON: {shown(document)}", source) from None
+        raise VMLookupError(f"the answer is not JSON: {shown(document)}", source) from None
     if isinstance(records, dict):
         records = [records]
     if not isinstance(records, list):
-        raise VMLookupError(f"the answer is no list: {shown(document)}", source)
+        raise VMLookupError(f"the answer is not a list: {shown(document)}", source)
     return (record for record in records if isinstance(record, dict))
 
 

@@ -64,12 +64,12 @@ def list_vms(sources: Iterable[str] | None = None, *, timeout: float = 30.0) -> 
     if len(names) == len(failures) == 1:
         raise failures[0]
     if len(names) == len(failures):
-        raise _with_notes("no source can tell of VMs here", failures)
+        raise _with_notes("no source can list VMs here", failures)
     return VMs(found.values(), failures)
 
 
 def find_vm(name: str | UUID, sources: Iterable[str] | None = None, *, timeout: float = 30.0) -> UUID:
-    """Return the id of the VM of that name. A GUID is taken for an id, and returned unasked.
+    """Return the id of the VM of that name. A GUID is taken as an id and returned without asking a source.
 
     Case does not matter, unless two names differ in nothing else: then the exact one is meant. Blocks for `timeout`
     seconds for each source at most. By default no program is started, and so a VM of Hyper-V Manager may not be known
@@ -114,7 +114,7 @@ def _checked_sources(sources: Iterable[str] | None) -> tuple[str, ...]:
     chosen = (sources,) if isinstance(sources, str) else tuple(sources)
     for name in chosen:
         if name not in _ASK:
-            raise ValueError(f"no source is called {name!r}; there are {', '.join(SOURCES)}")
+            raise ValueError(f"no source is called {name!r}; use one of {', '.join(SOURCES)}")
     return chosen
 
 

@@ -39,8 +39,8 @@ def list_vms(timeout: float) -> list[VM]:
     if done.status != 0:
         raise VMLookupError(f"needs Hyper-V, and the right to manage it: {done.said()}", "wmi")
     records = list(parse_records(done.output, "wmi"))
-    if not records:  # not even the host, which everybody sees who sees anything
-        message = "tells this user nothing: needs an administrator or a member of the group Hyper-V Administrators"
+    if not records:  # not even the host, which every permitted user sees
+        message = "shows this user no VM: needs an administrator or a member of the group Hyper-V Administrators"
         raise VMLookupError(message, "wmi")
     vms = []
     for record in records:

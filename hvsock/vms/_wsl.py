@@ -25,7 +25,7 @@ def wsl_vm_id(distribution: str | None = None, *, timeout: float = 30.0) -> UUID
 
     Raises:
         ValueError: `distribution` is empty.
-        VMLookupError: there is no such VM, or nobody can tell; the message and notes say what is needed.
+        VMLookupError: there is no such VM, or no source can tell; the message and notes say what is needed.
     """
     if distribution == "":
         raise ValueError("the name of the distribution is empty")
@@ -41,7 +41,7 @@ def wsl_vm_id(distribution: str | None = None, *, timeout: float = 30.0) -> UUID
             raise failure from None
         if len(vms) == 1:
             return vms[0].id
-        # Each user of the machine who runs WSL has a VM.
+        # Each user that runs WSL has a VM.
         failure.add_note(f"hcs: {len(vms)} VMs of WSL run" + "".join(f", {vm.id}" for vm in vms))
         raise
 
@@ -52,7 +52,7 @@ def _ask_wslinfo(distribution: str | None, timeout: float) -> UUID:
         if program is None:
             raise VMLookupError("needs WSL: wsl.exe --install", "wsl")
         chosen = () if distribution is None else ("--distribution", distribution)
-        # --exec: by no shell of the distribution.
+        # --exec: without a shell of the distribution.
         command = [program, *chosen, "--exec", "wslinfo", "--vm-id"]
     else:
         program = shutil.which("wslinfo")
