@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import sys
 from fnmatch import fnmatchcase
 
@@ -141,14 +142,6 @@ def tables(kind: str) -> tuple[dict[str, str], dict[str, str]]:
     return left_out, NOT_TRIED | TRANSPORT_NOT_TRIED | (HYPERV_NOT_TRIED if kind == "hyperv" else {})
 
 
-def part_of(kind: str, name: str) -> str:
-    """Say whether a test is "run" over sockets of `kind`, one of those "left-out", or "not-tried"."""
-    left_out, not_tried = tables(kind)
-    if any(fnmatchcase(name, pattern) for pattern in not_tried):
-        return "not-tried"
-    return "left-out" if any(fnmatchcase(name, pattern) for pattern in left_out) else "run"
-
-
 Outcomes = dict[str, tuple[str, str]]
 
 
@@ -157,9 +150,10 @@ def run(kind: str, part: str, groups: tuple[tuple[str, ...], ...] = MODULES) -> 
     if importlib.util.find_spec("test.test_asyncio") is None:
         pytest.skip("this interpreter comes without its `test` package: install it (Debian: libpython3-testsuite)")
     outcomes = {}
+    patterns = json.dumps([[*table] for table in tables(kind)])
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(Child(cpython.run_asyncio, kind, index, len(groups), part, *group))
+            stack.enter_context(Child(cpython.run_asyncio, kind, index, len(groups), part, patterns, *group))
             for index, group in enumerate(groups)
         ]
         for child in children:

@@ -236,3 +236,10 @@ def test_import_is_light_and_has_no_side_effects() -> None:
 def test_tests_are_not_a_package() -> None:
     """So that `python -Im pytest` tests what is installed, and not the checkout."""
     assert not (utils.TESTS / "__init__.py").exists()
+
+
+def test_no_test_module_is_imported() -> None:
+    """What test modules share is in modules without tests."""
+    for path in utils.TESTS.rglob("*.py"):
+        found = re.findall(r"^ *(?:from|import) (?:\w+\.)?test_\w+", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert found == [], path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import unittest
+from fnmatch import fnmatchcase
 
 
 def run_sockets(kind: str, index: str, count: str, *names: str) -> None:
@@ -28,14 +30,15 @@ def run_sockets(kind: str, index: str, count: str, *names: str) -> None:
     swapped.run(test for test in swapped.flat(loaded) if swapped.name_of(test) not in excluded)
 
 
-def run_asyncio(kind: str, index: str, count: str, part: str, *names: str) -> None:
+def run_asyncio(kind: str, index: str, count: str, part: str, patterns: str, *names: str) -> None:
     """Run modules or tests of `test.test_asyncio` over sockets of `kind`: those of them that belong to `part`.
 
-    This is one of `count` processes at the same time, whose ports must not meet.
+    That is "left-out" or "not-tried", whose patterns are two lists in JSON, or "run", the rest. This is one of `count`
+    processes at the same time, whose ports must not meet.
     """
     import swapped
-    import test_cpython_asyncio
 
+    left_out, not_tried = json.loads(patterns)
     modules = {name.partition(".")[0] for name in names}
     loaded = [swapped.load(f"test_asyncio.{module}") for module in sorted(modules)]
     swapped.use_asyncio(kind, swapped.ports(int(index), int(count)))
@@ -43,8 +46,14 @@ def run_asyncio(kind: str, index: str, count: str, part: str, *names: str) -> No
     swapped.run(
         test
         for test, name in ((test, swapped.name_of(test)) for test in tests)
-        if (name in names or name.partition(".")[0] in names) and test_cpython_asyncio.part_of(kind, name) == part
+        if (name in names or name.partition(".")[0] in names) and part_of(name, left_out, not_tried) == part
     )
+
+
+def part_of(name: str, left_out: list[str], not_tried: list[str]) -> str:
+    if any(fnmatchcase(name, pattern) for pattern in not_tried):
+        return "not-tried"
+    return "left-out" if any(fnmatchcase(name, pattern) for pattern in left_out) else "run"
 
 
 def check_names(*names: str) -> None:
