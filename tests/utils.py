@@ -151,6 +151,17 @@ def dial(uri: str) -> socket.socket:
     return sock
 
 
+def far_addresses() -> tuple[Any, Any]:
+    """Return where a relay in another kernel listens, and where it connects to here; two of None without one.
+
+    HVSOCK_TEST_FAR is CID:PORT:PORT, of tests/guest/host_guest --streams.
+    """
+    if "HVSOCK_TEST_FAR" not in os.environ:
+        return None, None
+    cid, there, here = map(int, os.environ["HVSOCK_TEST_FAR"].split(":"))
+    return (hvsock.vm_id_from_cid(cid), there), ("wildcard", here)
+
+
 def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets of `implementation`; on a transport the first is the one that dialled."""
     pair: tuple[socket.socket, socket.socket]
@@ -160,8 +171,10 @@ def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socke
         one, other = socket.socketpair()
         pair = hvsock.HyperVSocket(fileno=one.detach()), hvsock.HyperVSocket(fileno=other.detach())
     else:
-        with listen(implementation) as listener:
-            client = hvsock.create_connection(listener.getsockname(), timeout=LIMIT, transport=implementation)
+        there, here = far_addresses() if implementation == "vsock" else (None, None)
+        with listen(implementation, here) as listener:
+            to = there or listener.getsockname()
+            client = hvsock.create_connection(to, timeout=LIMIT, transport=implementation)
             pair = client, listener.accept()[0]
     for sock in pair:
         sock.settimeout(timeout)
