@@ -32,7 +32,7 @@ from children import descriptors, forks, signals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import OPERATIONS, buffers_to_send
-from utils import LIMIT, MIB, SCALE, TICK, WINDOWS, Task, connected, random_bytes, run_child
+from utils import LIMIT, MIB, SCALE, TICK, WINDOWS, WINE, Task, connected, random_bytes, run_child
 
 import hvsock
 
@@ -162,7 +162,7 @@ def test_random_streams_hashed_at_both_ends(implementation: str, timeout: float 
         assert [task.result(4 * LIMIT) for task in sent] == [task.result(4 * LIMIT) for task in received]
 
 
-@settings(deadline=None, max_examples=30 if SCALE <= 1 else 10, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=10 if WINE or SCALE > 1 else 30, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_chunking(implementation: str, data: st.DataObject) -> None:
     """However a stream is cut by its sender and its receiver, it stays the same."""

@@ -204,7 +204,7 @@ def test_the_script_in_a_real_powershell(monkeypatch: pytest.MonkeyPatch, count:
     if count:
         assert vms.list_vms("wmi", timeout=utils.LIMIT) == [(vm_id, "日", "Off", "VMMS", "wmi") for vm_id in ids]
     else:
-        with pytest.raises(vms.VMLookupError, match="tells this user nothing"):
+        with pytest.raises(vms.VMLookupError, match="shows this user no VM"):
             vms.list_vms("wmi", timeout=utils.LIMIT)
 
 

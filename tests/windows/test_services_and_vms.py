@@ -118,7 +118,7 @@ def test_malformed_documents(document: Path, text: str) -> None:
     if not text:
         assert vms.list_vms("hcs") == []
         return
-    with pytest.raises(vms.VMLookupError, match="hcs: the answer is no JSON"):
+    with pytest.raises(vms.VMLookupError, match="hcs: the answer is not JSON"):
         vms.list_vms("hcs")
 
 
