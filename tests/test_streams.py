@@ -368,6 +368,8 @@ def test_sendfile_ends_with_close(our_pair: Pair, tmp_path: Path) -> None:
 
 def test_ssl_wraps_connected_sockets_only(transport: str) -> None:
     """An SSLSocket is a socket.socket, which knows a family's own addresses at most."""
+    if transport == "hyperv" and sys.version_info < (3, 12):
+        pytest.skip("the ssl module of CPython 3.11 fails before that, and leaves a socket unclosed")
     _, context = tls_contexts("TLS 1.3")
     with utils.listen(transport) as listener, utils.dialler(transport) as sock:
         with pytest.raises(OSError if transport == "hyperv" else TypeError), context.wrap_socket(sock) as tls:
