@@ -377,7 +377,11 @@ def test_stop_leaves_nothing_to_the_garbage_collector() -> None:
         gc.disable()
         try:
             before = open_descriptors()
-            with Relay("tcp://:0", target) as relay, dial(relay.address) as client:
+            with (
+                Relay("tcp://:0", target) as relay,
+                contextlib.suppress(ConnectionError),  # cut before it was looked at
+                dial(relay.address) as client,
+            ):
                 assert end_of(client) == CUT
             assert open_descriptors() == before
         finally:
@@ -815,7 +819,7 @@ def drip(sock: socket.socket) -> None:
         ),
         (lambda sock: sock.sendall(b"O" * 1000), "to CONNECT 7 is not a hybrid vsock"),
         (lambda sock: receive_all(sock), "timed out"),
-        (drip, "timed out|is no answer"),
+        (drip, "timed out|is not a hybrid vsock"),
     ],
 )
 def test_hybrid_answers_that_are_none(
@@ -824,6 +828,7 @@ def test_hybrid_answers_that_are_none(
     with (
         Guest(local_directory, answer) as guest,
         Relay("tcp://:0", f"hybrid://{guest.path}?port=7", connect_timeout=8 * TICK) as relay,
+        contextlib.suppress(ConnectionError),  # cut before it was looked at
         dial(relay.address) as client,
     ):
         assert end_of(client) == "reset"
@@ -959,7 +964,7 @@ def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> No
     target = type(relay._target)
     monkeypatch.setattr(target, "_resolve", resolve)
     monkeypatch.setattr(target, "_connect", connect)
-    with relay, dial(relay.address) as client, contextlib.suppress(ConnectionError):
+    with relay, contextlib.suppress(ConnectionError), dial(relay.address) as client:  # cut before it was looked at
         assert client.recv(1) == b""
     assert [pytest.approx(left, rel=0.1) for left in (LIMIT / 2, LIMIT)] == tried
 
