@@ -17,6 +17,7 @@ from hvsock._addresses import (
     HyperVAddress,
     as_address,
 )
+from hvsock._errors import code_of
 from hvsock._hvsock import Socket, own_data_path
 from hvsock._retries import Retries
 from hvsock._transports import (
@@ -169,10 +170,8 @@ class HyperVSocket(Socket):
         try:
             self.connect(address)
         except OSError as exc:
-            code = getattr(exc, "winerror", None) or exc.errno
-            if code is None:  # the timeout's own error
-                return errno.EWOULDBLOCK
-            return cast(int, code)
+            code = code_of(exc)
+            return errno.EWOULDBLOCK if code is None else code  # none: the timeout's own error
         return 0
 
     def accept(self) -> tuple[Self, Any]:

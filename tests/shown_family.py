@@ -16,6 +16,8 @@ import hvsock
 #: The modules that have to know what a socket is: `multiprocessing` makes one of the number, in another process.
 INSIDE = {"hvsock", "multiprocessing", "socket"}
 
+NO_TLS = "CPython has sockets of AF_HYPERV on Windows only, and TLS makes one of the family shown to it"
+
 SHOWN_FAMILY = os.environ.get("HVSOCK_TEST_FAMILY")
 
 

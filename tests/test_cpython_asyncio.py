@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 from children import cpython
-from shown_family import SHOWN_FAMILY
+from shown_family import NO_TLS, SHOWN_FAMILY
 from utils import LIMIT, WINDOWS, WINE, Child
 
 #: Modules of `test.test_asyncio` that take about the same time together; each group runs in its own process.
@@ -201,9 +201,7 @@ def test_table_on_tcp() -> None:
 
 def test_transport(transport: str) -> None:
     if SHOWN_FAMILY == "hyperv":
-        pytest.skip(
-            "CPython has sockets of AF_HYPERV on Windows only, and TLS makes one of the family that it is shown"
-        )
+        pytest.skip(NO_TLS)
     check(transport)
 
 

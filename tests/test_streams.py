@@ -32,12 +32,10 @@ from children import descriptors, forks, signals
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from samples import OPERATIONS, buffers_to_send
-from shown_family import SHOWN_FAMILY
+from shown_family import NO_TLS, SHOWN_FAMILY
 from utils import LIMIT, MIB, SCALE, TICK, WINDOWS, WINE, Task, connected, random_bytes, run_child
 
 import hvsock
-
-NO_TLS = "CPython has sockets of AF_HYPERV on Windows only, and TLS makes one of the family shown to it"
 
 Pair = tuple[socket.socket, socket.socket]
 
