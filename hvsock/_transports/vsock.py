@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import platform
 import socket
@@ -10,6 +11,7 @@ import struct
 import sys
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from hvsock._addresses import (
     HV_GUID_CHILDREN,
@@ -67,7 +69,7 @@ class VsockTransport(Transport):
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect to the CID and port."""
-        Socket.connect(sock, (_cid(address), _port(address)))
+        Socket.connect(sock, _cid_and_port(address.vm_id.int, address.service_id.int))
 
     def limit_connect(self, sock: Socket, seconds: float) -> None:
         """Set SO_VM_SOCKETS_CONNECT_TIMEOUT."""
@@ -85,6 +87,12 @@ class VsockTransport(Transport):
     def peer_address(self, native: Any) -> HyperVAddress:
         """Translate (cid, port)."""
         return vsock_address(*native)
+
+
+@functools.lru_cache(maxsize=128)  # a client connects to few services again and again; a number is hashed without Python
+def _cid_and_port(vm_id: int, service_id: int) -> tuple[int, int]:
+    address = HyperVAddress(UUID(int=vm_id), UUID(int=service_id))
+    return _cid(address), _port(address)
 
 
 def _cid(address: HyperVAddress) -> int:
