@@ -103,13 +103,16 @@ class MessageStream:
                 call with a larger `max_size` can still receive it.
         """
         self._burst += 1
-        message = None
-        if self._receiving.is_free and self._burst < BURST:
-            message = self._take(max_size)
-        if message is None:
-            async with self._receiving:
+        if not self._receiving.take():
+            await self._receiving.wait()
+        try:
+            if self._burst >= BURST:
                 await self._let_others_run()
-                message = await self._wait_for_message(max_size)
+            while (message := self._take(max_size)) is None:
+                self._burst = 0
+                await self._link.readable()
+        finally:
+            self._receiving.give()
         if self._left is not None:
             self._left -= len(message) + HEADER
         if self._due is not None and not self._is_unsent(self._due):
@@ -127,7 +130,9 @@ class MessageStream:
             RuntimeError: another request is partly sent, or its reply is due.
             EOFError, IncompleteReadError, OSError, ValueError: as for send() and recv().
         """
-        async with self._receiving:
+        if not self._receiving.take():
+            await self._receiving.wait()
+        try:
             self._check_open()
             if self._due is None:
                 try:
@@ -144,12 +149,16 @@ class MessageStream:
                 async with self._sending:
                     await self._send_rest()
             try:
-                reply = await self._wait_for_message(max_size, is_reply=True)
+                while (reply := self._take(max_size, is_reply=True)) is None:
+                    self._burst = 0
+                    await self._link.readable()
             except BaseException as exc:
                 self._due = None if _ends_stream(exc) else b"".join(buffers)
                 raise
             self._due = None
             return reply
+        finally:
+            self._receiving.give()
 
     async def send_eof(self) -> None:
         """End the stream in this direction, after all that was sent: the peer receives EOFError."""
@@ -228,12 +237,6 @@ class MessageStream:
         message = self._link.take(max_size) if self._left > 0 else None
         if message is None:
             raise EOFError("the server is shutting down")
-        return message
-
-    async def _wait_for_message(self, max_size: int, *, is_reply: bool = False) -> bytes:
-        while (message := self._take(max_size, is_reply=is_reply)) is None:
-            self._burst = 0
-            await self._link.readable()
         return message
 
     def _end_input(self) -> None:
