@@ -69,7 +69,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
         "relay", "--config", str(path), "tcp://:0", code=2
     )
     assert "LISTEN and CONNECT must be given, or --config FILE" in failure("relay", "tcp://:0", code=2)
-    assert run("relay", "--config", str(tmp_path / "missing")).exit_code == 2
+    assert run("relay", "--config", str(tmp_path / "missing")).exit_code == 1
 
 
 def test_all_start_or_none(tmp_path: Path) -> None:
@@ -111,6 +111,7 @@ def test_hangup(local: str, tmp_path: Path) -> None:
         with ended(start("relay", "--config", str(path))) as process:
 
             def line() -> str:
+                assert process.stdout
                 return process.stdout.readline().decode()
 
             first = port_of(line())
@@ -139,6 +140,7 @@ def test_hangup(local: str, tmp_path: Path) -> None:
                 # A mistake changes nothing.
                 path.write_text("[[relay]")
                 process.send_signal(signal.SIGHUP)
+                assert process.stderr
                 assert process.stderr.readline().startswith(b"hvsock: nothing was reloaded: ")
                 assert echoes(one)
                 assert echoes(two)

@@ -48,7 +48,7 @@ class Notes(logging.Handler):
 @click.argument("connect", required=False)
 @click.option(
     "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
     help="Run the relays of a TOML file: tables [[relay]] with listen, connect and the options. SIGHUP reads it again.",
 )
