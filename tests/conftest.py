@@ -106,7 +106,7 @@ def pair(implementation: str) -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def our_pair(ours: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+def our_pair(ours: str) -> Iterator[utils.Pair]:
     """A connected pair of every implementation by HyperVSocket."""
     with utils.connected(ours) as sockets:
         yield sockets
