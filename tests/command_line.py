@@ -53,7 +53,7 @@ def command(*args: str) -> list[str]:
 
 def start(*args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start the command line as a process with pipes."""
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command(*args), **(streams | kwargs))
 
 

@@ -70,7 +70,7 @@ def sends(call: Callable[[Any], object], size: int) -> list[Callable[[Scene], ob
 
     return [
         delivered,
-        *(lambda s, which=which: call(getattr(s, which)) for which in ("full", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: call(getattr(s, which)) for which in ("full", "dead", "closed")),
     ]
 
 
@@ -95,7 +95,7 @@ def receives(call: Callable[[Any], object], wire: bytes, whole: bool = True) -> 
     return [
         taken,
         *([in_two_parts] if whole else []),
-        *(lambda s, which=which: call(getattr(s, which)) for which in ("idle", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: call(getattr(s, which)) for which in ("idle", "dead", "closed")),
     ]
 
 
@@ -199,7 +199,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.sendmsg": [
         *sends(lambda s: s.sendmsg([DATA, DATA], [], 0), 600),
         *sends(lambda s: s.sendmsg([DATA] * 20), 6000),
-        lambda s: s.a.sendmsg([DATA, 3]),
+        lambda s: s.a.sendmsg([DATA, 3]),  # type: ignore[list-item]
         lambda s: s.a.sendmsg([DATA], [(1, 2, 3)], 0, 4),
     ],
     "Socket.recv": [
@@ -211,7 +211,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.send_message": [
         *sends(lambda s: s.send_message(DATA[:100], DATA[100:]), 304),
         *sends(lambda s: s.send_message(*[DATA] * 20), 6004),
-        lambda s: s.a.send_message(*[DATA] * 20, 3),
+        lambda s: s.a.send_message(*[DATA] * 20, 3),  # type: ignore[arg-type]
     ],
     "Socket.recv_message": [
         *receives(lambda s: s.recv_message(), framed(DATA)),
@@ -225,7 +225,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     ],
     "Socket.recv_exactly_into": receives(lambda s: s.recv_exactly_into(bytearray(300)), DATA),
     "Socket.exchange": [
-        *(lambda s, which=which: getattr(s, which).exchange(DATA) for which in ("full", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: getattr(s, which).exchange(DATA) for which in ("full", "dead", "closed")),
         request_and_reply,
     ],
     "Socket.bind": [bind, lambda s: s.a.bind(3), lambda s: Socket.bind(s.a, 3), lambda s: s.closed.bind(s.address)],
@@ -268,7 +268,11 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.getpeername": [lambda s: s.a.getpeername(), lambda s: s.listener.getpeername()],
     "Socket.gettimeout": [lambda s: s.a.gettimeout()],
     "Socket.timeout": [lambda s: s.a.timeout],
-    "Socket.settimeout": [lambda s: s.a.settimeout(LIMIT), lambda s: s.a.settimeout("x"), lambda s: s.a.settimeout(-1)],
+    "Socket.settimeout": [
+        lambda s: s.a.settimeout(LIMIT),
+        lambda s: s.a.settimeout("x"),  # type: ignore[arg-type]
+        lambda s: s.a.settimeout(-1),
+    ],
     "Socket.setblocking": [lambda s: s.odd.setblocking(False), lambda s: s.closed.setblocking(True)],
     "Socket.busy_poll": [
         lambda s: setattr(s.a, "busy_poll", s.b.busy_poll),
@@ -281,7 +285,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket._explain": [lambda s: Socket._explain(s.a, OSError(), "send")],
     "Socket.__init__": [
         lambda s: s.new().close(),
-        lambda s: s.a.__init__(),
+        lambda s: s.a.__init__(),  # type: ignore[misc]
         lambda s: Socket("family"),  # type: ignore[arg-type]
         lambda s: Socket(fileno=-3),
         lambda s: Socket(fileno=1 << 20),

@@ -221,8 +221,8 @@ def test_no_output_at_all(args: str) -> None:
     line = f"{subprocess.list2cmdline(command())} {args} >&-"
     done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=utils.LIMIT)
     assert (done.returncode, done.stderr) == (1, "hvsock: standard output is closed\n")
-    done = subprocess.run(["sh", "-c", f"{line} 2>&-"], timeout=utils.LIMIT)
-    assert done.returncode == 1
+    silent = subprocess.run(["sh", "-c", f"{line} 2>&-"], timeout=utils.LIMIT)
+    assert silent.returncode == 1
 
 
 def test_an_output_that_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from command_line import ESCAPED, NASTY, command, on_terminal, plain, posix, run
 
 import hvsock
 from hvsock._cli import demo
+from hvsock._transports import vsock as vsock_transport
 
 QUICK = ("--count", "50", "--size", "1")
 
@@ -38,7 +39,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(*, hyperv: str | None, vsock: str | None, local: str | None, loopback: bool) -> None:
         transports = transport_named("hyperv", hyperv), transport_named("vsock", vsock), transport_named("local", local)
         monkeypatch.setattr(hvsock, "transports", lambda: transports)
-        monkeypatch.setattr(demo.vsock, "has_loopback", lambda: loopback)
+        monkeypatch.setattr(vsock_transport, "has_loopback", lambda: loopback)
 
     return pretend
 

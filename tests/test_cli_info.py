@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from command_line import ESCAPED, NASTY, on_terminal, plain, posix, run
 
 import hvsock
-from hvsock._cli import cli, info
+from hvsock._cli import cli
+from hvsock._transports import vsock
 
 
 def test_info_lists_transports_reasons_ids_and_constants() -> None:
@@ -87,7 +88,7 @@ def test_info_reports_wrong_settings_and_does_not_fail(local_directory: Path, mo
     ("cid", "text"), [(None, "none"), (3, "3"), (0xFFFFFFFF, "any (a Hyper-V guest reports this)")]
 )
 def test_info_shows_the_cid(cid: int | None, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info.vsock, "local_cid", lambda: cid)
+    monkeypatch.setattr(vsock, "local_cid", lambda: cid)
     assert re.search(rf"^local CID +{re.escape(text)}$", run("info").stdout, re.MULTILINE)
     assert json.loads(run("info", "--json").stdout)["local_cid"] == cid
 
@@ -100,7 +101,7 @@ def test_text_of_others_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_the_encoding_does_not_have_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info.vsock, "local_cid", lambda: "\u00e9\u4e2d")
+    monkeypatch.setattr(vsock, "local_cid", lambda: "\u00e9\u4e2d")
     result = CliRunner(charset="latin-1").invoke(cli, ["info"])
     assert re.search(r"^local CID +\u00e9\\u4e2d$", result.stdout, re.MULTILINE)
 

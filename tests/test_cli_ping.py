@@ -26,7 +26,7 @@ from command_line import (
 
 import hvsock
 from hvsock._cli import ping
-from hvsock._cli.timing import Durations
+from hvsock._cli.timing import Durations, round_trip
 
 REPLY = r"64 bytes from hvsock://loopback/\d+: seq=(\d+) time=[\d.]+ (us|ms|s)"
 
@@ -165,7 +165,7 @@ def test_text_of_the_system_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("replies", [0, 2])
 def test_ctrl_c_ends_with_the_statistics(served: str, replies: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ping.round_trip
+    real = round_trip
     count = 0
 
     def interrupted(*args: Any) -> int:

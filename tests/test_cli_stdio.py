@@ -132,7 +132,7 @@ def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.Mo
         b.sendall("é".encode()[:1])
         b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
         b.shutdown(socket.SHUT_WR)
-        stdio.receive(a)  # type: ignore[arg-type]
+        stdio.receive(a)
         assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
 
 
@@ -140,10 +140,10 @@ def test_the_end_of_the_peer_is_the_end_on_a_terminal(served: str, monkeypatch: 
     """Nobody has to press Ctrl-D; a pipe is read to its end."""
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb") as end, utils.connected(served) as (a, b):
-        monkeypatch.setattr(sys, "stdin", Tty(io.BufferedReader(pipe.raw)))  # type: ignore[attr-defined]
+        monkeypatch.setattr(sys, "stdin", Tty(io.BufferedReader(pipe.raw)))
         monkeypatch.setattr(sys, "stdout", Tty(io.BytesIO()))
         b.shutdown(socket.SHUT_WR)
-        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        stdio.pump(a, "the peer")
         end.write(b"x")
 
 
@@ -157,7 +157,7 @@ def test_the_peer_takes_no_more(served: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(64 << 20))))
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
         with pytest.raises(Failure, match=r"^(send to|receive from) the peer: "):
-            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+            stdio.pump(a, "the peer")
         if not utils.WINDOWS:  # TCP, of which the bench makes its Hyper-V sockets, drops it when it is reset
             assert raw.getvalue() == b"the answer"
 
@@ -190,7 +190,7 @@ def test_an_error_of_stdin_is_no_end(
     with utils.connected(served) as (a, b):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Failing(then)))  # type: ignore[type-var]
         with pytest.raises(Failure, match=rf"^standard input: .*({words})"):
-            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+            stdio.pump(a, "the peer")
         assert a.fileno() == -1
         assert utils.receive_exactly(b, 13) == b"the beginning"
 
@@ -204,7 +204,7 @@ def test_no_stdin_is_an_empty_one(served: str, monkeypatch: pytest.MonkeyPatch) 
     with utils.connected(served) as (a, b):
         serving = Task(serve, b)
         monkeypatch.setattr(sys, "stdin", None)
-        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        stdio.pump(a, "the peer")
         assert serving.result() == b""
 
 

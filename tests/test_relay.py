@@ -752,7 +752,7 @@ def test_a_unix_socket_is_removed_and_replaced(local_directory: Path) -> None:
 class Guest:
     """What a hypervisor does at the Unix socket of a hybrid vsock, for one connection."""
 
-    def __init__(self, directory: Path, answer: Callable[[socket.socket], None]) -> None:
+    def __init__(self, directory: Path, answer: Callable[[socket.socket], object]) -> None:
         self.path = directory / "v.sock"
         self.request = b""
         self._listener = socket.socket(socket.AF_UNIX)
@@ -1008,8 +1008,9 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 @pytest.mark.parametrize("name", ["connect_timeout", "idle_timeout"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
 def test_malformed_timeouts(name: str, value: float) -> None:
+    arguments: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or None"):
-        Relay("tcp://:0", "tcp://:1", **{name: value})
+        Relay("tcp://:0", "tcp://:1", **arguments)
 
 
 def test_other_malformed_arguments() -> None:

@@ -363,7 +363,7 @@ def test_address_forms(transport: str) -> None:
             assert type(name) is hvsock.HyperVAddress
             assert name == (hvsock.HV_GUID_LOOPBACK, service)
             assert name.port == port
-            dialled = [name, ("loopback", port), (str(hvsock.HV_GUID_LOOPBACK), service), tuple(name)]
+            dialled: list[Any] = [name, ("loopback", port), (str(hvsock.HV_GUID_LOOPBACK), service), tuple(name)]
             for address in dialled:
                 with hvsock.create_connection(address, timeout=LIMIT, transport=transport) as client:
                     listener.settimeout(LIMIT)
@@ -614,7 +614,7 @@ def test_sendfile_that_is_refused(ours: str, tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with connected(ours) as (a, b):
         with path.open() as text, pytest.raises(ValueError, match="binary mode"):
-            a.sendfile(text)  # type: ignore[arg-type]
+            a.sendfile(text)
         a.setblocking(False)
         with path.open("rb") as file, pytest.raises(ValueError, match="non-blocking"):
             a.sendfile(file)
@@ -645,7 +645,7 @@ def test_sendfile_of_what_is_not_there_yet(ours: str) -> None:
     """It is no end of the file."""
     with connected(ours) as (a, b), NotYet() as file:
         with pytest.raises(TypeError):
-            a.sendfile(file)  # type: ignore[arg-type]
+            a.sendfile(file)
         assert b.recv(10) == b"some"
 
 
@@ -655,7 +655,7 @@ def test_sendfile_of_what_is_not_there_yet(ours: str) -> None:
 def test_create_server(transport: str) -> None:
     service = utils.new_service()
     for kwargs in ({}, {"backlog": 1}, {"backlog": 0}, {"backlog": None}, {"connected_suspend": True}):
-        with hvsock.create_server(("wildcard", service), transport=transport, **kwargs) as listener:  # type: ignore[arg-type]
+        with hvsock.create_server(("wildcard", service), transport=transport, **kwargs) as listener:
             assert listener.getsockname() == (hvsock.HV_GUID_WILDCARD, service)
             assert listener.gettimeout() is None
             listener.settimeout(LIMIT)
@@ -690,9 +690,9 @@ def test_bad_backlog(transport: str, backlog: Any) -> None:
 
 def test_arguments_are_keywords_only() -> None:
     with pytest.raises(TypeError):
-        hvsock.create_server(("loopback", 5000), 5)  # type: ignore[misc]
+        hvsock.create_server(("loopback", 5000), 5)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        hvsock.create_connection(("loopback", 5000), 1.0, "local")  # type: ignore[misc]
+        hvsock.create_connection(("loopback", 5000), 1.0, "local")  # type: ignore[call-arg]
 
 
 # create_connection
@@ -1113,4 +1113,4 @@ def test_data_methods_are_for_subclasses_only(wrong: Any) -> None:
     with pytest.raises(TypeError):
         own_data_path(wrong)
     with pytest.raises(TypeError):
-        hvsock.HyperVSocket.send(socket.socket, b"x")
+        hvsock.HyperVSocket.send(socket.socket, b"x")  # type: ignore[arg-type]

@@ -696,9 +696,9 @@ def test_directory_too_long(local_directory: Path, monkeypatch: pytest.MonkeyPat
     """The kernel's 108 bytes: said in the error, with what to do."""
     deep = local_directory / ("d" * 90)
     monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(deep))
-    for call in (lambda: listen(GUEST, SIBLING, uuid.uuid4()), lambda: dial(GUEST, PARENT, uuid.uuid4())):
+    for use, vm in ((listen, SIBLING), (dial, PARENT)):
         with pytest.raises(OSError) as info:
-            call()
+            use(GUEST, vm, uuid.uuid4())
         assert info.value.errno == errno.ENAMETOOLONG
         assert "HVSOCK_LOCAL_DIR" in str(info.value)
 

@@ -125,10 +125,10 @@ def full_listener(implementation: str, stack: contextlib.ExitStack) -> Any:
     raise AssertionError("ten connections fit into a backlog of none")
 
 
-def dialler(implementation: str) -> socket.socket:
-    """Return a socket that can connect to what `listen` returned."""
+def dialler(implementation: str) -> hvsock.HyperVSocket:
+    """Return a socket that can connect to what `listen` returned; the oracle's is typed as ours."""
     if implementation == "stdlib":
-        return socket.socket()
+        return cast("hvsock.HyperVSocket", socket.socket())
     if implementation == "adopted":
         return hvsock.HyperVSocket(socket.AF_INET, socket.SOCK_STREAM)
     return hvsock.HyperVSocket(transport=implementation)
@@ -208,7 +208,7 @@ def receive_all(sock: socket.socket) -> bytes:
     return b"".join(iter(functools.partial(sock.recv, 1 << 16), b""))
 
 
-def framed(payload: bytes) -> bytes:
+def framed(payload: bytes | bytearray) -> bytes:
     """Return what a message is on the wire."""
     return len(payload).to_bytes(4, "big") + payload
 
