@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import bed, kind, pytest_pyfunc_call  # noqa: F401 - fixtures, a hook
+from loopback_server import address, server  # noqa: F401 - fixtures
 from reruns import pytest_terminal_summary  # noqa: F401 - a hook
 from vm_sources import hcs, program  # noqa: F401 - fixtures
 
@@ -125,12 +126,12 @@ def record_native_calls(monkeypatch: pytest.MonkeyPatch, transport: ModuleType) 
 
     class Socket:
         @staticmethod
-        def bind(_sock: object, address: object) -> None:
-            calls.append(("bind", address))
+        def bind(_sock: object, to: object) -> None:
+            calls.append(("bind", to))
 
         @staticmethod
-        def connect(_sock: object, address: object) -> None:
-            calls.append(("connect", address))
+        def connect(_sock: object, to: object) -> None:
+            calls.append(("connect", to))
 
     monkeypatch.setattr(transport, "Socket", Socket)
     return calls

@@ -47,6 +47,7 @@ MIB = 1 << 20
 IMPLEMENTATIONS = ("stdlib", "adopted", "local", "vsock", "hyperv")
 TRANSPORTS = IMPLEMENTATIONS[2:]
 
+Address: TypeAlias = tuple[str, uuid.UUID]
 Pair: TypeAlias = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 
