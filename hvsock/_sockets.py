@@ -128,11 +128,19 @@ class HyperVSocket(Socket):
             return super().bind(address)
         to = as_address(address)
         try:
-            self._before_close(self._transport.bind(self, to))
+            self._at_close(self._transport.bind(self, to))
         except OSError as exc:
             self._note(exc, "bind", local=to)
             raise
         return None
+
+    def _at_close(self, call: Callable[[], object] | None) -> None:
+        """Have `call` made once, before the handle is closed; None leaves what there is.
+
+        A socket has one such call: of its transport if it was bound, of its server if it was accepted.
+        """
+        if call is not None:
+            self._before_close(call)
 
     def listen(self, backlog: int | None = None, /) -> None:
         """Start accepting connections; up to `backlog` may wait, by default as many as `socket.listen` allows."""
