@@ -17,7 +17,7 @@ from hvsock._addresses import (
     HyperVAddress,
     as_address,
 )
-from hvsock._errors import code_of
+from hvsock._errors import code_of, is_shortage
 from hvsock._hvsock import Socket, own_data_path
 from hvsock._retries import Retries
 from hvsock._transports import (
@@ -93,7 +93,8 @@ class HyperVSocket(Socket):
             if chosen is not None and (reason := chosen.reason) is not None:
                 if chosen.unsupported is None:
                     exc.add_note(f"transport {chosen.name} is not available: {reason}")
-                exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
+                if chosen.name != "local" and not is_shortage(exc):
+                    exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)

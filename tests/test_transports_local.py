@@ -684,12 +684,32 @@ def test_directory_that_is_a_file(local_directory: Path, monkeypatch: pytest.Mon
     assert info.value.errno == errno.ENOTDIR
 
 
-def test_directory_whose_parent_is_missing(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(local_directory / "missing" / "new")
-    monkeypatch.setenv("HVSOCK_LOCAL_DIR", path)
-    with pytest.raises(FileNotFoundError, match=r"cannot be made \(.+\); choose another HVSOCK_LOCAL_DIR") as info:
-        listen(HOST, WILDCARD)
-    assert info.value.filename == path
+CHOICE = "set HVSOCK_LOCAL_DIR to a directory that you can use, the same for both ends"
+
+
+@pytest.mark.parametrize("variable", ["HVSOCK_LOCAL_DIR", "XDG_RUNTIME_DIR"])
+def test_directory_whose_parent_is_missing(
+    variable: str, local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the variable that has chosen it, and the one to set: under su and cron it is not one's own."""
+    path = local_directory / "missing" / "hvsock"
+    monkeypatch.delenv("HVSOCK_LOCAL_DIR")
+    monkeypatch.setenv(variable, str(path if variable == "HVSOCK_LOCAL_DIR" else path.parent))
+    for call in (listen, dial):
+        with pytest.raises(FileNotFoundError) as info:
+            call(HOST, LOOPBACK)
+        assert info.value.strerror == f"{variable}: cannot make {path}: No such file or directory; {CHOICE}"
+
+
+def test_directory_that_cannot_be_looked_at(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (local_directory / "file").touch()
+    path = local_directory / "file" / "hvsock"
+    monkeypatch.delenv("HVSOCK_LOCAL_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(path.parent))
+    for call in (lambda: listen(HOST, WILDCARD), local_module.directory):
+        with pytest.raises(NotADirectoryError) as info:
+            call()
+        assert info.value.strerror == f"XDG_RUNTIME_DIR: cannot use {path}: Not a directory; {CHOICE}"
 
 
 def test_directory_too_long(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ _NAME_OF: Final = {
 }
 _ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
 _NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
+_CHOICE: Final = "set HVSOCK_LOCAL_DIR to a directory that you can use, the same for both ends"
 _PATIENCE: Final = 5.0  # seconds to wait for the lock, which another user could keep in a shared directory
 _PAUSE: Final = 0.005  # seconds between two attempts to get it
 _NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # the address of a socket that has no name of ours
@@ -61,8 +62,21 @@ _CAUSES: Final = {
     errno.EADDRINUSE: "another socket listens on this address",
     errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
     errno.ECONNREFUSED: "nothing listens there, or only with a VM id that does not let this process in",
+    errno.ETIMEDOUT: "the listener's backlog is full: it accepts more slowly than clients come",
     errno.ENETUNREACH: "the host has no parent: set HVSOCK_LOCAL_VM=<GUID> to play a guest, or use loopback; "
     "a guest reaches only its parent and itself",
+}
+
+_REFUSALS: Final = {
+    errno.EAFNOSUPPORT: (
+        "This kernel has no AF_UNIX, or a filter denies it to this process",
+        "a unit of systemd needs AF_UNIX in RestrictAddressFamilies=",
+    ),
+    errno.EPERM: ("A seccomp filter denies AF_UNIX to this process", "the profile of its container has to permit it"),
+    errno.EACCES: (
+        "A security policy denies AF_UNIX to this process",
+        "journalctl -k and ausearch -m avc show what SELinux or AppArmor has denied",
+    ),
 }
 
 
@@ -73,9 +87,7 @@ class LocalTransport(Transport):
     family = getattr(socket, "AF_UNIX", -2)
     unsupported = None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform."
     causes = _CAUSES
-
-    def _refused(self, exc: OSError) -> str:
-        return f"This kernel has no AF_UNIX ({exc.strerror})."
+    refusals = _REFUSALS
 
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None]:
         """Bind, replacing the name of a listener that was killed; it is removed again before the socket is closed."""
@@ -166,45 +178,50 @@ def directory() -> str:
         PermissionError: it belongs to another user, other users may write to it, or any user may replace it.
         NotADirectoryError: it is something else.
     """
-    path = _chosen_directory()
+    chosen_by, path = _chosen_directory()
     with contextlib.suppress(FileNotFoundError):
-        _check_directory(path)
+        _check_directory(chosen_by, path)
     return path
 
 
 def _made_directory() -> str:
-    path = _chosen_directory()
+    chosen_by, path = _chosen_directory()
     try:
-        _check_directory(path)
+        _check_directory(chosen_by, path)
     except FileNotFoundError:
         try:
             os.mkdir(path, mode=0o700)
         except FileExistsError:
             pass  # another process was faster, perhaps another user's
         except OSError as exc:
-            reason = (
-                f"the directory of the local transport cannot be made ({exc.strerror}); choose another HVSOCK_LOCAL_DIR"
-            )
-            raise OSError(exc.errno, reason, path) from None
-        _check_directory(path)
+            raise OSError(exc.errno, f"{chosen_by}: cannot make {path}: {exc.strerror}; {_CHOICE}") from None
+        _check_directory(chosen_by, path)
     return path
 
 
-def _chosen_directory() -> str:
+def _chosen_directory() -> tuple[str, str]:
+    """Return what has chosen the directory, for errors, and its path."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     chosen = os.environ.get("HVSOCK_LOCAL_DIR")
+    chosen_by = "HVSOCK_LOCAL_DIR"
     if not chosen:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
+        chosen_by = "XDG_RUNTIME_DIR" if runtime else "transport local"
         # Not TMPDIR's, which could differ between two ends.
         chosen = f"{runtime}/hvsock" if runtime else f"/tmp/hvsock-{os.getuid()}"
-    return os.path.abspath(chosen)  # without a slash at its end, which would follow a link
+    return chosen_by, os.path.abspath(chosen)  # without a slash at its end, which would follow a link
 
 
-def _check_directory(path: str) -> None:
+def _check_directory(chosen_by: str, path: str) -> None:
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    status = os.lstat(path)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:  # XDG_RUNTIME_DIR is another user's, for example, after su
+        raise OSError(exc.errno, f"{chosen_by}: cannot use {path}: {exc.strerror}; {_CHOICE}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(
             errno.ENOTDIR,

@@ -7,11 +7,25 @@ import errno
 import platform
 import struct
 
+from children import say
+
 _SOCKET = {"x86_64": 41, "aarch64": 198}  # the number of the system call
 _LOAD, _IS_EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF: ld [k]; jeq k, if so, if not; ret k
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _NUMBER, _FAMILY = 0, 16  # offsets in struct seccomp_data
+
+
+def reason(transport: str, code: str) -> None:
+    """Print what an error says about a transport whose family is denied with an error."""
+    import hvsock
+    from hvsock._transports import transport_named
+
+    deny(transport_named(transport).family, int(code))
+    try:
+        hvsock.create_connection(("loopback", 5000), transport=transport)
+    except OSError as exc:
+        say(exc, *exc.__notes__)
 
 
 def deny(family: int, code: int) -> None:
