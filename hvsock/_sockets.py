@@ -98,6 +98,8 @@ class HyperVSocket(Socket):
             raise
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
+        if fileno is not None and self._transport is not None:
+            self._after_close(self._transport.adopt(self))
 
     def _check_handle(self, chosen: Transport) -> None:
         """Leave the handle open and raise ValueError unless it is a stream of the transport's family."""
@@ -129,7 +131,7 @@ class HyperVSocket(Socket):
             return super().bind(address)
         to = as_address(address)
         try:
-            self._before_close(self._transport.bind(self, to))
+            self._after_close(self._transport.bind(self, to))
         except OSError as exc:
             self._note(exc, "bind", local=to)
             raise

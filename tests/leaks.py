@@ -167,12 +167,12 @@ def real_close(s: Scene) -> None:
     sock._real_close()
 
 
-def before_close(s: Scene) -> None:
+def after_close(s: Scene) -> None:
     sock = s.new()
-    sock._before_close(int)
+    sock._after_close(int)
     sock.close()
     sock = s.new()
-    sock._before_close(list)
+    sock._after_close(list)
     socket.close(sock.detach())
 
 
@@ -252,11 +252,11 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
         lambda s: s.listener._accept_plain(int),
         lambda s: s.idle._accept_plain(Socket),
     ],
-    "Socket._before_close": [
-        lambda s: s.a._before_close(list),
-        lambda s: s.a._before_close(None),
-        lambda s: s.closed._before_close(list),
-        before_close,
+    "Socket._after_close": [
+        lambda s: s.a._after_close(list),
+        lambda s: s.a._after_close(None),
+        lambda s: s.closed._after_close(list),
+        after_close,
     ],
     "Socket._family": [lambda s: s.a._family],
     "Socket._options": [

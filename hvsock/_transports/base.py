@@ -86,7 +86,11 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None] | None:
-        """Bind; return a function to call before the socket is closed, or None."""
+        """Bind; return a function to call after the socket was closed, or None."""
+
+    def adopt(self, sock: Socket) -> Callable[[], None] | None:
+        """Return a function to call after a socket was closed that has come by its handle, or None."""
+        return None
 
     @abc.abstractmethod
     def connect(self, sock: Socket, address: HyperVAddress) -> None:

@@ -90,12 +90,18 @@ class LocalTransport(Transport):
     refusals = _REFUSALS
 
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None]:
-        """Bind, replacing the name of a listener that was killed; it is removed again before the socket is closed."""
+        """Bind, replacing the name of a listener that was killed; its last owner's close() removes it."""
         me = partition()
         unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
         if address.vm_id in unbindable:
             raise os_error(errno.EADDRNOTAVAIL)
         return bind_path(sock, _path(_made_directory(), me, address))
+
+    def adopt(self, sock: Socket) -> Callable[[], None] | None:
+        """Have a listener that was dup()ed or inherited remove its name, as the one does that has bound it."""
+        path = Socket.getsockname(sock)
+        is_listener = Socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return functools.partial(_remove, path) if is_listener and _parse(path) is not None else None
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect to the listener whose VM id is the most specific one that lets this process in."""
@@ -132,7 +138,10 @@ class LocalTransport(Transport):
 
 
 def bind_path(sock: Socket, path: str) -> Callable[[], None]:
-    """Bind to a path, replacing the name of a listener that was killed; return a function that removes the name.
+    """Bind to a path, replacing the name of a listener that was killed.
+
+    Return a function that removes the name, to be called after the socket was closed: it has an effect only once no
+    process has the socket any more.
 
     Raises:
         OSError: another socket has this name, or as the system says.
@@ -148,7 +157,7 @@ def bind_path(sock: Socket, path: str) -> Callable[[], None]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             Socket.bind(sock, path)
-    return _remover(path)
+    return functools.partial(_remove, path)
 
 
 def partition() -> UUID | None:
@@ -362,18 +371,8 @@ def _locked(path: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _remover(path: str) -> Callable[[], None]:
-    """Return a function that removes the name just bound, in this process only, while it is still that socket's."""
-    process = os.getpid()
-    bound = [os.stat(path)]
-
-    def remove() -> None:
-        if not bound:  # already removed: the inode may be another socket's by now
-            return
-        status = bound.pop()
-        with contextlib.suppress(FileNotFoundError):
-            now = os.stat(path)
-            if os.getpid() == process and (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
-                os.unlink(path)
-
-    return remove
+def _remove(path: str) -> None:
+    """Remove a name, unless a socket has it: the one that was closed, in another object or process, or a newer one."""
+    with contextlib.suppress(OSError), _locked(os.path.dirname(path)):  # what stays is replaced by the next bind()
+        if not _is_live(path):
+            os.unlink(path)

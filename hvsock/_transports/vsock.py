@@ -75,6 +75,7 @@ class VsockTransport(Transport):
     unsupported = None if sys.platform == "linux" else "AF_VSOCK exists on Linux only."
     causes = _CAUSES
     refusals = _REFUSALS
+    _has_had_loopback = False  # a module that is in use is not unloaded
 
     def _refused(self, exc: OSError) -> str:
         if exc.errno == errno.EAFNOSUPPORT and _kernel_has_vsock():
@@ -95,8 +96,10 @@ class VsockTransport(Transport):
         Without a loopback the kernel asks the hypervisor for CID 1 too, which does not answer: that is ENODEV, at once.
         """
         to = _cid_and_port(address.vm_id.int, address.service_id.int)
-        if to[0] == VMADDR_CID_LOCAL and _lacks_loopback():
-            raise os_error(errno.ENODEV, "known cause: this kernel has no vsock loopback: modprobe vsock_loopback")
+        if to[0] == VMADDR_CID_LOCAL and not self._has_had_loopback:
+            if _lacks_loopback():
+                raise os_error(errno.ENODEV, "known cause: this kernel has no vsock loopback: modprobe vsock_loopback")
+            self._has_had_loopback = True
         Socket.connect(sock, to)
 
     def limit_connect(self, sock: Socket, seconds: float) -> None:

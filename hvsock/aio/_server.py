@@ -191,7 +191,7 @@ class BaseServer(asyncio.AbstractServer):
     def _accepted(self, sock: HyperVSocket) -> None:
         connection = object()
         self._open.add(connection)
-        sock._before_close(functools.partial(self._ended, connection))
+        sock._after_close(functools.partial(self._ended, connection))
         if self._max_connections is None:
             self._release()
         task = self._loop.create_task(self._serve(sock))

@@ -166,11 +166,10 @@ class Unix(Endpoint):
     def _listen(self, path: Path) -> Listener:
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
-            remove = bind_path(sock, str(path))
-            undo.callback(remove)
+            listener = undo.enter_context(OwnListener(self.text, sock, bind_path(sock, str(path))))
             sock.listen(_BACKLOG)
             undo.pop_all()
-        return OwnListener(self.text, sock, remove)
+        return listener
 
     def connect(self, attempt: Attempt) -> socket.socket:
         with attempt.room():

@@ -58,9 +58,9 @@ class OwnListener(Listener):
         self.close()
 
     def close(self) -> None:
+        self._sock.close()
         if self._remove is not None:
             self._remove()
-        self._sock.close()
 
 
 class TcpListener(Listener):
