@@ -33,6 +33,9 @@ from hvsock._transports import (
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
 _BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
+# Every system lowers it to its own limit, such as Linux' net.core.somaxconn; the constant of the socket module is that
+# of the machine that Python was built on. On AF_VSOCK a full backlog resets clients, where TCP makes them wait.
+_AS_MANY_AS_ALLOWED: Final = 0x7FFFFFFF
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -138,7 +141,9 @@ class HyperVSocket(Socket):
         return None
 
     def listen(self, backlog: int | None = None, /) -> None:
-        """Start accepting connections; up to `backlog` may wait, by default as many as `socket.listen` allows."""
+        """Start accepting connections; up to `backlog` may wait, by default as many as the system allows."""
+        if backlog is None and self._transport is not None:
+            backlog = _AS_MANY_AS_ALLOWED
         try:
             super().listen(*(() if backlog is None else (backlog,)))
         except OSError as exc:
@@ -485,7 +490,7 @@ def create_server(
 
     Args:
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
-        backlog: connections that may wait to be accepted; by default `socket.listen`'s.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: keep accepted connections while their VM is paused. Transport hyperv only: elsewhere it does
             nothing, since a pause is not known to end connections.

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import utils
+from conftest import require_backlog
 from shown_family import SHOWN_FAMILY
 from utils import LIMIT, SLACK, TICK, WINDOWS, Task, connected
 
@@ -680,6 +681,25 @@ def test_create_server_twice(transport: str) -> None:
             listener.accept()[0].close()
     with utils.listen(transport, name) as listener:
         assert listener.getsockname() == name
+
+
+@pytest.mark.parametrize("how", ["create_server", "listen"])
+def test_a_burst_of_clients_fits_into_the_backlog(served: str, how: str) -> None:
+    """Of none that is accepted meanwhile; 128, the most that socket.listen allows, lost some on AF_VSOCK."""
+    require_backlog(300)
+    address = hvsock.as_address(("loopback", utils.new_service()))
+    with contextlib.ExitStack() as stack:
+        if how == "create_server":
+            listener = stack.enter_context(hvsock.create_server(address, transport=served))
+        else:
+            listener = stack.enter_context(hvsock.HyperVSocket(transport=served))
+            listener.bind(address)
+            listener.listen()
+        for _ in range(300):
+            stack.enter_context(hvsock.create_connection(address, LIMIT, transport=served))
+        listener.settimeout(LIMIT)
+        for _ in range(300):
+            listener.accept()[0].close()
 
 
 @pytest.mark.parametrize("backlog", ["1", 1.5, 1 << 40], ids=repr)

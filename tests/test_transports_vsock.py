@@ -7,6 +7,7 @@ hypervisor. `tests/guest/loopback` runs the suite where it leads nowhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -242,6 +243,14 @@ class TestKernel:
         assert info.value.errno in (errno.ECONNRESET, errno.ECONNREFUSED)
         assert time.monotonic() - start < LIMIT / 2
         assert "nothing listens" in "\n".join(info.value.__notes__)
+
+    def test_a_full_backlog_resets(self) -> None:
+        """The reason why the default one is as large as the system allows."""
+        with utils.listen("vsock", backlog=2) as listener, contextlib.ExitStack() as stack:
+            with pytest.raises(ConnectionResetError) as info:
+                for _ in range(10):
+                    stack.enter_context(hvsock.create_connection(listener.getsockname(), LIMIT, transport="vsock"))
+            assert "its backlog is full" in "\n".join(info.value.__notes__)
 
     def test_no_host(self) -> None:
         """A guest without a hypervisor that answers: an error, and within the timeout."""
