@@ -30,6 +30,13 @@ def pytest_report_header() -> list[str]:
     return [f"hvsock {name}: {reason or 'tested'}" for name, reason in reasons.items()]
 
 
+def require_backlog(number: int) -> None:
+    """Skip the test unless the system lets so many connections wait to be accepted."""
+    limit = Path("/proc/sys/net/core/somaxconn")
+    if not limit.exists() or int(limit.read_text(encoding="ascii")) < number:
+        pytest.skip(f"the system allows a backlog of less than {number}: run it on Linux, with a larger somaxconn")
+
+
 def require(implementation: str) -> None:
     """Skip the test where `implementation` cannot be tested, or fail it where HVSOCK_REQUIRE says so."""
     reason = utils.reason_to_skip(implementation)

@@ -167,12 +167,12 @@ def real_close(s: Scene) -> None:
     sock._real_close()
 
 
-def before_close(s: Scene) -> None:
+def after_close(s: Scene) -> None:
     sock = s.new()
-    sock._before_close(int)
+    sock._after_close(int)
     sock.close()
     sock = s.new()
-    sock._before_close(list)
+    sock._after_close(list)
     socket.close(sock.detach())
 
 
@@ -180,11 +180,11 @@ def pump(s: Scene) -> None:
     with utils.connected("adopted") as (a, one), utils.connected("adopted") as (b, other):
         stopped, mover = Pump(), Pump()
         stopped.stop()
-        assert not stopped.run(one.fileno(), other.fileno(), 1.0)
+        assert not stopped.run(one.fileno(), other.fileno(), 1.0, None)
         a.send(DATA)
         for sock in (a, b):
             sock.shutdown(socket.SHUT_WR)
-        assert mover.run(one.fileno(), other.fileno(), None)
+        assert mover.run(one.fileno(), other.fileno(), None, 1.0)
         assert mover.transferred == (len(DATA), 0)
 
 
@@ -252,11 +252,11 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
         lambda s: s.listener._accept_plain(int),
         lambda s: s.idle._accept_plain(Socket),
     ],
-    "Socket._before_close": [
-        lambda s: s.a._before_close(list),
-        lambda s: s.a._before_close(None),
-        lambda s: s.closed._before_close(list),
-        before_close,
+    "Socket._after_close": [
+        lambda s: s.a._after_close(list),
+        lambda s: s.a._after_close(None),
+        lambda s: s.closed._after_close(list),
+        after_close,
     ],
     "Socket._family": [lambda s: s.a._family],
     "Socket._options": [
@@ -294,9 +294,9 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Pump": [lambda s: Pump(), lambda s: Pump(1)],  # type: ignore[call-arg]
     "Pump.run": [
         pump,
-        lambda s: Pump().run(-1, -1, None),
-        lambda s: Pump().run(-1, -1, 0),
-        lambda s: Pump().run("a", -1, None),  # type: ignore[arg-type]
+        lambda s: Pump().run(-1, -1, None, None),
+        lambda s: Pump().run(-1, -1, 0, None),
+        lambda s: Pump().run("a", -1, None, None),  # type: ignore[arg-type]
         lambda s: Pump().run(),  # type: ignore[call-arg]
     ],
     "Pump.stop": [lambda s: Pump().stop()],

@@ -22,6 +22,7 @@ import utils
 from aio_loops import KINDS, Bed, allow_descriptors, eventually, pending_connects, ticks
 from certificates import tls_contexts
 from children import aio_servers
+from conftest import require_backlog
 from interpreters import new_interpreter
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
@@ -870,6 +871,14 @@ async def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed, tls: bo
     server.abort_clients()
     await server.wait_closed()
     await expect_end(reader, writer)
+
+
+async def test_a_burst_of_clients_fits_into_the_backlog(bed: Bed) -> None:
+    """Without a turn of the loop, in which they would be accepted."""
+    require_backlog(200)
+    async with await bed.start_server(echo):
+        for _ in range(200):
+            hvsock.create_connection(bed.address, LIMIT, transport=bed.transport).close()
 
 
 async def test_backlog_of_none(bed: Bed) -> None:

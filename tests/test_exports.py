@@ -49,6 +49,7 @@ TESTED_ELSEWHERE = {
     "relay_endpoints": "test_relay",
     "relay_listeners": "test_relay",
     "relay_relay": "test_relay",
+    "relay_tcp": "test_relay",
     "shown": "test_addresses",
     "transports": "test_sockets",
     "transports_base": "test_sockets",

@@ -15,7 +15,8 @@ import click
 
 import hvsock
 from hvsock._cli.options import address_argument, examples, transport_option, until_interrupted
-from hvsock._cli.output import Failure, doing, print_lines
+from hvsock._cli.output import Failure, doing, print_lines, print_note
+from hvsock._errors import is_shortage
 
 __all__ = ["command", "echo"]
 
@@ -53,6 +54,8 @@ class Echoes:
         self._open: dict[threading.Thread, hvsock.HyperVSocket] = {}
         self._failure: Failure | None = None
         self._closing = False
+        self._one_ended = threading.Event()
+        self._lacking = False
 
     def run(self) -> None:
         """Accept until the server is closed, by Ctrl-C or because stdout failed; then end the connections too."""
@@ -62,22 +65,47 @@ class Echoes:
                 while not self._room.acquire(timeout=TICK):
                     if self._failure is not None:
                         raise self._failure
+                self._one_ended.clear()
                 try:
                     connection, peer = self._server.accept()
                 except (TimeoutError, ConnectionError):  # or the client is already gone
                     self._room.release()
-                    continue
-                thread = threading.Thread(target=self._serve, args=(connection, peer), daemon=True)
-                with self._lock:
-                    self._open[thread] = connection
-                print_lines(f"connection from {peer}")
-                thread.start()
+                except OSError as error:
+                    self._room.release()
+                    if not is_shortage(error):
+                        raise
+                    self._wait_for_an_end(Failure.of(error).message)
+                else:
+                    self._begin(connection, peer)
         except OSError:
             if self._failure is not None:
                 raise self._failure from None
             raise
         finally:
             self._close()
+
+    def _begin(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> None:
+        thread = threading.Thread(target=self._serve, args=(connection, peer), daemon=True)
+        with self._lock:
+            self._open[thread] = connection
+        print_lines(f"connection from {peer}")
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system gives no thread
+            with self._lock:
+                del self._open[thread]
+            self._room.release()
+            connection.close()
+            self._wait_for_an_end(str(error))
+        else:
+            self._lacking = False
+
+    def _wait_for_an_end(self, reason: str) -> None:
+        """Wait until a connection has ended, which gives back what the system lacks, or for a moment."""
+        if not self._lacking:  # it is said once
+            print_note(f"cannot accept: {reason}; clients wait until a connection ends")
+        self._lacking = True
+        self._one_ended.wait(TICK)
 
     def _close(self) -> None:
         with self._lock:
@@ -105,6 +133,7 @@ class Echoes:
             with self._lock:
                 del self._open[threading.current_thread()]
             self._room.release()
+            self._one_ended.set()
 
 
 @click.command("echo", epilog=examples(EXAMPLES))

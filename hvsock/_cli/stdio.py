@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import errno
 import io
-import os
 import socket
 import sys
 import threading
@@ -17,6 +15,7 @@ import click
 import hvsock
 from hvsock._cli.options import Seconds, address_argument, examples, transport_option
 from hvsock._cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.streams import read
 
 __all__ = ["connect", "listen", "pump"]
 
@@ -149,17 +148,12 @@ class Sender(threading.Thread):
     def _read(self) -> bytes:
         if sys.stdin is None:
             return b""
-        # Unbuffered: a thread that waits in a buffer keeps its lock, and then the interpreter cannot shut down.
-        stream: Any = sys.stdin.buffer
         try:
-            data: bytes | None = getattr(stream, "raw", stream).read(CHUNK)
-            if data is None:  # stdin is non-blocking and empty, which is not its end
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return read(sys.stdin.buffer, CHUNK)
         except OSError as error:
             self.failure = Failure(f"standard input: {Failure.of(error).message}")
             self._connection.close()
             raise self.failure from error
-        return data
 
 
 def receive(connection: hvsock.HyperVSocket) -> None:

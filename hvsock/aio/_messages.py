@@ -280,7 +280,7 @@ class MessageServer(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         handler: Callable[[MessageStream], Awaitable[None]],
         max_connections: int | None,
     ) -> None:
@@ -328,7 +328,7 @@ async def serve_messages(
     address: Address,
     *,
     max_connections: int | None = None,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     start_serving: bool = True,
@@ -340,7 +340,7 @@ async def serve_messages(
             returns. What it raises goes to the event loop's exception handler, and ends that connection only.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
         max_connections: how many may be open at a time; further ones wait to be accepted. None: any number.
-        backlog: connections that may wait to be accepted.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
         start_serving: False waits for the server's start_serving() or serve_forever().

@@ -15,6 +15,7 @@ from hvsock.aio._connect import watches_sockets
 
 __all__ = ["BaseServer"]
 
+_BURST: Final = 100  # connections accepted in one turn of the loop, unless the server has a limit of its own
 _RETRY_DELAY: Final = 1.0  # seconds without accepting after an error that is not the peer's, as in asyncio
 
 
@@ -24,7 +25,7 @@ class BaseServer(asyncio.AbstractServer):
     The methods are those of `asyncio.Server`, on every version of Python as on the newest.
     """
 
-    def __init__(self, sock: HyperVSocket, backlog: int, max_connections: int | None = None) -> None:
+    def __init__(self, sock: HyperVSocket, backlog: int | None, max_connections: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._backlog = backlog
@@ -99,7 +100,7 @@ class BaseServer(asyncio.AbstractServer):
             self._sock.listen(self._backlog)
             kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
             acceptor = kind(self._loop, self._sock, self._accepted)
-            acceptor.start(self._max_connections or max(self._backlog, 1))
+            acceptor.start(self._max_connections or max(_BURST if self._backlog is None else self._backlog, 1))
             self._acceptor = acceptor
 
     async def serve_forever(self) -> None:

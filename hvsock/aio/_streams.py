@@ -31,7 +31,7 @@ class _ClientTLS(_TLS, total=False):
 
 
 class _ServerOptions(_TLS, total=False):
-    backlog: int
+    backlog: int | None
     transport: str | None
     connected_suspend: bool
     start_serving: bool
@@ -177,7 +177,7 @@ class Server(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         tls: dict[str, Any],
     ) -> None:
@@ -225,7 +225,7 @@ async def create_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
     address: Address,
     *,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     ssl: ssl_module.SSLContext | None = None,
@@ -238,7 +238,7 @@ async def create_server(
     Args:
         protocol_factory: makes the protocol of a connection.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
-        backlog: connections that may wait to be accepted.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
         ssl: speak TLS in this context.
