@@ -85,6 +85,7 @@ def test_a_table_can_be_had_as_json(path: tuple[str, ...]) -> None:
         ("service",),
         ("ping",), ("ping", "pigeon"), ("ping", "parent/x"), ("ping", "parent/2147483648"), ("ping", "tcp://parent/1"),
         ("ping", "pa\x1brent/1"), ("ping", "-c", "0", "parent/1"), ("ping", "-i", "nan", "parent/1"),
+        ("ping", "-w", "0", "parent/1"), ("ping", "--json", "--json-lines", "parent/1"),
         ("ping", "-t", "0", "parent/1"), ("ping", "-t", "inf", "parent/1"), ("ping", "-s", "0", "parent/1"),
         ("ping", "--transport", "pigeon", "parent/1"), ("bench", "-s", "1", "-s", "x", "parent/1"), ("echo", "5000"),
         ("connect", "parent/5000", "--retry-for", "-1"), ("listen", ""), ("completion", "csh"),

@@ -19,14 +19,21 @@ def test_percentiles_are_nearest_rank() -> None:
         "count": 100,
         "min_us": 1.0,
         "mean_us": 50.5,
+        "deviation_us": 28.9,
         "p50_us": 50.0,
         "p99_us": 99.0,
         "p999_us": 100.0,
         "max_us": 100.0,
     }
-    assert set(Durations([7000]).times().values()) == {1, 7.0}
+    assert set(Durations([7000]).times().values()) == {0.0, 1, 7.0}
     with pytest.raises(ValueError, match="no durations"):
         Durations().percentile(500)
+
+
+def test_the_deviation_is_exact_however_long_the_durations_are() -> None:
+    assert Durations([1, 3]).deviation() == 1.0
+    assert Durations([10**17 + 1, 10**17 + 3]).deviation() == 1.0
+    assert Durations([5]).times()["deviation_us"] == 0.0
 
 
 def test_percentiles_are_nearly_exact() -> None:
