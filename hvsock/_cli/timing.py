@@ -14,7 +14,7 @@ from typing import Final, TypedDict
 import hvsock
 from hvsock._cli.output import Failure
 
-__all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round_trip"]
+__all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Intervals", "Span", "Times", "in_words", "round_trip"]
 
 BITS: Final = 12  # significant bits that are kept of a duration: it is exact to 0.05 %
 #: The bounds of a histogram's buckets: these, times powers of ten, in ns.
@@ -35,6 +35,10 @@ class Times(TypedDict):
     p99_us: float
     p999_us: float
     max_us: float
+
+
+#: From which second to which.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,44 @@ def _bounds() -> Iterator[tuple[int, int]]:
             yield start, step * scale
             start = step * scale
         scale *= 10
+
+
+class Intervals:
+    """The parts of a measurement of `duration` seconds: each `length` seconds long, the last up to half as long again.
+
+    Times are of any one clock, in seconds; the spans count from `start`. Without a length there are no parts.
+    """
+
+    def __init__(self, length: float | None, duration: float, start: float) -> None:
+        self._length = length
+        self._duration = duration
+        self._start = start
+        self._from = 0.0
+        self._due = self._next(0.0)
+
+    def left(self, now: float) -> float:
+        """Return the seconds until the next part but the last is over."""
+        return self._start + self._due - now
+
+    def cut(self, now: float) -> Span | None:
+        """Return the span of a part that is over, but not the last."""
+        passed = now - self._start
+        if passed < self._due:
+            return None
+        span = self._from, passed
+        self._from, self._due = passed, self._next(passed)
+        return span
+
+    def rest(self, now: float) -> Span | None:
+        """Return the span of the last part."""
+        passed = now - self._start
+        return None if self._length is None or passed <= self._from else (self._from, passed)
+
+    def _next(self, passed: float) -> float:
+        if self._length is None:
+            return math.inf
+        due = (passed // self._length + 1) * self._length
+        return due if due <= self._duration - self._length / 2 else math.inf
 
 
 def in_words(microseconds: float) -> str:
