@@ -33,9 +33,9 @@ GRACE: Final = 0.1  # seconds that the last ping has at least, or a deadline wou
 REFRESH: Final = 0.1  # seconds between two updates of the progress
 
 EXAMPLES = """
-  hvsock ping parent/5000                          until Ctrl-C, one a second
-  hvsock ping --count 1 --quiet parent/5000        is it there? (exit code 0 or 1)
-  hvsock ping -w 60 --count 1 parent/5000          wait up to a minute for it
+  hvsock ping parent/5000                     until Ctrl-C, one a second
+  hvsock ping --count 1 --quiet parent/5000   is it there? (exit code 0 or 1)
+  hvsock ping -w 60 --count 1 parent/5000     wait up to a minute for it
   hvsock ping --count 10000 --interval 0 parent/5000
   hvsock ping --count 100 --json parent/5000 | jq .round_trip.p99_us
   hvsock ping --json-lines parent/5000 > pings.jsonl
