@@ -103,7 +103,6 @@ def test_info_says_whether_loopback_works(monkeypatch: pytest.MonkeyPatch) -> No
     transports = [
         types.SimpleNamespace(name="hyperv", available=False, reason="AF_HYPERV exists on Windows only.", family=34),
         types.SimpleNamespace(name="vsock", available=True, reason=None, family=40),
-        types.SimpleNamespace(name="local", available=True, reason=None, family=1),
     ]
     monkeypatch.setattr(hvsock, "transports", lambda: tuple(transports))
     for has, words in (
@@ -112,12 +111,11 @@ def test_info_says_whether_loopback_works(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         monkeypatch.setattr(info.vsock, "has_loopback", lambda has=has: has)
         lines = run("info").stdout.splitlines()
-        assert lines[3:6] == [
+        assert lines[3:5] == [
             "transport hyperv   not available: AF_HYPERV exists on Windows only.",
             f"transport vsock    {words}",
-            "transport local    available, also as loopback",
         ]
-        assert [t["loopback"] for t in json.loads(run("info", "--json").stdout)["transports"]] == [False, has, True]
+        assert [t["loopback"] for t in json.loads(run("info", "--json").stdout)["transports"]] == [False, has]
 
 
 def test_text_of_others_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
