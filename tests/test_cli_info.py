@@ -21,7 +21,7 @@ from hvsock._transports import vsock
 
 
 def test_info_lists_transports_reasons_ids_and_constants() -> None:
-    result = run("info")
+    result = run("info", "--constants")
     assert (result.exit_code, result.stderr) == (0, "")
     rows = {line[:28].strip(): line for line in result.stdout.splitlines()}
     text = result.stdout
@@ -33,6 +33,10 @@ def test_info_lists_transports_reasons_ids_and_constants() -> None:
     assert str(hvsock.HV_GUID_PARENT) in rows["HV_GUID_PARENT"]
     assert rows["local directory"].endswith("none" if utils.WINDOWS else os.environ["HVSOCK_LOCAL_DIR"])
     assert rows["local partition"].endswith("  none" if utils.WINDOWS else "  host")
+    short = run("info").stdout
+    assert [line.split() for line in short.splitlines()] == [
+        line.split() for line in text.splitlines() if line.partition(" ")[0] not in hvsock.__all__
+    ]
 
 
 def test_info_as_json() -> None:
@@ -46,6 +50,9 @@ def test_info_as_json() -> None:
     assert facts["constants"]["HV_GUID_LOOPBACK"] == str(hvsock.HV_GUID_LOOPBACK)
     assert facts["constants"]["HVSOCKET_HIGH_VTL"] == 8
     assert facts["problems"] == []
+    assert [t["loopback"] for t in facts["transports"]] == [
+        t.available and (t.name != "vsock" or info.vsock.has_loopback()) for t in hvsock.transports()
+    ]
     if utils.WINDOWS:
         assert facts["local"] == {"directory": None, "partition": None}
     else:
@@ -93,6 +100,25 @@ def test_info_shows_the_cid(cid: int | None, text: str, monkeypatch: pytest.Monk
     assert json.loads(run("info", "--json").stdout)["local_cid"] == cid
 
 
+def test_info_says_whether_loopback_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    transports = [
+        types.SimpleNamespace(name="hyperv", available=False, reason="AF_HYPERV exists on Windows only.", family=34),
+        types.SimpleNamespace(name="vsock", available=True, reason=None, family=40),
+    ]
+    monkeypatch.setattr(hvsock, "transports", lambda: tuple(transports))
+    for has, words in (
+        (True, "available, also as loopback"),
+        (False, "available, but not as loopback: the vsock loopback module is not loaded (modprobe vsock_loopback)"),
+    ):
+        monkeypatch.setattr(info.vsock, "has_loopback", lambda has=has: has)
+        lines = run("info").stdout.splitlines()
+        assert lines[3:5] == [
+            "transport hyperv   not available: AF_HYPERV exists on Windows only.",
+            f"transport vsock    {words}",
+        ]
+        assert [t["loopback"] for t in json.loads(run("info", "--json").stdout)["transports"]] == [False, has]
+
+
 def test_text_of_others_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = types.SimpleNamespace(name="hyperv", available=False, reason=NASTY, family=34)
     monkeypatch.setattr(hvsock, "transports", lambda: (transport,))
@@ -107,8 +133,18 @@ def test_what_the_encoding_does_not_have_is_escaped(monkeypatch: pytest.MonkeyPa
 
 
 @posix
-def test_info_on_a_terminal() -> None:
+def test_info_fits_a_terminal() -> None:
+    """And leaves a line for the prompt."""
     with on_terminal("info", columns=80) as (process, shown, _):
+        lines = plain(shown()).splitlines()
+        assert process.wait(utils.LIMIT) == 0
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+
+
+@posix
+def test_info_on_a_terminal() -> None:
+    with on_terminal("info", "--constants", columns=80) as (process, shown, _):
         text = shown()
         assert process.wait(utils.LIMIT) == 0
     assert "\x1b[1m" in text

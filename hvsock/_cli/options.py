@@ -75,8 +75,9 @@ class Commands(click.Group):
         except click.exceptions.Exit as ending:
             code = ending.exit_code
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else name
-            print_failure(Failure(f"{error.format_message().rstrip('.')} (see '{command} --help')"), debug=False)
+            command = error.ctx.command_path if error.ctx else self._path(name, args)
+            message = error.format_message().replace("\n\t", " ").rstrip(".")  # click lists choices on lines
+            print_failure(Failure(f"{message} (see '{command} --help')"), debug=False)
             code = EXIT_USAGE
         except (KeyboardInterrupt, click.Abort):
             code = EXIT_INTERRUPTED
@@ -90,6 +91,16 @@ class Commands(click.Group):
                 print_failure(failure, debug=debug)
             code = code or EXIT_FAILURE
         return code
+
+    def _path(self, name: str, args: list[str]) -> str:
+        """Return the words that name the command which the arguments are for: not every error of click knows it."""
+        words = [name]
+        command: click.Command = self
+        for word in args:
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+                words.append(word)
+        return " ".join(words)
 
 
 @contextlib.contextmanager

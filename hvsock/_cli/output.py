@@ -35,6 +35,7 @@ __all__ = [
     "print_note",
     "print_rows",
     "print_table",
+    "print_text",
     "stdout",
     "writing",
 ]
@@ -189,6 +190,12 @@ def print_lines(*lines: object) -> None:
         out.flush()
 
 
+def print_text(text: str) -> None:
+    """Print lines that hold nothing from elsewhere, such as a command's help, on stdout."""
+    with writing():
+        stdout().write(f"{text}\n")
+
+
 def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None:
     """Print a name and a value a line on stdout; the names are `width` wide, or as wide as the widest."""
     out = stdout()
@@ -198,8 +205,8 @@ def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(min_width=width or None)
-    table.add_column()
+    table.add_column(min_width=width or None, overflow="fold")  # not an ellipsis: it may be an id to copy
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*(cell(text, out, "" if column else "bold") for column, text in enumerate(row)))
     with writing():

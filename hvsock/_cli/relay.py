@@ -21,15 +21,15 @@ __all__ = ["command"]
 
 EXAMPLES = """
   hvsock relay tcp://:8080 hvsock://parent/5000
-                     in a guest: http://localhost:8080 is the host's service
+                in a guest: http://localhost:8080 is the host's service
   hvsock relay hvsock://wildcard/5000 tcp://127.0.0.1:80
-                     on the host: guests reach a web server that knows only TCP
+                on the host: guests reach a web server that knows only TCP
   hvsock relay unix:///run/agent.sock 'hybrid:///srv/fc/v.sock?port=5000'
-                     into a Firecracker VM
+                into a Firecracker VM
   hvsock relay 'hvsock://wildcard/5000?transport=local' tcp://:5432
-                     without a hypervisor
+                without a hypervisor
   hvsock relay --config relays.toml
-                     several in one process
+                several in one process
 """
 
 _SLICE = 0.1 if sys.platform == "win32" else None  # seconds: there, Ctrl-C does not interrupt the wait for a lock

@@ -25,7 +25,7 @@ CHUNK: Final = 64 << 10
 TICK: Final = 0.05 if sys.platform == "win32" else 1.0
 
 CONNECT_EXAMPLES = """
-  hvsock connect parent/5000                       type, and end with Ctrl-D (Windows: Ctrl-Z)
+  hvsock connect parent/5000             end with Ctrl-D (Windows: Ctrl-Z)
   hvsock connect parent/5000 < request > reply
   tar c . | hvsock connect parent/5000
 """
