@@ -180,11 +180,11 @@ def pump(s: Scene) -> None:
     with utils.connected("adopted") as (a, one), utils.connected("adopted") as (b, other):
         stopped, mover = Pump(), Pump()
         stopped.stop()
-        assert not stopped.run(one.fileno(), other.fileno(), 1.0)
+        assert not stopped.run(one.fileno(), other.fileno(), 1.0, None)
         a.send(DATA)
         for sock in (a, b):
             sock.shutdown(socket.SHUT_WR)
-        assert mover.run(one.fileno(), other.fileno(), None)
+        assert mover.run(one.fileno(), other.fileno(), None, 1.0)
         assert mover.transferred == (len(DATA), 0)
 
 
@@ -290,9 +290,9 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Pump": [lambda s: Pump(), lambda s: Pump(1)],  # type: ignore[call-arg]
     "Pump.run": [
         pump,
-        lambda s: Pump().run(-1, -1, None),
-        lambda s: Pump().run(-1, -1, 0),
-        lambda s: Pump().run("a", -1, None),  # type: ignore[arg-type]
+        lambda s: Pump().run(-1, -1, None, None),
+        lambda s: Pump().run(-1, -1, 0, None),
+        lambda s: Pump().run("a", -1, None, None),  # type: ignore[arg-type]
         lambda s: Pump().run(),  # type: ignore[call-arg]
     ],
     "Pump.stop": [lambda s: Pump().stop()],

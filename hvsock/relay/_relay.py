@@ -295,10 +295,12 @@ class Relay:
         """Accept only while a descriptor for the target is reserved; otherwise leave the client in the backlog.
 
         What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
+        It is a copy of one that is there, since a new one's family could be one that this process must not use.
         """
+        assert self._parts is not None
         with contextlib.ExitStack() as undo:
             with self._accounting:
-                place = undo.enter_context(socket.socket())
+                place: socket.socket = undo.enter_context(self._parts.closing.reader.dup())
                 with place.dup(), place.dup():
                     pass  # there is one for the client, and one to look a name up with
             client, name = listener.accept()
@@ -340,7 +342,7 @@ class Relay:
         try:
             target = self._reach(place)
             logger.debug("%s: connected to %s", name, self.target)
-            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout)
+            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout, self._target.hold)
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
         except (OSError, ValueError) as exc:
             if target is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 
 import utils
@@ -73,3 +74,16 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
         say(it.address)
         sys.stdin.readline()
         say("refused", it.counters.refused, "failed", it.counters.failed)
+
+
+def with_two_families(target: str, place: str) -> None:
+    """Serve where socket() knows no families but AF_UNIX and AF_VSOCK, and print the counters at the end."""
+    from children.denied import deny_all_families_but
+    from hvsock.relay import Relay
+
+    deny_all_families_but(socket.AF_UNIX, socket.AF_VSOCK)
+    with Relay(f"unix://{place}/two", target) as relay:
+        say(relay.address)
+        sys.stdin.readline()
+        relay.stop(LIMIT)
+    say(relay.counters)
