@@ -78,11 +78,18 @@ hv_list_move(hv_node *from, hv_node *to)
 
 typedef enum { HV_LOG_CONNECTED, HV_LOG_ENDED, HV_LOG_ABORTED, HV_LOG_FAILED, HV_LOG_REFUSED, HV_LOG_ACCEPT } hv_log_kind;
 
-/* Where a client came from, as accept() said it. */
+/* Where a client came from: what accept() said, or what it was adopted with. */
 typedef struct {
     uint8_t length;
-    char bytes[31]; /* a longer one is cut: the path of a Unix socket */
+    char bytes[119]; /* a longer one is cut */
 } hv_origin;
+
+static inline void
+hv_origin_set(hv_origin *origin, const void *bytes, size_t length)
+{
+    origin->length = (uint8_t)(length < sizeof origin->bytes ? length : sizeof origin->bytes);
+    memcpy(origin->bytes, bytes, origin->length);
+}
 
 static inline int
 hv_origin_family(const hv_origin *origin)
@@ -97,9 +104,12 @@ hv_origin_family(const hv_origin *origin)
 typedef struct hv_log {
     struct hv_log *next;
     hv_log_kind kind;
-    int error; /* 0: the engine's own reason */
+    int error; /* the system's, or one of these: */
     hv_origin origin;
 } hv_log;
+
+#define HV_LOG_STOPPED 0
+#define HV_LOG_IDLE (-1)
 
 typedef struct {
     int family, proto;
@@ -134,6 +144,7 @@ typedef struct {
 typedef struct hv_adopted {
     struct hv_adopted *next;
     hv_handle client, target;
+    hv_origin origin;
 } hv_adopted;
 
 typedef enum { HV_ENGINE_RUNS, HV_ENGINE_CLOSED, HV_ENGINE_ABORTS, HV_ENGINE_OVER } hv_engine_state;
@@ -286,7 +297,6 @@ hv_link_end(hv_loop *loop, hv_link *link)
     hv_link_close(loop, link, 1);
 }
 
-/* `error` 0: no data for the idle timeout, or the engine was told to abort. */
 static void
 hv_link_abort(hv_loop *loop, hv_link *link, int error)
 {
@@ -431,12 +441,13 @@ hv_link_move(hv_loop *loop, hv_link *link)
     }
 }
 
-/* An end or an error was reported that neither a receive nor a send would find. */
+/* The error of a side that nothing is to be had from or given to now: neither a receive nor a send would find it. */
 static int
 hv_link_lost(const hv_link *link, int side)
 {
     const hv_side *it = &link->sides[side], *other = &link->sides[1 - side];
-    return it->ended && other->start == other->end ? hv_side_error(it->handle) : 0;
+    int is_unused = (it->ended || it->start < it->end) && other->start == other->end;
+    return is_unused ? hv_side_error(it->handle) : 0;
 }
 
 /* ---- connecting ---- */
@@ -613,16 +624,28 @@ hv_loop_refuse(hv_loop *loop, hv_handle client, const hv_origin *origin)
     hv_handle_abort(client);
 }
 
+/* One connection more, unless there are as many as there may be. */
+static int
+hv_engine_reserve(hv_engine *engine)
+{
+    long open = hv_word_get(&engine->open);
+    while (open < engine->most && !hv_word_swap_if(&engine->open, &open, open + 1)) {
+    }
+    return open < engine->most;
+}
+
 static void
 hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
 {
     hv_engine *engine = loop->engine;
-    long open = hv_word_add(&engine->open, 1);
-    hv_link *link = open > engine->most ? NULL : hv_loop_new_link(loop, client, loop->spare);
+    int is_reserved = hv_engine_reserve(engine);
+    hv_link *link = is_reserved ? hv_loop_new_link(loop, client, loop->spare) : NULL;
     hv_counter_add(&engine->total, 1);
     if (link == NULL) {
         hv_loop_refuse(loop, client, origin);
-        hv_engine_count_end(engine);
+        if (is_reserved) {
+            hv_engine_count_end(engine);
+        }
         return;
     }
     loop->spare = -1;
@@ -656,8 +679,7 @@ hv_loop_accept(hv_loop *loop, hv_handle listener)
         }
         if (client >= 0) {
             loop->pause = HV_PAUSE_FIRST;
-            origin.length = (uint8_t)(length < sizeof origin.bytes ? length : sizeof origin.bytes);
-            memcpy(origin.bytes, &address, origin.length);
+            hv_origin_set(&origin, &address, length);
             hv_loop_admit(loop, client, &origin);
         }
     }
@@ -677,6 +699,7 @@ hv_loop_take_adopted(hv_loop *loop)
         hv_adopted *next = adopted->next;
         hv_link *link = hv_loop_new_link(loop, adopted->client, adopted->target);
         if (link != NULL) {
+            link->origin = adopted->origin;
             link->sides[0].is_inexact = link->sides[1].is_inexact = 1; /* of what family is not known */
             hv_link_begin(loop, link, 0);
         } else {
@@ -715,9 +738,9 @@ hv_loop_abort_all(hv_loop *loop)
     while (!hv_list_is_empty(&loop->all)) {
         hv_link *link = HV_OF(loop->all.next, all);
         if (link->state == HV_LINK_MOVING) {
-            hv_link_abort(loop, link, 0);
+            hv_link_abort(loop, link, HV_LOG_STOPPED);
         } else {
-            hv_link_fail(loop, link, 0);
+            hv_link_fail(loop, link, HV_LOG_STOPPED);
         }
     }
 }
@@ -820,7 +843,7 @@ hv_loop_on_time(hv_loop *loop)
     }
     hv_loop_retry_connects(loop);
     while ((link = hv_loop_due(loop, &loop->idle)) != NULL) {
-        hv_link_abort(loop, link, 0);
+        hv_link_abort(loop, link, HV_LOG_IDLE);
     }
     if (!hv_list_is_empty(&loop->blocked) && loop->retry_at <= loop->now) {
         hv_loop_retry_sends(loop);
@@ -1009,7 +1032,7 @@ hv_engine_wait(hv_engine *engine, int running, int64_t ns)
 
 /* Takes two connected handles, which it owns if the result is 0; else the error. */
 static int
-hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target)
+hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_origin *origin)
 {
     hv_adopted *adopted = malloc(sizeof *adopted);
     hv_loop *loop;
@@ -1022,7 +1045,7 @@ hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target)
         uint64_t one = 1;
         ssize_t n;
         hv_word_add(&engine->open, 1);
-        *adopted = (hv_adopted){loop->adopted, client, target};
+        *adopted = (hv_adopted){loop->adopted, client, target, *origin};
         loop->adopted = adopted;
         n = write(loop->wake, &one, sizeof one);
         (void)n;

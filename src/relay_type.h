@@ -91,7 +91,7 @@ engine_take(hv_engine *engine, PyObject *args, PyObject *kwargs)
         return 0;
     }
     return take_listeners(engine, listeners) && take_targets(engine, targets) &&
-           as_idle_timeout(connect_timeout, &engine->connect_limit) && as_idle_timeout(idle_timeout, &engine->idle_limit);
+           as_seconds(connect_timeout, "connect timeout", &engine->connect_limit) && as_seconds(idle_timeout, "idle timeout", &engine->idle_limit);
 }
 
 static PyObject *
@@ -132,18 +132,17 @@ engine_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-engine_adopt(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+engine_adopt(PyObject *self, PyObject *args)
 {
-    hv_handle client, target;
+    long long client, target;
+    PyObject *name;
+    hv_origin origin;
     int error;
-    if (nargs != 2) {
-        PyErr_Format(PyExc_TypeError, "adopt() takes 2 positional arguments (%zd given)", nargs);
+    if (!PyArg_ParseTuple(args, "LLS", &client, &target, &name)) {
         return NULL;
     }
-    if (!as_handle(args[0], &client) || !as_handle(args[1], &target)) {
-        return NULL;
-    }
-    error = hv_engine_adopt(engine_of(self), client, target);
+    hv_origin_set(&origin, PyBytes_AsString(name), (size_t)PyBytes_Size(name));
+    error = hv_engine_adopt(engine_of(self), (hv_handle)client, (hv_handle)target, &origin);
     return error != 0 ? raise_os_error(error) : Py_NewRef(Py_None);
 }
 
@@ -226,7 +225,7 @@ PyDoc_STRVAR(engine_doc, "RelayEngine(listeners, targets, connect_timeout, idle_
                          "order: (family, proto, bytes of a sockaddr). Both may be empty: adopt() only.");
 PyDoc_STRVAR(engine_run_doc, "run($self)\n--\n\n"
                              "Serve, until end().");
-PyDoc_STRVAR(engine_adopt_doc, "adopt($self, client, target, /)\n--\n\n"
+PyDoc_STRVAR(engine_adopt_doc, "adopt($self, client, target, name, /)\n--\n\n"
                                "Relay between two connected handles, which the engine owns from then on.\n"
                                "\n"
                                "OSError: nothing runs any more; the handles stay the caller's.");
@@ -241,14 +240,14 @@ PyDoc_STRVAR(engine_wait_doc, "wait($self, running, seconds, /)\n--\n\n"
                               "\n"
                               "False: that took longer than so many seconds.");
 PyDoc_STRVAR(engine_next_log_doc, "next_log($self)\n--\n\n"
-                                  "Wait for what is to be logged: (kind, error, bytes of the client's sockaddr).\n"
+                                  "Wait for what is to be logged: (kind, error, the client's sockaddr or the name it was adopted with).\n"
                                   "\n"
                                   "None: after end(). Error 0 is the engine's own reason.");
 PyDoc_STRVAR(engine_counters_doc, "(open, total, refused, failed, aborted, bytes to target, bytes to client).");
 
 static PyMethodDef engine_methods[] = {
     {"run", engine_run, METH_NOARGS, engine_run_doc},
-    {"adopt", (PyCFunction)(void (*)(void))engine_adopt, METH_FASTCALL, engine_adopt_doc},
+    {"adopt", engine_adopt, METH_VARARGS, engine_adopt_doc},
     {"stop_listening", engine_stop_listening, METH_NOARGS, engine_stop_listening_doc},
     {"abort", engine_abort, METH_NOARGS, engine_abort_doc},
     {"end", engine_end, METH_NOARGS, engine_end_doc},
