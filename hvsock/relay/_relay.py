@@ -267,7 +267,11 @@ class Relay:
         logger.info("stopped listening on %s", self.address)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C, when all of it runs already
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
