@@ -15,7 +15,8 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
-#define HV_BATCH 64            /* events of one epoll_wait(), accepted clients in a row */
+#define HV_BATCH 64            /* events of one epoll_wait() */
+#define HV_ACCEPTS 4           /* clients in a row: the rest is for the other threads, which are woken meanwhile */
 #define HV_ROUNDS 16           /* receives in a row of one connection */
 #define HV_ROOMS 16            /* that a thread keeps for later */
 #define HV_UNIX_RETRY 10000000 /* ns; connect() to a Unix socket does not wait for room in its backlog */
@@ -661,7 +662,7 @@ hv_loop_accept(hv_loop *loop, hv_handle listener)
 {
     hv_engine *engine = loop->engine;
     int i;
-    for (i = 0; i < HV_BATCH && hv_word_get(&engine->state) == HV_ENGINE_RUNS; i++) {
+    for (i = 0; i < HV_ACCEPTS && hv_word_get(&engine->state) == HV_ENGINE_RUNS; i++) {
         struct sockaddr_storage address;
         socklen_t length = sizeof address;
         hv_origin origin;
