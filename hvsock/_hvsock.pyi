@@ -1,4 +1,5 @@
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, TypeVar
 
@@ -10,6 +11,27 @@ SUN_PATH_SIZE: Final[int]
 _S = TypeVar("_S", bound=type[Socket])
 
 def own_data_path(cls: _S, /) -> _S: ...
+
+if sys.platform == "linux":
+    class RelayEngine:
+        def __new__(
+            cls,
+            listeners: tuple[int, ...],
+            targets: tuple[tuple[int, int, bytes], ...],
+            connect_timeout: float | None,
+            idle_timeout: float | None,
+            max_connections: int,
+            verbose: bool,
+        ) -> Self: ...
+        def run(self) -> None: ...
+        def adopt(self, client: int, target: int, name: bytes, /) -> None: ...
+        def stop_listening(self) -> None: ...
+        def abort(self) -> None: ...
+        def end(self) -> None: ...
+        def wait(self, running: int, seconds: float, /) -> bool: ...
+        def next_log(self) -> tuple[str, int, bytes] | None: ...
+        @property
+        def counters(self) -> tuple[int, int, int, int, int, int, int]: ...
 
 class Pump:
     """Moves bytes between pairs of connected sockets, each pair in a thread of its own."""

@@ -10,7 +10,7 @@
 #include "sock_life.h"
 #include "sock_messages.h"
 
-#include "hv_pump.h"
+#include "relay_type.h"
 
 static PyObject *
 sock_explain(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
@@ -298,7 +298,8 @@ module_exec(PyObject *module)
     find_bytearray_buffer();
     type = make_type(module, state->base);
     if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
-        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0) {
+        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0 &&
+        engine_add_type(module) == 0) {
         result = 0;
     }
     Py_XDECREF(type);

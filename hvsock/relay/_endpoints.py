@@ -22,10 +22,11 @@ from hvsock._addresses import (
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._shown import shown
 from hvsock._sockets import HyperVSocket, create_server
-from hvsock._transports import default_transport, transport_named
+from hvsock._transports import Transport, default_transport, transport_named
 from hvsock._transports.local import bind_path
 from hvsock.relay._attempt import Attempt, Wake
 from hvsock.relay._listeners import Listener, OwnListener, TcpListener
+from hvsock.relay._native import Native, to_tcp, to_unix, to_vsock
 from hvsock.relay._tcp import connect, listen, tcp_text
 
 __all__ = ["Endpoint", "Hybrid", "HyperV", "Tcp", "Unix", "Vsock", "parse"]
@@ -57,6 +58,18 @@ class Endpoint(abc.ABC):
     def connect(self, attempt: Attempt) -> socket.socket:
         """Connect."""
 
+    def addresses(self) -> tuple[Native, ...]:
+        """Return where an `Engine` can connect by itself, in order; nothing if connect() has to do more than that."""
+        return ()
+
+    def explain(self, exc: OSError) -> None:  # noqa: B027 - not every kind knows more
+        """Add to the error of an engine's connect what is known about it."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its connections are nothing but their handles, which an `Engine` can have."""
+        return True
+
     def no_target(self) -> str | None:
         """Return why clients cannot be connected to it, or None."""
         return None
@@ -85,7 +98,23 @@ class HyperV(Endpoint):
         return "it names several VMs; use loopback, parent or a VM's id" if self._address.vm_id in SEVERAL_VMS else None
 
     def listen(self, closing: Wake) -> Listener:
-        return OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
+        sock = create_server(self._address, backlog=_BACKLOG, transport=self._transport)
+        return OwnListener(self.text, sock)
+
+    @property
+    def is_plain(self) -> bool:
+        return self._carrier.name == "vsock"
+
+    @property
+    def _carrier(self) -> Transport:
+        return default_transport() if self._transport is None else transport_named(self._transport)
+
+    def addresses(self) -> tuple[Native, ...]:
+        native = to_vsock(self._address) if self.is_plain else None
+        return () if native is None else (native,)
+
+    def explain(self, exc: OSError) -> None:
+        self._carrier.explain(exc, "connect", peer=self._address)
 
     def connect(self, attempt: Attempt) -> socket.socket:
         with attempt.room():
@@ -96,9 +125,8 @@ class HyperV(Endpoint):
         return sock
 
     def unavailable(self) -> str | None:
-        transport = default_transport() if self._transport is None else transport_named(self._transport)
-        reason = transport.reason
-        return None if reason is None else f"transport {transport.name} is not available: {reason}"
+        reason = self._carrier.reason
+        return None if reason is None else f"transport {self._carrier.name} is not available: {reason}"
 
 
 class Vsock(HyperV):
@@ -143,6 +171,9 @@ class Tcp(Endpoint):
     def connect(self, attempt: Attempt) -> socket.socket:
         return connect(self._host, self._port, attempt)
 
+    def addresses(self) -> tuple[Native, ...]:
+        return to_tcp(self._host, self._port)
+
 
 class Unix(Endpoint):
     form = "unix:///PATH"
@@ -180,6 +211,9 @@ class Unix(Endpoint):
             self._greet(sock, attempt)
         return sock
 
+    def addresses(self) -> tuple[Native, ...]:
+        return (to_unix(self._path),)
+
     def _greet(self, sock: Socket, attempt: Attempt) -> None:
         """Do the handshake before the stream, if there is one."""
 
@@ -192,6 +226,7 @@ class Hybrid(Unix):
     # Seen with Firecracker 1.12, and cloud-hypervisor has the same code: the end of the host's stream is a
     # VSOCK_OP_SHUTDOWN of both to the guest (csm/connection.rs), and what the guest sends after it is dropped.
     hold = 5.0
+    is_plain = False
 
     def __init__(self, text: str, path: Path, port: int) -> None:
         super().__init__(text, path)

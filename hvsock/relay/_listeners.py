@@ -11,6 +11,7 @@ from typing import Self
 
 from hvsock._hvsock import Socket
 from hvsock.relay._attempt import Wake, wait_for
+from hvsock.relay._native import text_of
 from hvsock.relay._tcp import tcp_text, tune
 
 __all__ = ["Listener", "OwnListener", "TcpListener"]
@@ -29,6 +30,14 @@ class Listener(abc.ABC):
     @abc.abstractmethod
     def interrupt(self) -> None:
         """Make accept() raise, now and from now on."""
+
+    @abc.abstractmethod
+    def sockets(self) -> Sequence[socket.socket]:
+        """Return the sockets, non-blocking: an `Engine` accepts on them in place of accept()."""
+
+    def name_of(self, client: bytes) -> str:
+        """Return a client's name for the log, from the bytes of its sockaddr, as many as there are."""
+        return text_of(client) or f"a client of {self.text}"
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -56,6 +65,10 @@ class OwnListener(Listener):
 
     def interrupt(self) -> None:
         self.close()
+
+    def sockets(self) -> Sequence[socket.socket]:
+        self._sock.setblocking(False)
+        return (self._sock,)
 
     def close(self) -> None:
         self._sock.close()
@@ -85,6 +98,11 @@ class TcpListener(Listener):
 
     def interrupt(self) -> None:
         pass  # the order to stop does
+
+    def sockets(self) -> Sequence[socket.socket]:
+        for sock in self._socks:
+            tune(sock)  # Linux: those that are accepted inherit it
+        return self._socks
 
     def close(self) -> None:
         for sock in self._socks:

@@ -55,7 +55,7 @@ def with_few_descriptors() -> None:
 
 
 def that_only_an_end_wakes(target: str, room: str) -> None:
-    """Serve with few descriptors and endless pauses; print how many were accepted, each time that they are too few."""
+    """Serve by threads, with few descriptors and endless pauses; print how many were accepted, when they are too few."""
     import logging
     import resource
 
@@ -67,6 +67,7 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
                 say(it.counters.total)
 
     logging.getLogger("hvsock.relay").addHandler(Totals())
+    _relay.Engine.serves = staticmethod(lambda *_: False)  # type: ignore[method-assign]
     _relay._FIRST_PAUSE = _relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
@@ -74,6 +75,20 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
         say(it.address)
         sys.stdin.readline()
         say("refused", it.counters.refused, "failed", it.counters.failed)
+
+
+def whose_clients_wait(target: str, room: str) -> None:
+    """Serve with descriptors for a few connections, and print at the end how many were turned away."""
+    import resource
+
+    from hvsock.relay import Relay
+
+    with Relay("tcp://:0", target) as it:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
+        say(it.address)
+        sys.stdin.readline()
+        say(it.counters.total, "accepted, refused", it.counters.refused, "failed", it.counters.failed)
 
 
 def with_two_families(target: str, place: str) -> None:
