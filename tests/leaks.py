@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import socket
+import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -308,6 +309,61 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     ],
 }
 
+KINDS: list[type[Any]] = [Socket, Pump]
+
+if sys.platform == "linux":
+    from hvsock._hvsock import RelayEngine
+
+    def new_engine() -> RelayEngine:
+        return RelayEngine((), (), 1.0, 1.0, 10, False)
+
+    def ended_engine() -> RelayEngine:
+        engine = new_engine()
+        engine.end()
+        return engine
+
+    def engine(s: Scene) -> None:
+        """Relay a connection that is accepted, and one that is adopted."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            target = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", listener.getsockname()[1], b"\x7f\0\0\1")
+            source = socket.create_server(("127.0.0.1", 0))
+            source.setblocking(False)
+            moving = RelayEngine((source.fileno(),), ((socket.AF_INET, 0, target),), 1.0, 1.0, 10, True)
+            running = utils.Task(moving.run)
+            with socket.create_connection(source.getsockname(), LIMIT) as client, listener.accept()[0] as server:
+                client.sendall(DATA)
+                assert utils.receive_exactly(server, len(DATA)) == DATA
+            one, other = socket.socketpair()
+            moving.adopt(one.detach(), other.detach(), b"name")
+            moving.stop_listening()
+            source.close()
+            moving.abort()
+            assert moving.wait(0, LIMIT)
+            moving.end()
+            running.result()
+            while moving.next_log() is not None:
+                pass
+
+    KINDS.append(RelayEngine)
+    CALLS |= {
+        "RelayEngine": [
+            engine,
+            lambda s: RelayEngine((), (), 0, None, 1, False),
+            lambda s: RelayEngine(1),  # type: ignore[arg-type, call-arg]
+        ],
+        "RelayEngine.run": [lambda s: ended_engine().run()],
+        "RelayEngine.adopt": [
+            lambda s: new_engine().adopt(-1, -1, b"x"),
+            lambda s: new_engine().adopt(1),  # type: ignore[call-arg]
+        ],
+        "RelayEngine.stop_listening": [lambda s: new_engine().stop_listening()],
+        "RelayEngine.abort": [lambda s: new_engine().abort()],
+        "RelayEngine.end": [lambda s: new_engine().end()],
+        "RelayEngine.wait": [lambda s: new_engine().wait(0, 0.0), lambda s: new_engine().wait(1, 0.0)],
+        "RelayEngine.next_log": [lambda s: ended_engine().next_log()],
+        "RelayEngine.counters": [lambda s: new_engine().counters],
+    }
+
 
 def misuse(call: Callable[[Any], object]) -> Callable[[Scene], object]:
     """Return a call that may leave the socket in another mode, or bytes on their way."""
@@ -333,7 +389,7 @@ for table in (OPERATIONS, {name: call for name, (_, call) in MISUSES.items()}):
 def names() -> set[str]:
     """Return what is written in C, by name."""
     found = {name for name in vars(_hvsock) if not name.startswith("__")} - {"Socket", "SUN_PATH_SIZE"}
-    for kind in (Socket, Pump):
+    for kind in KINDS:
         found |= {f"{kind.__name__}.{name}" for name in vars(kind) if not name.startswith("__")}
         found |= {f"{kind.__name__}.{name}" for name in ("__init__", "__del__") if name in vars(kind)}
     return found
@@ -379,7 +435,7 @@ class Growth(NamedTuple):
 
 def count() -> tuple[int, ...]:
     gc.collect()
-    types = sum(sys.getrefcount(kind) for kind in (Socket, Pump, hvsock.HyperVSocket))
+    types = sum(sys.getrefcount(kind) for kind in (*KINDS, hvsock.HyperVSocket))
     return sys.getallocatedblocks(), heap(), utils.handles(), types
 
 
