@@ -51,7 +51,7 @@ def test_info_as_json() -> None:
     assert facts["constants"]["HVSOCKET_HIGH_VTL"] == 8
     assert facts["problems"] == []
     assert [t["loopback"] for t in facts["transports"]] == [
-        t.available and (t.name != "vsock" or info.vsock.has_loopback()) for t in hvsock.transports()
+        t.available and (t.name != "vsock" or vsock.has_loopback()) for t in hvsock.transports()
     ]
     if utils.WINDOWS:
         assert facts["local"] == {"directory": None, "partition": None}
@@ -110,7 +110,7 @@ def test_info_says_whether_loopback_works(monkeypatch: pytest.MonkeyPatch) -> No
         (True, "available, also as loopback"),
         (False, "available, but not as loopback: the vsock loopback module is not loaded (modprobe vsock_loopback)"),
     ):
-        monkeypatch.setattr(info.vsock, "has_loopback", lambda has=has: has)
+        monkeypatch.setattr(vsock, "has_loopback", lambda has=has: has)
         lines = run("info").stdout.splitlines()
         assert lines[3:5] == [
             "transport hyperv   not available: AF_HYPERV exists on Windows only.",

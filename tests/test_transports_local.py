@@ -333,8 +333,9 @@ def test_a_listener_stays_until_its_last_owner_closes_it(how: str, local_directo
             close = hvsock.HyperVSocket(fileno=os.dup(first.fileno())).close
         else:
             words = [sys.executable, "-c", INHERITOR, str(first.fileno())]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            process = stack.enter_context(subprocess.Popen(words, pass_fds=[first.fileno()], **pipes))
+            process = stack.enter_context(
+                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[first.fileno()])
+            )
             assert process.stdout is not None
             assert process.stdout.readline() == b"has it\n"
             close = process.communicate

@@ -55,11 +55,12 @@ def with_few_descriptors() -> None:
 
 
 def that_only_an_end_wakes(target: str, room: str) -> None:
-    """Serve by threads, with few descriptors and endless pauses; print how many were accepted, when they are too few."""
+    """Serve by threads, with few descriptors and endless pauses; print how many were accepted when they are too few."""
     import logging
     import resource
 
     from hvsock.relay import Relay, _relay
+    from hvsock.relay._engine import Engine
 
     class Totals(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -67,7 +68,7 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
                 say(it.counters.total)
 
     logging.getLogger("hvsock.relay").addHandler(Totals())
-    _relay.Engine.serves = staticmethod(lambda *_: False)  # type: ignore[method-assign]
+    Engine.serves = staticmethod(lambda *_: False)  # type: ignore[assignment]
     _relay._FIRST_PAUSE = _relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
