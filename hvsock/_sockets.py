@@ -102,7 +102,7 @@ class HyperVSocket(Socket):
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
         if fileno is not None and self._transport is not None:
-            self._after_close(self._transport.adopt(self))
+            self._at_close(self._transport.adopt(self))
 
     def _check_handle(self, chosen: Transport) -> None:
         """Leave the handle open and raise ValueError unless it is a stream of the transport's family."""
@@ -143,7 +143,7 @@ class HyperVSocket(Socket):
     def _at_close(self, call: Callable[[], object] | None) -> None:
         """Have `call` made once, after the handle was closed; None leaves what there is.
 
-        A socket has one such call: of its transport if it was bound, of its server if it was accepted.
+        A socket has one such call: of its transport if it was bound or adopted, of its server if it was accepted.
         """
         if call is not None:
             self._after_close(call)
