@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar
 
 from hvsock._addresses import Address, HyperVAddress, as_address
 from hvsock._errors import os_error
-from hvsock._retries import Retries
+from hvsock._retries import Reconnects, Retries
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import Transport, default_transport, transport_named
 from hvsock._transports.vsock import VsockTransport
 
-__all__ = ["call_in_thread", "connect", "connect_watched", "end_with_peer", "settle", "watches_sockets"]
+__all__ = ["call_in_thread", "connect", "connect_watched", "connections", "end_with_peer", "settle", "watches_sockets"]
+
+_T = TypeVar("_T")
 
 _FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
 _LONGEST_POLL: Final = 0.016
@@ -59,6 +62,28 @@ async def connect(
             pause = retries.pause_after(exc)
             if pause is None:
                 raise
+        await asyncio.sleep(pause)
+
+
+async def connections(connect: Callable[[], Awaitable[_T]], *, retry_for: float = math.inf) -> AsyncIterator[_T]:
+    """Yield a connection, and another one each time the caller asks, for a client that outlives restarts of its VM.
+
+    `connect` is a coroutine function, or returns what `connect_messages`, `open_connection` or `connect` do. All else
+    is as for `hvsock.connections`.
+    """
+    reconnects = Reconnects(retry_for)
+    while True:
+        try:
+            connection = await connect()
+        except (OSError, EOFError) as exc:
+            pause = reconnects.failed(exc)
+            if pause is None:
+                raise
+        else:
+            reconnects.made()
+            yield connection
+            del connection
+            pause = reconnects.lost()
         await asyncio.sleep(pause)
 
 
