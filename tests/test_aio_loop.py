@@ -158,6 +158,24 @@ async def test_failing_tls(bed: Bed) -> None:
             await writer.wait_closed()
 
 
+async def test_start_tls(bed: Bed) -> None:
+    serving, dialling = tls_contexts("TLS 1.3")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"start\n")
+        await writer.start_tls(serving)
+        writer.write(str(writer.get_extra_info("sockname")).encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, sock=listen(bed)) as server:
+        reader, writer = await asyncio.open_connection(sock=await dial(bed))
+        assert await reader.readline() == b"start\n"
+        await writer.start_tls(dialling, server_hostname="")
+        assert await reader.read() == str(server.sockets[0].getsockname()).encode()
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_other_sockets(bed: Bed) -> None:
     """What is not a `HyperVSocket` is the loop's own business."""
     loop = asyncio.get_running_loop()
