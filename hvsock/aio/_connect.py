@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import Final
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar, cast
 
 from hvsock._addresses import Address, HyperVAddress, as_address
 from hvsock._errors import os_error
-from hvsock._retries import Retries
+from hvsock._retries import Reconnects, Retries
 from hvsock._sockets import HyperVSocket
-from hvsock._transports import Transport, default_transport, transport_named
+from hvsock._transports import Transport, default_transport, transport_named, transport_of_family
+from hvsock._transports.vsock import VsockTransport
 
-__all__ = ["connect", "settle", "watches_sockets"]
+__all__ = ["call_in_thread", "connect", "connect_socket", "connections", "end_with_peer", "settle", "watches_sockets"]
+
+_T = TypeVar("_T")
 
 _FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
 _LONGEST_POLL: Final = 0.016
+_AF_VSOCK: Final = VsockTransport.family
+_LOOK: Final = 1.0  # seconds between two looks at a peer
+
+_looked_after: Final = weakref.WeakSet[HyperVSocket]()
 
 
 def watches_sockets(loop: asyncio.AbstractEventLoop) -> bool:
@@ -37,11 +46,9 @@ async def connect(
     transport: str | None = None,
     retry_for: float = 0.0,
 ) -> HyperVSocket:
-    """Connect to a service and return the socket, which is non-blocking.
+    """Connect to a service and return the socket, which is non-blocking, for a library that takes a connected one.
 
-    If cancelled, nothing is left pending and no handle is left open.
-
-    The arguments and errors are those of `connect_messages`.
+    If cancelled, nothing is left pending and no handle is left open. The arguments and errors are `connect_messages`'s.
     """
     to = as_address(address)
     if timeout is not None and not timeout > 0.0:
@@ -58,28 +65,58 @@ async def connect(
         await asyncio.sleep(pause)
 
 
-async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
-    loop = asyncio.get_running_loop()
-    sock = HyperVSocket(transport=carrier.name)
-    try:
-        sock.settimeout(timeout)
-        if watches_sockets(loop):
-            sock.setblocking(False)
-            try:
-                if timeout is not None:
-                    carrier.limit_connect(sock, timeout)
-                async with asyncio.timeout(timeout):
-                    await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
-            except OSError as exc:
-                sock._note(exc, "connect", peer=to)
+async def connections(connect: Callable[[], Awaitable[_T]], *, retry_for: float = math.inf) -> AsyncIterator[_T]:
+    """Yield a connection, and another one each time the caller asks, for a client that outlives restarts of its VM.
+
+    `connect` is a coroutine function, or returns what `connect_messages`, `open_connection` or `connect` do. All else
+    is as for `hvsock.connections`.
+    """
+    reconnects = Reconnects(retry_for)
+    while True:
+        try:
+            connection = await connect()
+        except (OSError, EOFError) as exc:
+            pause = reconnects.failed(exc)
+            if pause is None:
                 raise
         else:
-            await _call_in_thread(loop, sock, lambda: sock.connect(to))
-            sock.setblocking(False)
+            reconnects.made()
+            yield connection
+            del connection
+            pause = reconnects.lost()
+        await asyncio.sleep(pause)
+
+
+async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
+    sock = HyperVSocket(transport=carrier.name)
+    try:
+        await connect_socket(asyncio.get_running_loop(), sock, to, timeout)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def connect_socket(
+    loop: asyncio.AbstractEventLoop, sock: HyperVSocket, to: HyperVAddress, timeout: float | None
+) -> None:
+    """Connect a socket of a transport, which is non-blocking then. After an error it can only be closed."""
+    carrier = cast(Transport, transport_of_family(sock.family))
+    if watches_sockets(loop):
+        sock.setblocking(False)
+        try:
+            if timeout is not None:
+                carrier.limit_connect(sock, timeout)
+            async with asyncio.timeout(timeout):
+                await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
+        except OSError as exc:
+            sock._note(exc, "connect", peer=to)
+            raise
+    else:
+        sock.settimeout(timeout)
+        await call_in_thread(loop, sock, lambda: sock.connect(to))
+        sock.setblocking(False)
+    end_with_peer(loop, sock)
 
 
 async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
@@ -110,7 +147,33 @@ def settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
+def end_with_peer(loop: asyncio.AbstractEventLoop, sock: HyperVSocket) -> None:
+    """Have it reported, to whatever waits to send on the socket, that the peer has gone.
+
+    The poll of AF_VSOCK does not tell if something was left to read, only a send does. A shutdown() makes it tell: it
+    takes nothing from a socket that cannot send any more.
+    """
+    if sock.family == _AF_VSOCK and sock not in _looked_after:
+        _looked_after.add(sock)
+        loop.call_later(_LOOK, _look, loop, weakref.ref(sock))
+
+
+def _look(loop: asyncio.AbstractEventLoop, reference: weakref.ref[HyperVSocket]) -> None:
+    sock = reference()
+    if sock is None or sock.fileno() < 0:
+        return
+    try:
+        sock.send(b"")
+    except OSError:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        return
+    except RuntimeError:  # amid a message, whose sender looks by itself
+        pass
+    loop.call_later(_LOOK, _look, loop, reference)
+
+
+async def call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
     """Make a blocking call on `sock` in a thread of its own.
 
     If cancelled, closes the socket: that ends the call, so that the thread has ended too when this function has.

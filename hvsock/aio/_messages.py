@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Self
 
 from hvsock._addresses import Address
-from hvsock._sockets import HyperVSocket, _bind_server
+from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import connect, watches_sockets
 from hvsock.aio._links import Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio._parser import HEADER
-from hvsock.aio._server import BaseServer
+from hvsock.aio._server import BaseServer, listener
 from hvsock.aio._turns import BURST, Turn
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
@@ -318,15 +320,16 @@ class MessageServer(BaseServer):
         finally:
             await stream.aclose()
 
-    def _served(self, sock: HyperVSocket, connection: object, task: asyncio.Task[None]) -> None:
+    def _served(self, sock: HyperVSocket, connection: weakref.ref[HyperVSocket], task: asyncio.Task[None]) -> None:
         super()._served(sock, connection, task)
         del self._streams[sock]
 
 
 async def serve_messages(
     handler: Callable[[MessageStream], Awaitable[None]],
-    address: Address,
+    address: Address | None = None,
     *,
+    sock: socket.socket | None = None,
     max_connections: int | None = None,
     backlog: int | None = None,
     transport: str | None = None,
@@ -339,6 +342,7 @@ async def serve_messages(
         handler: called with a `MessageStream` for each connection, as a task of its own; the stream is closed when it
             returns. What it raises goes to the event loop's exception handler, and ends that connection only.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
         max_connections: how many may be open at a time; further ones wait to be accepted. None: any number.
         backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
@@ -347,10 +351,11 @@ async def serve_messages(
 
     Raises:
         OSError: the address is in use, or as the system says.
-        ValueError: an unknown transport, an address that it cannot express, or `max_connections` below 1.
+        ValueError: an unknown transport, an address that it cannot express, both an address and a socket or neither, or
+            `max_connections` below 1.
     """
     if max_connections is not None and max_connections < 1:
         raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
-    sock = _bind_server(address, transport, connected_suspend)
-    server = MessageServer(sock, backlog, handler, max_connections)
+    taken = listener(address, sock, transport, connected_suspend)
+    server = MessageServer(taken, backlog, handler, max_connections)
     return await server._started(start_serving)
