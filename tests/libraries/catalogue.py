@@ -1,0 +1,64 @@
+"""Which libraries are tested, how each is run, and on which transports; what docs/reference/libraries.md shows.
+
+It imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import NamedTuple
+
+#: How a program is run: on asyncio's event loop or uvloop's, on trio, in threads.
+ASYNCIO, UVLOOP, TRIO, THREADS = "asyncio", "uvloop", "trio", "threads"
+LOOPS = (ASYNCIO, UVLOOP)
+POSIX = frozenset({"local", "vsock"})
+EVERYWHERE = POSIX | {"hyperv"}
+
+
+class Library(NamedTuple):
+    """A library, whose module in this package is `with_` and its key in `LIBRARIES`."""
+
+    name: str  #: as the page writes it
+    distribution: str | None  #: on PyPI; None for the standard library
+    hows: tuple[str, ...]
+    transports: frozenset[str]
+    peer: bool = True  #: whether its server's application sees which VM a client is in
+
+    def version(self) -> str | None:
+        """Return the version that is installed, None without one; the standard library's is "3"."""
+        if self.distribution is None:
+            return "3"
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+
+LIBRARIES: dict[str, Library] = {
+    "asyncio": Library("asyncio", None, LOOPS, EVERYWHERE),
+}
+
+
+def cases(transport: str) -> list[tuple[str, str]]:
+    """Return the keys of the libraries that are run on a transport, each with each way in which it is run."""
+    windows = transport == "hyperv"
+    return [
+        (key, how)
+        for key, library in LIBRARIES.items()
+        if transport in library.transports
+        for how in library.hows
+        if not (windows and how == UVLOOP)
+    ]
+
+
+def missing(key: str, how: str) -> str | None:
+    """Return the distribution that this case lacks here, or None."""
+    library = LIBRARIES[key]
+    if library.version() is None:
+        return library.distribution
+    if how in (UVLOOP, TRIO):
+        try:
+            importlib.metadata.version(how)
+        except importlib.metadata.PackageNotFoundError:
+            return how
+    return None
