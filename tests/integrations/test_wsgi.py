@@ -1,0 +1,28 @@
+"""`hvsock.integrations.wsgi`."""
+
+from __future__ import annotations
+
+import pytest
+import utils
+
+from integrations import servers
+
+pytest.importorskip("cheroot", reason="pip install 'hvsock[wsgi]'")
+
+
+def test_serve(transport: str) -> None:
+    servers.check(servers.wsgi, transport)
+
+
+def test_the_address_is_in_use(transport: str) -> None:
+    from hvsock.integrations.wsgi import serve
+
+    with utils.listen(transport) as listener, pytest.raises(OSError):
+        serve(servers.wsgi_app, listener.getsockname(), transport=transport)
+
+
+def test_a_malformed_address() -> None:
+    from hvsock.integrations.wsgi import Server
+
+    with pytest.raises(ValueError, match="'nowhere' is neither a GUID nor one of"):
+        Server(("nowhere", 5000), servers.wsgi_app)
