@@ -1,4 +1,4 @@
-"""`hvsock.integrations.wsgi`."""
+"""`hvsock.integrations.cheroot`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import utils
 
 from integrations import servers
 
-pytest.importorskip("cheroot", reason="pip install 'hvsock[wsgi]'")
+pytest.importorskip("cheroot", reason="pip install 'hvsock[cheroot]'")
 
 
 def test_serve(transport: str) -> None:
-    servers.check(servers.wsgi, transport)
+    servers.check(servers.cheroot, transport)
 
 
 def test_the_address_is_in_use(transport: str) -> None:
-    from hvsock.integrations.wsgi import serve
+    from hvsock.integrations.cheroot import serve
 
     with utils.listen(transport) as listener, pytest.raises(OSError):
         serve(servers.wsgi_app, listener.getsockname(), transport=transport)
 
 
 def test_a_malformed_address() -> None:
-    from hvsock.integrations.wsgi import Server
+    from hvsock.integrations.cheroot import Server
 
     with pytest.raises(ValueError, match="'nowhere' is neither a GUID nor one of"):
         Server(("nowhere", 5000), servers.wsgi_app)

@@ -8,6 +8,7 @@ from typing import Any
 from cheroot import server, wsgi
 
 import hvsock
+from hvsock.integrations._pairs import pair
 
 __all__ = ["Server", "serve"]
 
@@ -18,9 +19,7 @@ class _Connection(server.HTTPConnection):
     def __init__(self, server: server.HTTPServer, sock: Any, *args: Any) -> None:
         super().__init__(server, sock, *args)
         with contextlib.suppress(OSError):  # the peer has gone already
-            peer = sock.getpeername()
-            self.remote_addr = str(peer.vm_id)
-            self.remote_port = peer.service_id.int if peer.port is None else peer.port
+            self.remote_addr, self.remote_port = pair(sock.getpeername())
 
 
 class Server(wsgi.Server):
