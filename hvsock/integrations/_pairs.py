@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
 import hvsock
 
-__all__ = ["introduced", "pair"]
+__all__ = ["introduced", "pair", "presented"]
 
 
 def pair(address: hvsock.HyperVAddress) -> tuple[str, int]:
@@ -44,3 +45,34 @@ class _Transport:
             return default
         value = self._transport.get_extra_info(name, default)
         return pair(value) if isinstance(value, hvsock.HyperVAddress) else value
+
+
+def presented(writer: asyncio.StreamWriter) -> asyncio.StreamWriter:
+    """Return a writer whose socket seems to be of IPv6, for code that asks it for its family and names."""
+    return cast(asyncio.StreamWriter, _Writer(writer))
+
+
+class _Writer:
+    """A writer, but for its socket."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return _Names(self._writer) if name == "socket" else self._writer.get_extra_info(name, default)
+
+
+class _Names:
+    family = socket.AF_INET6
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+
+    def getsockname(self) -> tuple[str, int]:
+        return pair(self._writer.get_extra_info("sockname"))
+
+    def getpeername(self) -> tuple[str, int]:
+        return pair(self._writer.get_extra_info("peername"))

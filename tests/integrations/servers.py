@@ -109,6 +109,20 @@ def aiohttp(transport: str, uri: str, loop: str) -> None:
         runner.run(serve_aiohttp(transport, uri))
 
 
+def hypercorn(transport: str, uri: str, loop: str) -> None:
+    """Serve by hypercorn."""
+    from hypercorn.config import Config
+
+    from hvsock.integrations.hypercorn import serve
+
+    on_ctrl_c_by_line()
+    config = Config.from_mapping(loglevel="ERROR", graceful_timeout=utils.TICK)
+    address = hvsock.HyperVAddress.parse(uri)
+    say("ready")
+    serve(asgi_app, address, config=config, transport=transport, loop_factory=lambda: new_loop(loop))
+    say("ended")
+
+
 async def serve_aiohttp(transport: str, uri: str) -> None:
     from aiohttp import web
 
