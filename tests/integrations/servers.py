@@ -123,6 +123,46 @@ def hypercorn(transport: str, uri: str, loop: str) -> None:
     say("ended")
 
 
+def websockets(transport: str, uri: str, loop: str) -> None:
+    """Serve by websockets: echo, and the peer's VM id first."""
+    from hvsock.integrations.websockets import serve
+
+    async def answer(connection: Any) -> None:
+        await connection.send(str(connection.remote_address.vm_id))
+        async for message in connection:
+            await connection.send(message)
+
+    async def main() -> None:
+        address = hvsock.HyperVAddress.parse(uri)
+        async with await serve(answer, address, transport=transport, max_size=None, server_header="it") as server:
+            say("ready")
+            try:
+                await server.serve_forever()
+            finally:
+                say("ended")
+
+    on_ctrl_c_by_line()
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=lambda: new_loop(loop)) as runner:
+        runner.run(main())
+
+
+def websockets_sync(transport: str, uri: str) -> None:
+    """Serve by websockets, in threads."""
+    from hvsock.integrations.websockets_sync import serve
+
+    def answer(connection: Any) -> None:
+        connection.send(str(connection.remote_address.vm_id))
+        for message in connection:
+            connection.send(message)
+
+    on_ctrl_c_by_line()
+    with contextlib.suppress(KeyboardInterrupt):
+        with serve(answer, hvsock.HyperVAddress.parse(uri), transport=transport, max_size=None) as server:
+            say("ready")
+            server.serve_forever()
+    say("ended")
+
+
 async def serve_aiohttp(transport: str, uri: str) -> None:
     from aiohttp import web
 
@@ -194,3 +234,25 @@ def check(serve: Callable[..., object], transport: str, *arguments: str, code: i
         child.tell("Ctrl-C")
         assert child.finish(code=code)[-1:] == ["ended"]
         silent.close()
+
+
+def check_websockets(serve: Callable[..., object], transport: str, *arguments: str) -> None:
+    """Check what a server of websockets answers, and that Ctrl-C ends it, and its connections."""
+    from websockets.exceptions import ConnectionClosed
+    from websockets.sync.client import connect as websocket
+
+    address = hvsock.as_address(("loopback", utils.new_service()))
+    big = utils.random_bytes(10 * utils.MIB)
+    with utils.Child(serve, transport, str(address), *arguments) as child:
+        assert child.line() == "ready"
+        sock = hvsock.create_connection(address, utils.LIMIT, transport=transport)
+        with websocket("ws://agent/", sock=sock, max_size=None) as it:
+            assert it.recv() == str(hvsock.HV_GUID_LOOPBACK)
+            for body in (*(b"%d" % number for number in range(100)), big):
+                it.send(body)
+                assert it.recv() == body
+            child.tell("Ctrl-C")
+            with contextlib.suppress(ConnectionClosed):
+                it.recv(timeout=utils.LIMIT)
+            assert it.close_code == 1001
+        assert child.finish() == ["ended"]
