@@ -42,6 +42,12 @@ MARKS = {
     "docs/howto/asyncio.md": {"run: alone"},
     "docs/howto/containers.md": {"run: alone"},
     "docs/howto/find-a-vm.md": {"", "run: with VMs"},
+    "docs/howto/http.md": {
+        *(f"file: with_{name}.py" for name in ("httpx", "httpx_async", "requests", "aiohttp", "http_client")),
+        *(f"file: by_{name}.py" for name in ("uvicorn", "hypercorn", "cheroot", "aiohttp")),
+        *(f"file: {role}_websockets{kind}.py" for role in ("by", "with") for kind in ("", "_sync")),
+        "file: app.py",
+    },
     "docs/howto/linux-guest.md": {"", "run: alone", "file: client.py", "file: server.py"},
     "docs/howto/register-a-service.md": {
         *("", "run: alone", "run: command in the registry", "run: in the registry", "check: reg"),
