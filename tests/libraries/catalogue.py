@@ -36,6 +36,13 @@ class Library(NamedTuple):
 
 LIBRARIES: dict[str, Library] = {
     "asyncio": Library("asyncio", None, LOOPS, EVERYWHERE),
+    "httpx": Library("httpx", "httpx", (THREADS, *LOOPS), EVERYWHERE),
+    "requests": Library("requests", "requests", (THREADS,), EVERYWHERE),
+    "aiohttp": Library("aiohttp", "aiohttp", LOOPS, EVERYWHERE),
+    "uvicorn": Library("uvicorn", "uvicorn", LOOPS, EVERYWHERE),
+    "hypercorn": Library("hypercorn", "hypercorn", LOOPS, EVERYWHERE),
+    "cheroot": Library("cheroot", "cheroot", (THREADS,), EVERYWHERE),
+    "websockets": Library("websockets", "websockets", (THREADS, *LOOPS), EVERYWHERE),
 }
 
 
