@@ -48,6 +48,7 @@ TESTED_ELSEWHERE = {
     "integrations_httpcore_sync": "test_integrations_httpx",
     "integrations_httpx_models": "test_integrations_httpx",
     "integrations_pairs": "test_integrations_uvicorn",
+    "integrations_watched": "test_integrations_trio",
     "names": "test_exports",
     "retries": "test_sockets",
     "relay_attempt": "test_relay",
