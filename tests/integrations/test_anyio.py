@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import utils
+from certificates import tls_contexts
 from utils import LIMIT, TICK
 
 import hvsock
@@ -67,6 +68,29 @@ def test_serve(transport: str, run: Run) -> None:
                     received = b"".join([data async for data in stream])
                 assert received == BIG + str(hvsock.HV_GUID_LOOPBACK).encode()
             group.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_tls(transport: str, run: Run) -> None:
+    from anyio.streams.tls import TLSStream
+
+    server, client = tls_contexts("TLS 1.2, anonymous")
+
+    async def main() -> None:
+        one, other = await connected(transport)
+        received = bytearray()
+
+        async def receive() -> None:
+            async with await TLSStream.wrap(other, server_side=True, ssl_context=server) as stream:
+                while len(received) < len(BIG):
+                    received.extend(await stream.receive())
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            async with await TLSStream.wrap(one, server_side=False, ssl_context=client) as stream:
+                await stream.send(BIG)
+        assert received == BIG
 
     run(main)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import utils
+from certificates import tls_contexts
 from utils import LIMIT, TICK
 
 import hvsock
@@ -69,6 +70,22 @@ def test_serve_listeners(transport: str) -> None:
                     received = b"".join([data async for data in stream])
                 assert received == BIG + str(hvsock.HV_GUID_LOOPBACK).encode()
             nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_tls(transport: str) -> None:
+    server, client = tls_contexts("TLS 1.2, anonymous")
+
+    async def main() -> None:
+        one, other = await connected(transport)
+        dialled, accepted = trio.SSLStream(one, client), trio.SSLStream(other, server, server_side=True)
+        received = bytearray()
+        async with dialled, accepted, trio.open_nursery() as nursery:
+            nursery.start_soon(dialled.send_all, BIG)
+            while len(received) < len(BIG):
+                received += await accepted.receive_some()
+        assert received == BIG
 
     trio.run(main)
 
