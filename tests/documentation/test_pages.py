@@ -49,6 +49,15 @@ MARKS = {
         "file: app.py",
     },
     "docs/howto/linux-guest.md": {"", "run: alone", "file: client.py", "file: server.py"},
+    "docs/howto/openssh.md": {
+        *(
+            "run: in the guest",
+            "run: on the host",
+            "run: on the host, for its guests",
+            "run: in the guest, to the host",
+        ),
+        *("file: config of the host", "file: config of the guest"),
+    },
     "docs/howto/register-a-service.md": {
         *("", "run: alone", "run: command in the registry", "run: in the registry", "check: reg"),
     },
