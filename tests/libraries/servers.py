@@ -12,10 +12,15 @@ from hvsock import HyperVAddress
 class Server(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
-    def __init__(self, address: HyperVAddress, handler: type[socketserver.BaseRequestHandler]) -> None:
+    def __init__(
+        self,
+        address: HyperVAddress,
+        handler: type[socketserver.BaseRequestHandler],
+        transport: str | None = None,
+    ) -> None:
         super().__init__(("", 0), handler, bind_and_activate=False)
         self.socket.close()
-        self.socket = hvsock.create_server(address)
+        self.socket = hvsock.create_server(address, transport=transport)
         #: What clients have stored.
         self.values: dict[Any, bytes] = {}
 
