@@ -50,7 +50,7 @@ LIBRARIES: dict[str, Library] = {
     "redis": Library("redis-py", "redis", (THREADS, *LOOPS), EVERYWHERE),
     "docker": Library("Docker SDK", "docker", (THREADS,), EVERYWHERE),
     "grpc": Library("gRPC", "grpcio", (THREADS, ASYNCIO), POSIX, peer=False),
-    "pycapnp": Library("pycapnp", "pycapnp", LOOPS, POSIX),
+    "pycapnp": Library("pycapnp", "pycapnp", (ASYNCIO,), POSIX),
     "thrift": Library("Thrift", "thrift", (THREADS,), POSIX),
     "tornado": Library("tornado", "tornado", LOOPS, EVERYWHERE),
     "httpx": Library("httpx", "httpx", (THREADS, *LOOPS), EVERYWHERE),
