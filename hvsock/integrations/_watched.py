@@ -14,11 +14,14 @@ from hvsock._errors import os_error
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import default_transport, transport_named
 
-__all__ = ["accepted", "attempt", "connected", "send_all", "timed_out"]
+__all__ = ["LOOK", "accepted", "attempt", "connected", "send_all", "timed_out"]
 
 T = TypeVar("T")
 Wait = Callable[[HyperVSocket], Awaitable[None]]
 
+#: Seconds between two looks at a peer that takes nothing: AF_VSOCK does not say that a socket whose peer has gone is
+#: writable if something was left to read, and only a send, which may be empty, fails.
+LOOK: Final = 1.0
 _POLL: Final = 0.01  # seconds between two looks at a full backlog
 
 

@@ -14,9 +14,14 @@ import anyio.abc
 from anyio.abc import SocketAttribute
 
 from hvsock import Address, HyperVSocket
-from hvsock.integrations._watched import accepted, attempt, connected, send_all, timed_out
+from hvsock.integrations._watched import LOOK, accepted, attempt, connected, send_all, timed_out
 
 __all__ = ["Listener", "Stream", "connect"]
+
+
+async def _wait_for_room(sock: HyperVSocket) -> None:
+    with anyio.move_on_after(LOOK):
+        await anyio.wait_writable(sock)
 
 
 class _Resource(anyio.abc.AsyncResource):
@@ -55,7 +60,7 @@ class Stream(_Resource, anyio.abc.ByteStream):
     async def send(self, item: bytes) -> None:
         await anyio.lowlevel.checkpoint()
         with self._open(OSError) as sock:
-            await send_all(sock, item, anyio.wait_writable)
+            await send_all(sock, item, _wait_for_room)
 
     async def send_eof(self) -> None:
         await anyio.lowlevel.checkpoint()

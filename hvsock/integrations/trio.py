@@ -11,9 +11,14 @@ from functools import partial
 import trio
 
 from hvsock import Address, HyperVSocket
-from hvsock.integrations._watched import accepted, attempt, connected, send_all, timed_out
+from hvsock.integrations._watched import LOOK, accepted, attempt, connected, send_all, timed_out
 
 __all__ = ["Listener", "Stream", "connect"]
+
+
+async def _wait_for_room(sock: HyperVSocket) -> None:
+    with trio.move_on_after(LOOK):
+        await trio.lowlevel.wait_writable(sock)
 
 
 class _Resource(trio.abc.AsyncResource):
@@ -58,11 +63,14 @@ class Stream(_Resource, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self._ended:
                 raise trio.ClosedResourceError("send_eof() has ended this direction")
-            await send_all(sock, data, trio.lowlevel.wait_writable)
+            await send_all(sock, data, _wait_for_room)
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._sending() as sock:
-            await trio.lowlevel.wait_writable(sock)
+            while True:
+                with trio.move_on_after(LOOK):
+                    return await trio.lowlevel.wait_writable(sock)
+                sock.send(b"")
 
     async def send_eof(self) -> None:
         with self._sending() as sock:

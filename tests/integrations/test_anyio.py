@@ -136,6 +136,28 @@ def test_cancelled_receive_loses_nothing(transport: str, run: Run) -> None:
     run(main)
 
 
+def test_a_peer_that_vanishes(transport: str, run: Run) -> None:
+    """A send that waits for room ends, also where the peer has left something to read."""
+
+    async def main() -> None:
+        one, other = await connected(transport)
+        await other.send(b"unread")
+
+        async def send() -> None:
+            with pytest.raises(anyio.BrokenResourceError):
+                while True:
+                    await one.send(BIG)
+
+        with anyio.fail_after(LIMIT):
+            async with anyio.create_task_group() as group:
+                group.start_soon(send)
+                await anyio.wait_all_tasks_blocked()
+                await other.aclose()
+        await one.aclose()
+
+    run(main)
+
+
 def test_ends(transport: str, run: Run) -> None:
     """The end of the stream, a stream that this end has closed, and one that the peer has."""
 
