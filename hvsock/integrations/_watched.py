@@ -17,7 +17,7 @@ from hvsock._transports import default_transport, transport_named
 __all__ = ["LOOK", "accepted", "attempt", "connected", "send_all", "timed_out"]
 
 T = TypeVar("T")
-Wait = Callable[[HyperVSocket], Awaitable[None]]
+Wait = Callable[[HyperVSocket], Awaitable[object]]
 
 #: Seconds between two looks at a peer that takes nothing: AF_VSOCK does not say that a socket whose peer has gone is
 #: writable if something was left to read, and only a send, which may be empty, fails.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -16,9 +15,10 @@ from hvsock.integrations._watched import LOOK, accepted, attempt, connected, sen
 __all__ = ["Listener", "Stream", "connect"]
 
 
-async def _wait_for_room(sock: HyperVSocket) -> None:
-    with trio.move_on_after(LOOK):
+async def _has_room(sock: HyperVSocket) -> bool:
+    with trio.move_on_after(LOOK) as scope:
         await trio.lowlevel.wait_writable(sock)
+    return not scope.cancelled_caught
 
 
 class _Resource(trio.abc.AsyncResource):
@@ -63,13 +63,11 @@ class Stream(_Resource, trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             if self._ended:
                 raise trio.ClosedResourceError("send_eof() has ended this direction")
-            await send_all(sock, data, _wait_for_room)
+            await send_all(sock, data, _has_room)
 
     async def wait_send_all_might_not_block(self) -> None:
         with self._sending() as sock:
-            while True:
-                with trio.move_on_after(LOOK):
-                    return await trio.lowlevel.wait_writable(sock)
+            while not await _has_room(sock):
                 sock.send(b"")
 
     async def send_eof(self) -> None:
@@ -79,12 +77,11 @@ class Stream(_Resource, trio.abc.HalfCloseableStream):
             sock.shutdown(socket.SHUT_WR)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        size = 1 << 16 if max_bytes is None else max_bytes
-        if size < 1:
-            raise ValueError(f"max_bytes must be at least 1, not {size}")
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         await trio.lowlevel.checkpoint()
         with self._open(OSError) as sock:
-            return await attempt(sock, partial(sock.recv, size), trio.lowlevel.wait_readable)
+            return await attempt(sock, partial(sock.recv, max_bytes or 1 << 16), trio.lowlevel.wait_readable)
 
 
 class Listener(_Resource, trio.abc.Listener[Stream]):
@@ -102,6 +99,6 @@ async def connect(address: Address, *, timeout: float | None = None, transport: 
     If it is cancelled, it ends at once, and leaves nothing pending and no handle open. The errors are those of
     `hvsock.create_connection`.
     """
-    with trio.move_on_after(math.inf if timeout is None else timeout):
+    with trio.move_on_after(float("inf") if timeout is None else timeout):
         return Stream(await connected(address, timeout, transport, trio.lowlevel.wait_writable, trio.sleep))
     raise timed_out(address)
