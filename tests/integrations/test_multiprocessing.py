@@ -82,8 +82,9 @@ def test_managers(address: hvsock.HyperVAddress) -> None:
     """An object in a server's process, for two clients; in between come one that ends and one with another key."""
     context = multiprocessing.get_context("spawn")
     big = utils.random_bytes(utils.MIB)
-    with Manager(address, KEY, ctx=context) as manager:
-        service: Any = manager.service()
+    manager: Any = Manager(address, KEY, ctx=context)
+    with manager:
+        service = manager.service()
         assert service.note(big) == 1
         hvsock.create_connection(address, LIMIT).close()
         with pytest.raises((multiprocessing.AuthenticationError, EOFError, ConnectionError)):

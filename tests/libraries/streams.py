@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from libraries.harness import SLOW
+
+
+class File(Protocol):
+    """What `makefile` of a socket returns, for binary data and both ways."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
+
+    def write(self, data: bytes, /) -> int: ...
+
+    def flush(self) -> None: ...
 
 
 class Ends(Exception):
     """The stream has ended."""
 
 
-def answer(file: BinaryIO, peer: str) -> None:
+def answer(file: File, peer: str) -> None:
     """Answer the requests of a blocking stream until it ends."""
     while line := file.readline():
         word, size = line.split()
@@ -32,7 +44,7 @@ def answer(file: BinaryIO, peer: str) -> None:
 class Client:
     """Requests over a blocking stream."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: File) -> None:
         self._file = file
 
     def request(self, word: bytes, body: bytes = b"") -> bytes:

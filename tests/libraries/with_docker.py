@@ -20,6 +20,7 @@ from libraries.servers import Server
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
     protocol_version = "HTTP/1.1"
 
     def answer(self, body: bytes, **headers: str) -> None:

@@ -33,8 +33,9 @@ def schema() -> Iterator[Any]:
 
 async def serve(address: HyperVAddress) -> None:
     with schema() as interface:
+        base: Any = interface.Server
 
-        class Service(interface.Server):
+        class Service(base):
             def __init__(self, peer: HyperVAddress) -> None:
                 self.peer = peer
 

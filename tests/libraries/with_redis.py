@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socketserver
 import time
+from typing import Any
 
 import redis
 
@@ -15,6 +16,8 @@ from libraries.servers import Server
 
 
 class Handler(socketserver.StreamRequestHandler):
+    server: Server
+
     """A command is an array of strings, ``*2 $3 GET $1 k``, each word a line."""
 
     def handle(self) -> None:
@@ -55,27 +58,32 @@ def client(how: str, address: HyperVAddress) -> None:
     if how != "threads":
         run(ask(address), how)
         return
+    it: Any  # redis-py's types are of both its clients
     with blocking_client(address, socket_connect_timeout=CONNECT, socket_timeout=CONNECT) as it:
 
         def echo(body: bytes) -> bytes:
             it.set("key", body)
-            return it.get("key")
+            return bytes(it.get("key"))
+
+        def who() -> str:
+            return str(it.client_info()["addr"]).removesuffix(":0")
 
         def late() -> None:
             with blocking_client(address, socket_timeout=PATIENCE, retry=None) as impatient:
                 impatient.blpop("none")
 
-        check(echo, lambda: it.client_info()["addr"].removesuffix(":0"), late, redis.TimeoutError)
+        check(echo, who, late, redis.TimeoutError)
 
 
 async def ask(address: HyperVAddress) -> None:
+    it: Any
     async with async_client(address, socket_connect_timeout=CONNECT) as it:
 
         async def echo(body: bytes) -> bytes:
             await it.set("key", body)
-            return await it.get("key")
+            return bytes(await it.get("key"))
 
         async def who() -> str:
-            return (await it.client_info())["addr"].removesuffix(":0")
+            return str((await it.client_info())["addr"]).removesuffix(":0")
 
         await acheck(echo, who, lambda: it.blpop("none"))

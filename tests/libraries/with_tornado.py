@@ -16,7 +16,7 @@ from libraries.streams import Buffered
 def buffered(stream: IOStream) -> Buffered:
     async def receive() -> bytes:
         try:
-            return await stream.read_bytes(1 << 16, partial=True)
+            return bytes(await stream.read_bytes(1 << 16, partial=True))
         except StreamClosedError:
             return b""
 

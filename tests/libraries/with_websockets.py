@@ -49,7 +49,7 @@ def ask(address: HyperVAddress) -> None:
             it.send(message)
             return it.recv(timeout)
 
-        check(request, lambda: peer, lambda: request("slow", PATIENCE))
+        check(request, lambda: str(peer), lambda: request("slow", PATIENCE))
 
 
 async def ask_in_loop(address: HyperVAddress) -> None:
