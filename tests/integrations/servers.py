@@ -22,6 +22,7 @@ from children import say
 
 import hvsock
 
+REQUESTS = 1000
 SLOW = 20 * utils.TICK
 
 
@@ -52,7 +53,7 @@ def wsgi_app(environ: dict[str, Any], start_response: Callable[..., object]) -> 
     """Answer, by WSGI."""
     path = environ["PATH_INFO"]
     if path == "/who":
-        body = f"{environ['REMOTE_ADDR']} {environ['REMOTE_PORT']}".encode()
+        body = f"{environ['REMOTE_ADDR']} {environ.get('REMOTE_PORT')}".encode()
     elif path == "/slow":
         time.sleep(SLOW)
         body = b""
@@ -79,6 +80,12 @@ async def asgi_app(scope: dict[str, Any], receive: Callable[[], Any], send: Call
             await send({"type": "lifespan.startup.complete"})
         say("shut down")
         await send({"type": "lifespan.shutdown.complete"})
+        return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": " ".join(map(str, scope["client"]))})
+        await receive()
         return
     body, more = b"", True
     while more:
@@ -192,14 +199,23 @@ async def serve_aiohttp(transport: str, uri: str) -> None:
         say("ended")
 
 
-def connect(address: hvsock.HyperVAddress, transport: str) -> http.client.HTTPConnection:
-    """Return a connection of the standard library to a server that begins to listen at some time."""
-    made = http.client.HTTPConnection("agent")
-    made.sock = hvsock.create_connection(address, utils.LIMIT, transport=transport, retry_for=utils.LIMIT)
-    return made
+class Connection(http.client.HTTPConnection):
+    """A connection of the standard library, made again when the server has closed it after many requests."""
+
+    def __init__(self, address: hvsock.HyperVAddress, transport: str) -> None:
+        super().__init__("agent")
+        self._address = address
+        self._transport = transport
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, as soon as the server listens."""
+        self.sock: Any = hvsock.create_connection(
+            self._address, utils.LIMIT, transport=self._transport, retry_for=utils.LIMIT
+        )
 
 
-def request(it: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None) -> bytes:
+def request(it: Connection, method: str, path: str, body: bytes | None = None) -> bytes:
     """Make a request and return the body of the answer."""
     it.request(method, path, body)
     answer = it.getresponse()
@@ -212,11 +228,11 @@ def check(serve: Callable[..., object], transport: str, *arguments: str, code: i
     address = hvsock.as_address(("loopback", utils.new_service()))
     with utils.Child(serve, transport, str(address), *arguments) as child:
         assert child.line() == "ready"
-        silent, it = connect(address, transport), connect(address, transport)
+        silent, it = Connection(address, transport), Connection(address, transport)
         client = it.sock.getsockname()
         port = client.service_id.int if client.port is None else client.port
         assert request(it, "GET", "/who") == f"{hvsock.HV_GUID_LOOPBACK} {port}".encode()
-        for number in range(100):
+        for number in range(REQUESTS):
             body = b"%d" % number
             assert request(it, "POST", "/", body) == body
         big = utils.random_bytes(10 * utils.MIB)
@@ -248,7 +264,7 @@ def check_websockets(serve: Callable[..., object], transport: str, *arguments: s
         sock = hvsock.create_connection(address, utils.LIMIT, transport=transport)
         with websocket("ws://agent/", sock=sock, max_size=None) as it:
             assert it.recv() == str(hvsock.HV_GUID_LOOPBACK)
-            for body in (*(b"%d" % number for number in range(100)), big):
+            for body in (*(b"%d" % number for number in range(REQUESTS)), big):
                 it.send(body)
                 assert it.recv() == body
             child.tell("Ctrl-C")
