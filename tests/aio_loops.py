@@ -18,7 +18,7 @@ import utils
 from utils import LIMIT, TICK, WINDOWS
 
 from hvsock import aio
-from hvsock.aio import _connect, _messages, _server
+from hvsock.aio import _connect, _loop, _messages, _server
 
 T = TypeVar("T")
 
@@ -46,6 +46,8 @@ def _new_loop(kind: str) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
         loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
         return loop
+    if kind.startswith("own"):
+        return aio.new_event_loop(importlib.import_module("uvloop").Loop if kind == "own uvloop" else None)
     return asyncio.SelectorEventLoop()
 
 
@@ -56,7 +58,7 @@ class Bed:
         self.kind = kind
         self.transport = transport
         #: Whether the loop tells of transfers that are over, and not of sockets that are ready.
-        self.completes = kind in ("proactor", "overlapped") or (WINDOWS and kind == "eager")
+        self.completes = kind.endswith(("proactor", "overlapped")) or (WINDOWS and kind in ("eager", "own"))
         #: What the loop's exception handler was told; a test takes what it expects.
         self.reported: list[dict[str, Any]] = []
         self.address = ("loopback", utils.new_service())
@@ -150,8 +152,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def bed(kind: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> Bed:
     """Every kind of event loop, over every transport."""
-    if kind == "overlapped":
-        for module in (_connect, _messages, _server):
+    if kind.endswith("overlapped"):
+        for module in (_connect, _loop, _messages, _server):
             monkeypatch.setattr(module, "watches_sockets", lambda _loop: False)
     return Bed(kind, transport)
 

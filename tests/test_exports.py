@@ -34,7 +34,7 @@ FROM_OTHERS = {"IncompleteReadError", "Transport", "default_transport", "transpo
 #: Modules whose test module has another name than their own.
 TESTED_ELSEWHERE = {
     "aio": "test_aio_streams",
-    "aio_connect": "test_aio_streams",
+    "aio_connect": "test_aio_serve",
     "aio_uvloop": "test_aio_streams",
     "aio_links": "test_aio_messages",
     "aio_parser": "test_fuzz",
@@ -48,6 +48,7 @@ TESTED_ELSEWHERE = {
     "integrations_httpcore_sync": "test_integrations_httpx",
     "integrations_httpx_models": "test_integrations_httpx",
     "integrations_pairs": "test_integrations_uvicorn",
+    "integrations_watched": "test_integrations_trio",
     "names": "test_exports",
     "retries": "test_sockets",
     "relay_attempt": "test_relay",
@@ -127,10 +128,11 @@ def test_module_exports_what_it_defines(name: str) -> None:
 
 def test_aio_is_the_sum_of_its_modules() -> None:
     from hvsock import aio
-    from hvsock.aio import _messages, _streams
+    from hvsock.aio import _messages, _serve, _streams
 
-    assert set(aio.__all__) == {*_messages.__all__, *_streams.__all__}
-    for module in (_messages, _streams):
+    modules = (_messages, _serve, _streams)
+    assert set(aio.__all__) == {"connect", "new_event_loop", *(name for module in modules for name in module.__all__)}
+    for module in modules:
         for name in module.__all__:
             assert getattr(aio, name) is getattr(module, name)
             assert inspect.getdoc(getattr(aio, name)), name

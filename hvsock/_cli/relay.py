@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples, until_interrupted
-from hvsock._cli.output import doing, print_json, print_lines, print_note, print_rows
+from hvsock._cli.output import doing, print_json, print_lines, print_note, print_rows, print_table
+from hvsock._cli.relays import Relays
 from hvsock.relay import Relay
 
 __all__ = ["command"]
@@ -21,7 +28,11 @@ EXAMPLES = """
                      into a Firecracker VM
   hvsock relay 'hvsock://wildcard/5000?transport=local' tcp://:5432
                      without a hypervisor
+  hvsock relay --config relays.toml
+                     several in one process
 """
+
+_SLICE = 0.1 if sys.platform == "win32" else None  # seconds: there, Ctrl-C does not interrupt the wait for a lock
 
 
 class Notes(logging.Handler):
@@ -33,8 +44,14 @@ class Notes(logging.Handler):
 
 
 @click.command("relay", epilog=examples(EXAMPLES))
-@click.argument("listen")
-@click.argument("connect")
+@click.argument("listen", required=False)
+@click.argument("connect", required=False)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Run the relays of a TOML file: tables [[relay]] with listen, connect and the options. SIGHUP reads it again.",
+)
 @click.option(
     "--connect-timeout",
     type=Seconds(),
@@ -60,8 +77,9 @@ class Notes(logging.Handler):
 @click.option("-v", "--verbose", is_flag=True, help="Log each connection on stderr.")
 @as_json
 def command(
-    listen: str,
-    connect: str,
+    listen: str | None,
+    connect: str | None,
+    config: Path | None,
     connect_timeout: float,
     idle_timeout: float | None,
     max_connections: int,
@@ -78,6 +96,14 @@ def command(
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
     printed at the end.
     """
+    if config is not None:
+        if listen is not None:
+            raise click.UsageError("--config takes the place of LISTEN and CONNECT")
+        with _logging(verbose):
+            _run_file(config, grace, as_json)
+        return
+    if listen is None or connect is None:
+        raise click.UsageError("LISTEN and CONNECT must be given, or --config FILE")
     with checking_arguments():
         relay = Relay(
             listen,
@@ -86,21 +112,12 @@ def command(
             idle_timeout=idle_timeout,
             max_connections=max_connections,
         )
-    logger = logging.getLogger("hvsock.relay")
-    handler = Notes()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    try:
-        with doing(f"relay {listen}"), relay:
-            if not as_json:
-                print_lines(f"listening on {relay.address} for {relay.target}")
-            with until_interrupted():
-                relay.serve_forever()
-            relay.stop(grace)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    with _logging(verbose), doing(f"relay {listen}"), relay:
+        if not as_json:
+            print_lines(f"listening on {relay.address} for {relay.target}")
+        with until_interrupted():
+            relay.serve_forever()
+        relay.stop(grace)
     counters = relay.counters
     if as_json:
         print_json(counters._asdict())
@@ -115,3 +132,56 @@ def command(
             ("bytes to client", f"{counters.bytes_to_client:,}"),
         ]
     )
+
+
+def _run_file(path: Path, grace: float, as_json: bool) -> None:
+    relays = Relays(path, (lambda line: None) if as_json else print_lines)
+    wanted = threading.Event()
+    with doing("relay"), _on_hangup(wanted):
+        relays.start()
+        try:
+            with until_interrupted():
+                while True:
+                    if wanted.wait(_SLICE):
+                        wanted.clear()
+                        relays.reload()
+        finally:
+            relays.stop(grace)
+    rows = [(relay.address, relay.target, counters) for relay, counters in relays.counters]
+    if as_json:
+        print_json([{"listen": listen, "connect": connect, **counters._asdict()} for listen, connect, counters in rows])
+        return
+    names = ["listen", "connections", "refused", "not reached", "aborted", "bytes to target", "bytes to client"]
+    print_table(
+        names,
+        [(listen, *(f"{number:,}" for number in counters[1:])) for listen, _connect, counters in rows],
+        numbers=names[1:],
+    )
+
+
+@contextlib.contextmanager
+def _on_hangup(wanted: threading.Event) -> Iterator[None]:
+    """Have SIGHUP, where there is one, set the event."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, lambda *_: wanted.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextlib.contextmanager
+def _logging(verbose: bool) -> Iterator[None]:
+    """Print on stderr what the relay logs in the block."""
+    logger = logging.getLogger("hvsock.relay")
+    handler = Notes()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -89,9 +89,7 @@ class VsockTransport(Transport):
         return vsock_address(*native)
 
 
-@functools.lru_cache(
-    maxsize=128
-)  # a client connects to few services again and again; a number is hashed without Python
+@functools.lru_cache(maxsize=128)  # a client connects to few services again and again; Python would hash a UUID
 def _cid_and_port(vm_id: int, service_id: int) -> tuple[int, int]:
     address = HyperVAddress(UUID(int=vm_id), UUID(int=service_id))
     return _cid(address), _port(address)

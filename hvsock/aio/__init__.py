@@ -5,17 +5,24 @@ winloop, messages do.
 """
 
 from hvsock import _names
+from hvsock.aio._connect import connect
+from hvsock.aio._loop import new_event_loop
 from hvsock.aio._messages import *
+from hvsock.aio._serve import *
 from hvsock.aio._streams import *
 
 __all__ = [
     "MessageServer",
     "MessageStream",
     "Server",
+    "SocketServer",
+    "connect",
     "connect_messages",
     "create_connection",
     "create_server",
+    "new_event_loop",
     "open_connection",
+    "serve",
     "serve_messages",
     "start_server",
 ]

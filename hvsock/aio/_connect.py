@@ -17,7 +17,7 @@ from hvsock._retries import Retries
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import Transport, default_transport, transport_named
 
-__all__ = ["connect", "settle", "watches_sockets"]
+__all__ = ["call_in_thread", "connect", "connect_watched", "settle", "watches_sockets"]
 
 _FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
 _LONGEST_POLL: Final = 0.016
@@ -37,11 +37,9 @@ async def connect(
     transport: str | None = None,
     retry_for: float = 0.0,
 ) -> HyperVSocket:
-    """Connect to a service and return the socket, which is non-blocking.
+    """Connect to a service and return the socket, which is non-blocking, for a library that takes a connected one.
 
-    If cancelled, nothing is left pending and no handle is left open.
-
-    The arguments and errors are those of `connect_messages`.
+    If cancelled, nothing is left pending and no handle is left open. The arguments and errors are `connect_messages`'s.
     """
     to = as_address(address)
     if timeout is not None and not timeout > 0.0:
@@ -69,12 +67,12 @@ async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None)
                 if timeout is not None:
                     carrier.limit_connect(sock, timeout)
                 async with asyncio.timeout(timeout):
-                    await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
+                    await connect_watched(loop, sock, lambda: carrier.connect(sock, to))
             except OSError as exc:
                 sock._note(exc, "connect", peer=to)
                 raise
         else:
-            await _call_in_thread(loop, sock, lambda: sock.connect(to))
+            await call_in_thread(loop, sock, lambda: sock.connect(to))
             sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -82,7 +80,8 @@ async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None)
     return sock
 
 
-async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
+async def connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
+    """Connect a non-blocking socket, which `start` does or begins to do."""
     pause = _FIRST_POLL
     while True:
         try:
@@ -110,7 +109,7 @@ def settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-async def _call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
+async def call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:
     """Make a blocking call on `sock` in a thread of its own.
 
     If cancelled, closes the socket: that ends the call, so that the thread has ended too when this function has.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, Self
 
 from hvsock._addresses import Address
-from hvsock._sockets import HyperVSocket, _bind_server
+from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import connect, watches_sockets
 from hvsock.aio._links import Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio._parser import HEADER
-from hvsock.aio._server import BaseServer
+from hvsock.aio._server import BaseServer, listener
 from hvsock.aio._turns import BURST, Turn
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
@@ -103,13 +105,16 @@ class MessageStream:
                 call with a larger `max_size` can still receive it.
         """
         self._burst += 1
-        message = None
-        if self._receiving.is_free and self._burst < BURST:
-            message = self._take(max_size)
-        if message is None:
-            async with self._receiving:
+        if not self._receiving.take():
+            await self._receiving.wait()
+        try:
+            if self._burst >= BURST:
                 await self._let_others_run()
-                message = await self._wait_for_message(max_size)
+            while (message := self._take(max_size)) is None:
+                self._burst = 0
+                await self._link.readable()
+        finally:
+            self._receiving.give()
         if self._left is not None:
             self._left -= len(message) + HEADER
         if self._due is not None and not self._is_unsent(self._due):
@@ -127,7 +132,9 @@ class MessageStream:
             RuntimeError: another request is partly sent, or its reply is due.
             EOFError, IncompleteReadError, OSError, ValueError: as for send() and recv().
         """
-        async with self._receiving:
+        if not self._receiving.take():
+            await self._receiving.wait()
+        try:
             self._check_open()
             if self._due is None:
                 try:
@@ -144,12 +151,16 @@ class MessageStream:
                 async with self._sending:
                     await self._send_rest()
             try:
-                reply = await self._wait_for_message(max_size, is_reply=True)
+                while (reply := self._take(max_size, is_reply=True)) is None:
+                    self._burst = 0
+                    await self._link.readable()
             except BaseException as exc:
                 self._due = None if _ends_stream(exc) else b"".join(buffers)
                 raise
             self._due = None
             return reply
+        finally:
+            self._receiving.give()
 
     async def send_eof(self) -> None:
         """End the stream in this direction, after all that was sent: the peer receives EOFError."""
@@ -228,12 +239,6 @@ class MessageStream:
         message = self._link.take(max_size) if self._left > 0 else None
         if message is None:
             raise EOFError("the server is shutting down")
-        return message
-
-    async def _wait_for_message(self, max_size: int, *, is_reply: bool = False) -> bytes:
-        while (message := self._take(max_size, is_reply=is_reply)) is None:
-            self._burst = 0
-            await self._link.readable()
         return message
 
     def _end_input(self) -> None:
@@ -315,15 +320,16 @@ class MessageServer(BaseServer):
         finally:
             await stream.aclose()
 
-    def _served(self, sock: HyperVSocket, connection: object, task: asyncio.Task[None]) -> None:
+    def _served(self, sock: HyperVSocket, connection: weakref.ref[HyperVSocket], task: asyncio.Task[None]) -> None:
         super()._served(sock, connection, task)
         del self._streams[sock]
 
 
 async def serve_messages(
     handler: Callable[[MessageStream], Awaitable[None]],
-    address: Address,
+    address: Address | None = None,
     *,
+    sock: socket.socket | None = None,
     max_connections: int | None = None,
     backlog: int = 100,
     transport: str | None = None,
@@ -336,6 +342,7 @@ async def serve_messages(
         handler: called with a `MessageStream` for each connection, as a task of its own; the stream is closed when it
             returns. What it raises goes to the event loop's exception handler, and ends that connection only.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
         max_connections: how many may be open at a time; further ones wait to be accepted. None: any number.
         backlog: connections that may wait to be accepted.
         transport: the name of a transport; by default `default_transport()`.
@@ -344,10 +351,11 @@ async def serve_messages(
 
     Raises:
         OSError: the address is in use, or as the system says.
-        ValueError: an unknown transport, an address that it cannot express, or `max_connections` below 1.
+        ValueError: an unknown transport, an address that it cannot express, both an address and a socket or neither, or
+            `max_connections` below 1.
     """
     if max_connections is not None and max_connections < 1:
         raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
-    sock = _bind_server(address, transport, connected_suspend)
-    server = MessageServer(sock, backlog, handler, max_connections)
+    taken = listener(address, sock, transport, connected_suspend)
+    server = MessageServer(taken, backlog, handler, max_connections)
     return await server._started(start_serving)

@@ -6,16 +6,38 @@ import abc
 import asyncio
 import contextlib
 import functools
+import socket
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
-from hvsock._sockets import HyperVSocket
+from hvsock._addresses import Address
+from hvsock._sockets import HyperVSocket, _bind_server
 from hvsock.aio._connect import watches_sockets
 
-__all__ = ["BaseServer"]
+__all__ = ["BaseServer", "listener"]
 
 _RETRY_DELAY: Final = 1.0  # seconds without accepting after an error that is not the peer's, as in asyncio
+
+
+def listener(
+    address: Address | None, sock: socket.socket | None, transport: str | None, connected_suspend: bool
+) -> HyperVSocket:
+    """Return the socket of a server: bound to the address, or `sock`, which the server takes over."""
+    if (address is None) == (sock is None):
+        raise ValueError("a server needs either an address or a socket to listen on, as sock")
+    if sock is None:
+        return _bind_server(cast(Address, address), transport, connected_suspend)
+    if transport is not None or connected_suspend:
+        raise ValueError("transport and connected_suspend are for a new socket: sock has its own already")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"a server needs a stream socket, not {sock!r}")
+    if isinstance(sock, HyperVSocket):
+        return sock
+    taken = HyperVSocket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
+    sock.detach()
+    return taken
 
 
 class BaseServer(asyncio.AbstractServer):
@@ -31,7 +53,7 @@ class BaseServer(asyncio.AbstractServer):
         self._max_connections = max_connections
         self._acceptor: _Acceptor | None = None
         self._closed = False
-        self._open: set[object] = set()  # one for each connection
+        self._open: set[weakref.ref[HyperVSocket]] = set()  # one for each connection
         self._drained: list[asyncio.Future[None]] = []
         self._forever: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +78,7 @@ class BaseServer(asyncio.AbstractServer):
         for task in self._tasks:
             task.cancel()
 
-    def _served(self, sock: HyperVSocket, connection: object, task: asyncio.Task[None]) -> None:
+    def _served(self, sock: HyperVSocket, connection: weakref.ref[HyperVSocket], task: asyncio.Task[None]) -> None:
         """End a task of `_serve`."""
         self._tasks.discard(task)
         if task.cancelled():  # maybe before it began
@@ -189,7 +211,7 @@ class BaseServer(asyncio.AbstractServer):
         await self._finish(failed=error[0] is not None)
 
     def _accepted(self, sock: HyperVSocket) -> None:
-        connection = object()
+        connection = weakref.ref(sock, self._ended)  # a socket that was forgotten is closed, too
         self._open.add(connection)
         sock._before_close(functools.partial(self._ended, connection))
         if self._max_connections is None:
@@ -198,7 +220,7 @@ class BaseServer(asyncio.AbstractServer):
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._served, sock, connection))
 
-    def _ended(self, connection: object) -> None:
+    def _ended(self, connection: weakref.ref[HyperVSocket]) -> None:
         if connection in self._open:
             self._open.remove(connection)
             if self._max_connections is not None:
@@ -336,6 +358,7 @@ class _ThreadAcceptor(_Acceptor):
                 else:
                     sock.setblocking(False)
                     self._hand_over(sock)
+                    del sock  # or it would be kept from being forgotten until the next one comes
 
     def _hand_over(self, sock: HyperVSocket) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl as ssl_module
 import sys
 import weakref
@@ -10,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from hvsock._addresses import Address
-from hvsock._sockets import HyperVSocket, _bind_server
+from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import connect
-from hvsock.aio._server import BaseServer
-from hvsock.aio._uvloop import LentSocket, Presenter
+from hvsock.aio._server import BaseServer, listener
+from hvsock.aio._uvloop import attach
 
 __all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
 
@@ -31,6 +32,7 @@ class _ClientTLS(_TLS, total=False):
 
 
 class _ServerOptions(_TLS, total=False):
+    sock: socket.socket | None
     backlog: int
     transport: str | None
     connected_suspend: bool
@@ -78,10 +80,10 @@ async def create_connection(
         tls["server_hostname"] = server_hostname or ""
     sock = await connect(address, timeout=timeout, transport=transport, retry_for=retry_for)
 
-    async def attach(factory: Callable[[], asyncio.BaseProtocol], sock: Any) -> Any:
+    async def make(factory: Callable[[], asyncio.BaseProtocol], sock: Any) -> Any:
         return await loop.create_connection(factory, sock=sock, **tls)
 
-    made, protocol = await _attach(attach, protocol_factory, sock)
+    made, protocol = await attach(make, protocol_factory, sock)
     return made, cast(_Protocol, protocol)
 
 
@@ -105,28 +107,6 @@ def _tls(
     if not isinstance(context, ssl_module.SSLContext):
         raise TypeError(f"ssl must be an ssl.SSLContext, not {context!r}")
     return {"ssl": context, "ssl_handshake_timeout": handshake_timeout, "ssl_shutdown_timeout": shutdown_timeout}
-
-
-async def _attach(
-    attach: Callable[..., Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]],
-    protocol_factory: Callable[[], asyncio.BaseProtocol],
-    sock: HyperVSocket,
-) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
-    """Have the loop make a transport for a connected socket; on failure, close it."""
-    loop = asyncio.get_running_loop()
-    is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
-    try:
-        if is_asyncio:
-            transport, protocol = await attach(protocol_factory, sock)
-            return cast(asyncio.Transport, transport), protocol
-        presenter = Presenter(protocol_factory(), sock)
-        await attach(lambda: presenter, LentSocket(sock, presenter))
-        return cast(asyncio.Transport, presenter.transport), presenter.protocol
-    except BaseException as exc:
-        # asyncio has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
-        if not (is_asyncio and isinstance(exc, asyncio.CancelledError)):
-            loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
-        raise
 
 
 async def open_connection(
@@ -200,7 +180,7 @@ class Server(BaseServer):
         self._cancel_tasks()
 
     async def _serve(self, sock: HyperVSocket) -> None:
-        async def attach(factory: Callable[[], Any], sock: Any) -> Any:
+        async def make(factory: Callable[[], Any], sock: Any) -> Any:
             return await self._loop.connect_accepted_socket(factory, sock, **self._tls)
 
         def present(transport: asyncio.Transport) -> bool:
@@ -212,7 +192,7 @@ class Server(BaseServer):
 
         task = cast(asyncio.Task[None], asyncio.current_task())
         try:
-            await _attach(attach, lambda: _Introduction(self._protocol_factory(), present), sock)
+            await attach(make, lambda: _Introduction(self._protocol_factory(), present), sock)
         except Exception as exc:
             # As in asyncio: a peer that speaks no TLS could fill a log otherwise.
             if not isinstance(exc, OSError) or self._loop.get_debug():
@@ -223,8 +203,9 @@ class Server(BaseServer):
 
 async def create_server(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
-    address: Address,
+    address: Address | None = None,
     *,
+    sock: socket.socket | None = None,
     backlog: int = 100,
     transport: str | None = None,
     connected_suspend: bool = False,
@@ -238,6 +219,7 @@ async def create_server(
     Args:
         protocol_factory: makes the protocol of a connection.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
+        sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
         backlog: connections that may wait to be accepted.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
@@ -248,18 +230,19 @@ async def create_server(
 
     Raises:
         OSError: the address is in use, or as the system says.
-        ValueError: an unknown transport, or an address that it cannot express.
+        ValueError: an unknown transport, an address that it cannot express, or both an address and a socket or neither.
         NotImplementedError: the loop is winloop, whose transports are TCP only.
     """
     _loop_with_transports()
     tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
-    server = Server(_bind_server(address, transport, connected_suspend), backlog, protocol_factory, tls)
+    taken = listener(address, sock, transport, connected_suspend)
+    server = Server(taken, backlog, protocol_factory, tls)
     return await server._started(start_serving)
 
 
 async def start_server(
     client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
-    address: Address,
+    address: Address | None = None,
     *,
     limit: int = 2**16,
     **kwargs: Unpack[_ServerOptions],

@@ -87,20 +87,36 @@ class Turn:
         """Whether no task has it or waits for it."""
         return not (self._taken or self._waiting)
 
-    async def __aenter__(self) -> None:
-        if not self.is_free:
-            waiter = Waiter(self._loop)
-            self._waiting[waiter] = None
-            try:
-                await waiter
-            except BaseException:
-                self._waiting.pop(waiter, None)
-                raise
+    def take(self) -> bool:
+        """Take it if it is free."""
+        if self._taken or self._waiting:
+            return False
+        self._taken = True
+        return True
+
+    async def wait(self) -> None:
+        """Take it after the tasks that came before."""
+        waiter = Waiter(self._loop)
+        self._waiting[waiter] = None
+        try:
+            await waiter
+        except BaseException:
+            self._waiting.pop(waiter, None)
+            raise
         self._taken = True
 
-    async def __aexit__(self, *_: object) -> None:
+    def give(self) -> None:
+        """Give it to the next task."""
         self._taken = False
-        self._give_soon()
+        if self._waiting:
+            self._give_soon()
+
+    async def __aenter__(self) -> None:
+        if not self.take():
+            await self.wait()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.give()
 
     def _give_soon(self) -> None:
         if self._waiting and not self._taken and not self._giving:

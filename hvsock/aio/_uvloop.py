@@ -1,19 +1,41 @@
-"""Handing a `HyperVSocket` to an event loop that makes its transports below Python: uvloop."""
+"""Handing a `HyperVSocket` to an event loop, which may make its transports below Python: uvloop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
 from hvsock._sockets import HyperVSocket
 
-__all__ = ["LentSocket", "NamedTransport", "Presenter"]
+__all__ = ["NamedTransport", "attach"]
 
 
-class LentSocket:
+async def attach(
+    make: Callable[..., Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]],
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    sock: HyperVSocket,
+) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+    """Have the loop make a transport for a connected socket; on failure, close it."""
+    loop = asyncio.get_running_loop()
+    is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
+    try:
+        if is_asyncio:
+            transport, protocol = await make(protocol_factory, sock)
+            return cast(asyncio.Transport, transport), protocol
+        presenter = _Presenter(protocol_factory(), sock)
+        await make(lambda: presenter, _LentSocket(sock, presenter))
+        return cast(asyncio.Transport, presenter.transport), presenter.protocol
+    except BaseException as exc:
+        # asyncio has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
+        if not (is_asyncio and isinstance(exc, asyncio.CancelledError)):
+            loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
+        raise
+
+
+class _LentSocket:
     """What the loop is shown of a socket: a stream of AF_UNIX, which it reads and writes as such.
 
     It refuses other families, or sets options of TCP on them. Some loops close the handle when
@@ -24,7 +46,7 @@ class LentSocket:
     type: Final = socket.SOCK_STREAM
     proto: Final = 0
 
-    def __init__(self, sock: HyperVSocket, presenter: Presenter) -> None:
+    def __init__(self, sock: HyperVSocket, presenter: _Presenter) -> None:
         self._sock = sock
         self._presenter = presenter  # has the transport, which may be all that a server knows of, and only weakly
 
@@ -45,7 +67,7 @@ class LentSocket:
         self._sock.close()
 
 
-class Presenter(asyncio.Protocol):
+class _Presenter(asyncio.Protocol):
     """The first protocol of a lent socket: puts the real one in its place, with a transport that knows its names."""
 
     def __init__(self, protocol: asyncio.BaseProtocol, sock: HyperVSocket) -> None:
@@ -73,6 +95,11 @@ class NamedTransport(asyncio.Transport):
     def __init__(self, transport: asyncio.Transport, names: dict[str, Any]) -> None:
         super().__init__(names)
         self.inner = transport
+        self._names = names
+
+    def over(self, transport: asyncio.Transport) -> NamedTransport:
+        """Return the same for another transport of this connection, as of TLS."""
+        return NamedTransport(transport, self._names)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         own = super().get_extra_info(name)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from utils import LIMIT, dial, receive_exactly
 
 import hvsock
@@ -87,3 +88,11 @@ def test_howto_counts(local: str, local_directory: Path) -> None:
             client.recv(1)
         output, _ = process.communicate("\n", timeout=LIMIT)
         assert output.endswith("1 connections, 1 did not reach the target\n0 bytes there, 0 bytes back\n"), output
+
+
+def test_howto_has_a_file_of_relays(tmp_path: Path) -> None:
+    relays = pytest.importorskip("hvsock._cli.relays", reason='the command line is an extra: pip install "hvsock[cli]"')
+    (tmp_path / "relays.toml").write_text(code_of(PAGE, "file: relays.toml"))
+    one, other = relays.read(tmp_path / "relays.toml")
+    assert one == relays.Pair("tcp://:8080", "hvsock://parent/5000")
+    assert other == relays.Pair("unix:///run/db.sock", "hvsock://parent/5432", 2, 300, 100)

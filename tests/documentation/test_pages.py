@@ -54,6 +54,7 @@ MARKS = {
     },
     "docs/howto/relay.md": {
         *("", "file: to_service.py", "file: from_service.py", "run: alone", "output: alone", "run: beside"),
+        "file: relays.toml",
     },
     "docs/howto/socketserver.md": {"run: alone"},
     "docs/howto/systemd.md": {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from children import say
@@ -88,8 +89,9 @@ async def acheck(
     who: Callable[[], Awaitable[str | None]],
     late: Callable[[], Awaitable[object]],
     error: type[BaseException] | tuple[type[BaseException], ...] = TimeoutError,
+    limit: Callable[[float], AbstractAsyncContextManager[Any]] = asyncio.timeout,
 ) -> None:
-    """Make the checks in a coroutine; `late` is cancelled after `PATIENCE` unless it has raised `error` by then."""
+    """Make the checks in a coroutine; `late` is cancelled by `limit`, which must raise `error`, unless it raises it."""
     for body in bodies():
         assert await echo(body) == body
     say("requests")
@@ -98,7 +100,7 @@ async def acheck(
     peer = await who()
     began = time.monotonic()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with limit(PATIENCE):
             await late()
     except error:
         assert time.monotonic() - began < SLOW, "the call has waited for the answer"

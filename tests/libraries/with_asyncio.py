@@ -1,44 +1,38 @@
-"""asyncio's streams, by `hvsock.aio`: a request is a line, SIZE bytes of which follow, and is answered by its body."""
+"""asyncio's streams, by `hvsock.aio`."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from hvsock import HyperVAddress, aio
-from libraries.harness import CONNECT, SLOW, acheck, ready, run, vm_of
+from libraries.harness import CONNECT, acheck, ready, run, vm_of
+from libraries.streams import Buffered
+
+
+def buffered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Buffered:
+    async def send(data: bytes) -> None:
+        writer.write(data)
+        await writer.drain()
+
+    return Buffered(lambda: reader.read(1 << 16), send)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while line := await reader.readline():
-        word, size = line.split()
-        body = await reader.readexactly(int(size))
-        if word == b"who":
-            body = vm_of(writer.get_extra_info("peername")).encode()
-        elif word == b"slow":
-            await asyncio.sleep(SLOW)
-        writer.write(b"%d\n" % len(body) + body)
-        await writer.drain()
+    await buffered(reader, writer).answer(vm_of(writer.get_extra_info("peername")), asyncio.sleep)
     writer.close()
 
 
-async def serve(address: HyperVAddress) -> None:
-    async with await aio.start_server(answer, address) as server:
+async def serve(address: HyperVAddress, **options: Any) -> None:
+    async with await aio.start_server(answer, address, **options) as server:
         ready()
         await server.serve_forever()
 
 
-async def ask(address: HyperVAddress) -> None:
-    reader, writer = await aio.open_connection(address, timeout=CONNECT)
-
-    async def request(word: bytes, body: bytes = b"") -> bytes:
-        writer.write(b"%s %d\n" % (word, len(body)) + body)
-        await writer.drain()
-        return await reader.readexactly(int(await reader.readline()))
-
-    async def who() -> str:
-        return (await request(b"who")).decode()
-
-    await acheck(lambda body: request(b"echo", body), who, lambda: request(b"slow"))
+async def ask(address: HyperVAddress, **options: Any) -> None:
+    reader, writer = await aio.open_connection(address, timeout=CONNECT, **options)
+    stream = buffered(reader, writer)
+    await acheck(stream.echo, stream.who, stream.slow)
     writer.close()
 
 
