@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import KINDS, Bed
+from aio_loops import Bed
 from certificates import tls_contexts
 
 import hvsock
@@ -103,6 +103,5 @@ async def test_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
             await text(it.get("/who"))
 
 
-@pytest.mark.parametrize("loop", [kind for kind in ("selector", "proactor", "uvloop") if kind in KINDS])
 def test_serve(transport: str, loop: str) -> None:
     servers.check(servers.aiohttp, transport, loop)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import KINDS, Bed
+from aio_loops import Bed
 from certificates import own_certificate
 
 import hvsock
@@ -22,7 +22,6 @@ hypercorn = pytest.importorskip("hypercorn", reason="pip install 'hvsock[hyperco
 VM = str(hvsock.HV_GUID_LOOPBACK)
 
 
-@pytest.mark.parametrize("loop", [kind for kind in ("selector", "proactor", "uvloop") if kind in KINDS])
 def test_serve(transport: str, loop: str) -> None:
     servers.check(servers.hypercorn, transport, loop)
 

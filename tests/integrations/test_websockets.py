@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import KINDS, Bed
+from aio_loops import Bed
 from certificates import tls_contexts
 
 import hvsock
@@ -94,6 +94,5 @@ async def test_tls(bed: Bed) -> None:
             assert await it.recv() == "a"
 
 
-@pytest.mark.parametrize("loop", [kind for kind in ("selector", "proactor", "uvloop") if kind in KINDS])
 def test_ctrl_c(transport: str, loop: str) -> None:
     servers.check_websockets(servers.websockets, transport, loop)
