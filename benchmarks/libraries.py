@@ -1,7 +1,7 @@
-"""Requests a second of libraries of HTTP over `hvsock.integrations`, beside the same library on AF_UNIX: see README.md.
+"""Requests a second of libraries of HTTP over `hvsock.integrations`, beside the same on AF_UNIX: see README.md.
 
-Transport `local` is AF_UNIX too, so that the two differ by the adapter only. Of a server and its client, both are on the
-same kind of socket; the kinds take turns within each round.
+Transport `local` is AF_UNIX too, so that the two differ by the adapter only. A server and its client are on the same
+kind of socket, and the kinds take turns within each round.
 """
 
 from __future__ import annotations

@@ -22,7 +22,12 @@ VM = str(hvsock.HV_GUID_LOOPBACK)
 
 
 def test_serve(transport: str, loop: str) -> None:
-    servers.check(servers.uvicorn, transport, loop if loop == "uvloop" else "asyncio")
+    servers.check(servers.uvicorn, transport, "uvloop" if loop == "uvloop" else "hvsock.aio:new_event_loop")
+
+
+def test_without_an_adapter(transport: str) -> None:
+    """Its own way to take a listening socket; the client's service is a number then."""
+    servers.check(servers.uvicorn_itself, transport, number=True)
 
 
 @contextlib.asynccontextmanager

@@ -96,3 +96,8 @@ async def test_tls(bed: Bed) -> None:
 
 def test_ctrl_c(transport: str, loop: str) -> None:
     servers.check_websockets(servers.websockets, transport, loop)
+
+
+def test_without_an_adapter(transport: str) -> None:
+    """Its own way to take a listening socket."""
+    servers.check_websockets(servers.websockets_itself, transport)
