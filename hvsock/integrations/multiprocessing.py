@@ -6,7 +6,7 @@ What arrives is unpickled: a peer that has the `authkey` can run any code in thi
 from __future__ import annotations
 
 import multiprocessing.connection as connections
-from multiprocessing import managers
+from multiprocessing import AuthenticationError, managers
 from typing import Any, Final, Self
 
 from hvsock import Address, HyperVAddress, HyperVSocket, create_connection, create_server
@@ -65,6 +65,15 @@ def _connection(sock: HyperVSocket, authkey: bytes | None, *proofs: Any) -> conn
     return connection
 
 
+class _ManagersListener(Listener):
+    def accept(self) -> connections.Connection[Any, Any]:
+        while True:
+            try:
+                return super().accept()
+            except (AuthenticationError, EOFError):  # which would end the server's thread
+                continue
+
+
 class BaseManager(managers.BaseManager):
     """A `multiprocessing.managers.BaseManager` at a Hyper-V address; SyncManager takes ``serializer="hvsock"``, too."""
 
@@ -73,4 +82,4 @@ class BaseManager(managers.BaseManager):
 
 
 # Managers look their two ends up in this table, by name: the one entry beside pickle's is the standard library's own.
-managers.listener_client[_SERIALIZER] = (Listener, Client)  # type: ignore[attr-defined]
+managers.listener_client[_SERIALIZER] = (_ManagersListener, Client)  # type: ignore[attr-defined]

@@ -16,8 +16,6 @@ from utils import LIMIT, TICK
 import hvsock
 
 anyio: Any = pytest.importorskip("anyio", reason="pip install 'hvsock[anyio]'")
-if utils.WINDOWS:
-    pytest.skip("anyio over AF_HYPERV is not tested", allow_module_level=True)
 
 BIG = utils.random_bytes(utils.MIB)
 LOOPS = ["asyncio", *(name for name in ("trio", "uvloop") if importlib.util.find_spec(name))]

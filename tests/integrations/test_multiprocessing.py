@@ -79,12 +79,15 @@ Manager.register("service", Service)
 
 
 def test_managers(address: hvsock.HyperVAddress) -> None:
-    """An object in a server's process, for two clients; what is of this process is not pickled into the other."""
+    """An object in a server's process, for two clients; in between come one that ends and one with another key."""
     context = multiprocessing.get_context("spawn")
     big = utils.random_bytes(utils.MIB)
     with Manager(address, KEY, ctx=context) as manager:
         service: Any = manager.service()
         assert service.note(big) == 1
+        hvsock.create_connection(address, LIMIT).close()
+        with pytest.raises((multiprocessing.AuthenticationError, EOFError, ConnectionError)):
+            Client(address, b"another", timeout=LIMIT)
         other: Any = Manager(address, KEY)
         other.connect()
         assert service.note(other.service()) == 2

@@ -11,6 +11,8 @@ from typing import NamedTuple
 #: How a program is run: on asyncio's event loop or uvloop's, on trio, in threads.
 ASYNCIO, UVLOOP, TRIO, THREADS = "asyncio", "uvloop", "trio", "threads"
 LOOPS = (ASYNCIO, UVLOOP)
+#: uvloop is not for Windows, and trio asks Wine for what it does not have (SIO_BASE_HANDLE).
+NOT_ON_WINDOWS = {UVLOOP, TRIO}
 POSIX = frozenset({"local", "vsock"})
 EVERYWHERE = POSIX | {"hyperv"}
 
@@ -36,17 +38,19 @@ class Library(NamedTuple):
 
 LIBRARIES: dict[str, Library] = {
     "asyncio": Library("asyncio", None, LOOPS, EVERYWHERE),
+    "asyncio_sock": Library("asyncio with `sock=`", None, LOOPS, EVERYWHERE),
     "ssl": Library("ssl", None, (THREADS, *LOOPS), EVERYWHERE),
     "trio": Library("trio", "trio", (TRIO,), POSIX),
-    "anyio": Library("anyio", "anyio", (*LOOPS, TRIO), POSIX),
+    "anyio": Library("anyio", "anyio", (*LOOPS, TRIO), EVERYWHERE),
     "multiprocessing": Library("multiprocessing", None, (THREADS,), EVERYWHERE),
     "rpyc": Library("rpyc", "rpyc", (THREADS,), EVERYWHERE),
     "pyro5": Library("Pyro5", "Pyro5", (THREADS,), EVERYWHERE),
     "paramiko": Library("paramiko", "paramiko", (THREADS,), POSIX),
     "asyncssh": Library("asyncssh", "asyncssh", LOOPS, POSIX),
     "redis": Library("redis-py", "redis", (THREADS, *LOOPS), EVERYWHERE),
+    "docker": Library("Docker SDK", "docker", (THREADS,), EVERYWHERE),
     "grpc": Library("gRPC", "grpcio", (THREADS, ASYNCIO), POSIX, peer=False),
-    "pycapnp": Library("pycapnp", "pycapnp", (ASYNCIO,), POSIX, peer=False),
+    "pycapnp": Library("pycapnp", "pycapnp", LOOPS, POSIX),
     "thrift": Library("Thrift", "thrift", (THREADS,), POSIX),
     "tornado": Library("tornado", "tornado", LOOPS, EVERYWHERE),
     "httpx": Library("httpx", "httpx", (THREADS, *LOOPS), EVERYWHERE),
@@ -67,7 +71,7 @@ def cases(transport: str) -> list[tuple[str, str]]:
         for key, library in LIBRARIES.items()
         if transport in library.transports
         for how in library.hows
-        if not (windows and how == UVLOOP)
+        if not (windows and how in NOT_ON_WINDOWS)
     ]
 
 

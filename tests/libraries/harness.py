@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from children import say
 from utils import MIB, TICK, random_bytes
 
+from hvsock import aio
+
 T = TypeVar("T")
 
 REQUESTS = 100
@@ -48,6 +50,18 @@ def run(main: Coroutine[Any, Any, T], how: str) -> T:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main)
     return asyncio.run(main)
+
+
+def run_with_sockets(main: Coroutine[Any, Any, T], how: str) -> T:
+    """Run a coroutine on the same loops, whose own functions take a `HyperVSocket`."""
+    if how == "uvloop":
+        import uvloop
+
+        base = uvloop.Loop
+    else:
+        base = None
+    with asyncio.Runner(loop_factory=lambda: aio.new_event_loop(base)) as runner:
+        return runner.run(main)
 
 
 async def forever() -> None:

@@ -1,28 +1,15 @@
-"""asyncssh: ``tunnel=`` of `connect` and `listen` is what makes its connections, here by `hvsock.aio`."""
+"""asyncssh: ``sock=`` of `connect` and `listen`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import asyncssh
 
-from hvsock import Address, HyperVAddress, aio
-from libraries.harness import CONNECT, PATIENCE, SLOW, acheck, forever, ready, run, vm_of
-
-
-class Tunnel:
-    """Carries SSH over Hyper-V sockets: the address is given here, and what asyncssh is told otherwise is a name."""
-
-    def __init__(self, address: Address) -> None:
-        self.address = address
-
-    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> Any:
-        return await aio.create_connection(factory, self.address, timeout=CONNECT)
-
-    async def create_server(self, factory: Callable[[str, int], Any], host: str, port: int) -> Any:
-        return await aio.create_server(lambda: factory(host, port), self.address)
+import hvsock
+from hvsock import HyperVAddress, aio
+from libraries.harness import CONNECT, PATIENCE, SLOW, acheck, forever, ready, run_with_sockets, vm_of
 
 
 class Server(asyncssh.SSHServer):
@@ -44,8 +31,7 @@ async def process(it: asyncssh.SSHServerProcess[bytes]) -> None:
 
 async def serve(address: HyperVAddress) -> None:
     await asyncssh.listen(
-        "host",
-        tunnel=Tunnel(address),
+        sock=hvsock.create_server(address),
         server_factory=Server,
         server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
         process_factory=process,
@@ -57,7 +43,7 @@ async def serve(address: HyperVAddress) -> None:
 
 async def ask(address: HyperVAddress) -> None:
     async with asyncssh.connect(
-        "vm", tunnel=Tunnel(address), known_hosts=None, username="u", client_keys=None, config=None
+        sock=await aio.connect(address, timeout=CONNECT), known_hosts=None, username="u", client_keys=None, config=None
     ) as ssh:
 
         async def command(name: str, **options: Any) -> bytes:
@@ -72,8 +58,8 @@ async def ask(address: HyperVAddress) -> None:
 
 
 def server(how: str, address: HyperVAddress) -> None:
-    run(serve(address), how)
+    run_with_sockets(serve(address), how)
 
 
 def client(how: str, address: HyperVAddress) -> None:
-    run(ask(address), how)
+    run_with_sockets(ask(address), how)

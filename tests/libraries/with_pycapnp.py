@@ -1,4 +1,4 @@
-"""pycapnp: `AsyncIoStream` takes ``sock=`` at both ends."""
+"""pycapnp: `AsyncIoStream.create_connection` takes ``sock=``, at both ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 
 import capnp
 
-import hvsock
-from hvsock import HyperVAddress
-from libraries.harness import CONNECT, SLOW, acheck, forever, ready, run
+from hvsock import HyperVAddress, HyperVSocket, aio
+from libraries.harness import CONNECT, SLOW, acheck, forever, ready, run_with_sockets, vm_of
 
 SCHEMA = """
 @0xbf5147cbbecf40c1;
-interface Service { echo @0 (body :Data) -> (body :Data); slow @1 () -> (); }
+interface Service { echo @0 (body :Data) -> (body :Data); who @1 () -> (vm :Text); slow @2 () -> (); }
 """
 
 
@@ -33,31 +32,39 @@ async def serve(address: HyperVAddress) -> None:
     with schema() as interface:
 
         class Service(interface.Server):
+            def __init__(self, peer: HyperVAddress) -> None:
+                self.peer = peer
+
             async def echo(self, body: bytes, **_: Any) -> bytes:
                 return body
+
+            async def who(self, **_: Any) -> str:
+                return vm_of(self.peer)
 
             async def slow(self, **_: Any) -> None:
                 await asyncio.sleep(SLOW)
 
-        async def answer(stream: Any) -> None:
-            await capnp.TwoPartyServer(stream, bootstrap=Service()).on_disconnect()
+        async def answer(sock: HyperVSocket) -> None:
+            service = Service(sock.getpeername())
+            stream = await capnp.AsyncIoStream.create_connection(sock=sock)
+            await capnp.TwoPartyServer(stream, bootstrap=service).on_disconnect()
 
-        await capnp.AsyncIoStream.create_server(answer, sock=hvsock.create_server(address))
-        ready()
-        await forever()
+        async with await aio.serve(answer, address):
+            ready()
+            await forever()
 
 
 async def ask(address: HyperVAddress) -> None:
     with schema() as interface:
-        sock = await asyncio.to_thread(hvsock.create_connection, address, CONNECT)
+        sock = await aio.connect(address, timeout=CONNECT)
         stream = await capnp.AsyncIoStream.create_connection(sock=sock)
         service = capnp.TwoPartyClient(stream, traversal_limit_in_words=1 << 30).bootstrap().cast_as(interface)
 
         async def echo(body: bytes) -> bytes:
             return bytes((await service.echo(body)).body)
 
-        async def who() -> Any:
-            return None
+        async def who() -> str:
+            return str((await service.who()).vm)
 
         async def late() -> None:
             await service.slow()
@@ -66,11 +73,11 @@ async def ask(address: HyperVAddress) -> None:
 
 
 def server(how: str, address: HyperVAddress) -> None:
-    run(inside(serve(address)), how)
+    run_with_sockets(inside(serve(address)), how)
 
 
 def client(how: str, address: HyperVAddress) -> None:
-    run(inside(ask(address)), how)
+    run_with_sockets(inside(ask(address)), how)
 
 
 async def inside(main: Coroutine[Any, Any, None]) -> None:

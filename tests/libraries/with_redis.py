@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socketserver
 import time
-from typing import Any
 
 import redis
 
-import hvsock
 from hvsock import HyperVAddress
 from hvsock.integrations.redis import async_client
 from hvsock.integrations.redis import client as blocking_client
 from libraries.harness import CONNECT, PATIENCE, SLOW, acheck, check, ready, run, vm_of
+from libraries.servers import Server
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -46,21 +45,8 @@ class Handler(socketserver.StreamRequestHandler):
         return b"$%d\r\n%s\r\n" % (len(value), value)
 
 
-class Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-
-    def __init__(self, address: HyperVAddress) -> None:
-        super().__init__((), Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = hvsock.create_server(address)
-        self.values: dict[bytes, bytes] = {}
-
-    def shutdown_request(self, request: Any) -> None:
-        self.close_request(request)
-
-
 def server(how: str, address: HyperVAddress) -> None:
-    with Server(address) as it:
+    with Server(address, Handler) as it:
         ready()
         it.serve_forever()
 

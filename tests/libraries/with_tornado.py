@@ -8,7 +8,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpserver import TCPServer
 
 import hvsock
-from hvsock import HyperVAddress, HyperVSocket
+from hvsock import HyperVAddress, aio
 from libraries.harness import CONNECT, acheck, forever, ready, run, vm_of
 from libraries.streams import Buffered
 
@@ -37,9 +37,7 @@ async def serve(address: HyperVAddress) -> None:
 
 
 async def ask(address: HyperVAddress) -> None:
-    sock: HyperVSocket = await asyncio.to_thread(hvsock.create_connection, address, CONNECT)
-    sock.setblocking(False)
-    stream = buffered(IOStream(sock))
+    stream = buffered(IOStream(await aio.connect(address, timeout=CONNECT)))
     await acheck(stream.echo, stream.who, stream.slow)
 
 
