@@ -101,3 +101,15 @@ async def test_the_address_is_in_use(bed: Bed) -> None:
 
     with utils.listen(bed.transport, bed.address), pytest.raises((OSError, ExceptionGroup)):
         await serve_in_loop(servers.asgi_app, bed.address, transport=bed.transport)
+
+
+def test_a_peer_that_has_gone() -> None:
+    """hypercorn ends the connection, as where a socket says so."""
+    from hvsock.integrations._pairs import presented
+
+    class Writer:
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return default
+
+    with pytest.raises(OSError, match="gone"):
+        presented(Writer()).get_extra_info("socket").getpeername()  # type: ignore[arg-type]

@@ -101,3 +101,10 @@ def test_ctrl_c(transport: str, loop: str) -> None:
 def test_without_an_adapter(transport: str) -> None:
     """Its own way to take a listening socket."""
     servers.check_websockets(servers.websockets_itself, transport)
+
+
+async def test_an_unknown_argument(bed: Bed) -> None:
+    from hvsock.integrations.websockets import serve
+
+    with pytest.raises(TypeError, match="max_sise"):
+        await serve(echo, bed.address, transport=bed.transport, max_sise=10)
