@@ -43,19 +43,18 @@ class connect(client.connect):  # noqa: N801 - as websockets' own, which is call
 
     async def open_tcp_connection(self) -> client.ClientConnection:
         """Connect to the service."""
-        tls: dict[str, Any] = {}
+        options: dict[str, Any] = {"transport": self._transport}
         if self.ws_uri.secure:
-            tls = {"ssl": self._ssl or ssl_module.create_default_context(), "server_hostname": self.ws_uri.host}
-        tls["transport"] = self._transport
-        _, made = await aio.create_connection(lambda: self.factory(self.ws_uri), self._address, **tls)
+            options["ssl"] = self._ssl or ssl_module.create_default_context()
+            options["server_hostname"] = self.ws_uri.host
+        _, made = await aio.create_connection(lambda: self.factory(self.ws_uri), self._address, **options)
         return made
 
 
 async def serve(handler: _Handler, address: hvsock.Address, **kwargs: Any) -> server.Server:
     """Serve as `websockets.asyncio.server.serve` does; ``remote_address`` is the client's `hvsock.HyperVAddress`.
 
-    The other arguments are those of that function and of `hvsock.aio.create_server`, whose errors it raises: ``ssl``,
-    ``transport``, ``backlog``, ``connected_suspend``.
+    The other arguments are those of that function and of `hvsock.aio.create_server`, as ``ssl``; and so are the errors.
     """
     others = {name: kwargs.pop(name) for name in set(kwargs) - set(inspect.signature(server.serve).parameters)}
     made = server.serve(handler, **kwargs)
