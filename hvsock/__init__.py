@@ -8,6 +8,7 @@ POSIX machine (``AF_UNIX``).
 from hvsock import _names
 from hvsock._addresses import *
 from hvsock._errors import IncompleteReadError
+from hvsock._retries import connections
 
 try:
     from hvsock._sockets import *
@@ -43,6 +44,7 @@ __all__ = [
     "Transport",
     "as_address",
     "cid_from_vm_id",
+    "connections",
     "container_vm_id",
     "create_connection",
     "create_server",

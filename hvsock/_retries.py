@@ -1,19 +1,23 @@
-"""When a connect that failed is tried again, and how long each attempt may take."""
+"""When a connect that failed is tried again, and how long each attempt may take; connecting again and again."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
 
 from hvsock._errors import is_transient
 
-__all__ = ["Retries"]
+__all__ = ["Reconnects", "Retries", "connections"]
+
+_T = TypeVar("_T")
 
 _FIRST_PAUSE: Final = 0.01  # seconds between two attempts, doubled each time
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _SHORTEST_ATTEMPT: Final = 0.001
+_LONGEST_BREAK: Final = 5.0  # seconds between two connections, the first of these breaks being _FIRST_PAUSE
 
 
 class Retries:
@@ -44,3 +48,75 @@ class Retries:
             return None
         self._pause = min(2 * pause, _LONGEST_PAUSE)
         return pause
+
+
+class Reconnects:
+    """The breaks between the connections of one client, which wants to have one at any time.
+
+    Raises:
+        ValueError: `retry_for` is negative, or not a number.
+    """
+
+    def __init__(self, retry_for: float) -> None:
+        if not retry_for >= 0.0:
+            raise ValueError(f"retry_for must be a number of seconds, at least 0, not {retry_for!r}")
+        self._retry_for = retry_for
+        self._since = time.monotonic()  # when the connection was made, or when there was none any more
+        self._has_worked = False
+        self._break = _FIRST_PAUSE / 2
+
+    def made(self) -> None:
+        """Note that there is a connection."""
+        self._since = time.monotonic()
+        self._has_worked = True
+
+    def lost(self) -> float:
+        """Note that it has ended, and return the seconds to wait: few again if it has lasted."""
+        now = time.monotonic()
+        if now - self._since >= _LONGEST_BREAK:
+            self._break = _FIRST_PAUSE / 2
+        self._since = now
+        return self._next()
+
+    def failed(self, error: OSError | EOFError) -> float | None:
+        """Return the seconds to wait after an attempt, or None if this error is the client's."""
+        passes = self._has_worked or (isinstance(error, OSError) and is_transient(error))
+        pause = self._next()
+        return pause if passes and time.monotonic() + pause < self._since + self._retry_for else None
+
+    def _next(self) -> float:
+        self._break = min(2 * self._break, _LONGEST_BREAK)
+        return self._break
+
+
+def connections(connect: Callable[[], _T], *, retry_for: float = math.inf) -> Iterator[_T]:
+    """Yield a connection, and another one each time the caller asks, for a client that outlives restarts of its VM.
+
+    An attempt that fails is followed by another one, after a break that grows from 10 ms to 5 s. So is a connection
+    that did not last 5 s, so that a service which fails at once is not asked again and again. The caller closes each
+    connection.
+
+    Args:
+        connect: makes a connection, as `create_connection` does. It is called anew each time: if it looks up the id of
+            a VM, a new id is found.
+        retry_for: seconds without a connection after which the error of the last attempt is raised.
+
+    Raises:
+        OSError, EOFError: of `connect`, after `retry_for` seconds. Before there was a connection, an error that does
+            not pass by itself is raised at once; later, every error may.
+        ValueError: a negative `retry_for`.
+    """
+    reconnects = Reconnects(retry_for)
+    while True:
+        try:
+            connection = connect()
+        except (OSError, EOFError) as exc:
+            pause = reconnects.failed(exc)
+            if pause is None:
+                raise
+        else:
+            reconnects.made()
+            yield connection
+            del connection
+            pause = reconnects.lost()
+        time.sleep(pause)

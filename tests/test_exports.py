@@ -30,7 +30,7 @@ DIRECTIVE = re.compile(r"^( *)\.\. (currentmodule|auto\w+):: ([\w.]+)", re.MULTI
 #: Public modules that are used by their own name and not re-exported.
 NAMESPACES = {"aio", "relay", "services", "vms"}
 #: What the package gives of the modules that it does not give the whole of.
-FROM_OTHERS = {"IncompleteReadError", "Transport", "default_transport", "transports"}
+FROM_OTHERS = {"connections", "IncompleteReadError", "Transport", "default_transport", "transports"}
 #: Modules whose test module has another name than their own.
 TESTED_ELSEWHERE = {
     "aio": "test_aio_streams",
@@ -50,7 +50,6 @@ TESTED_ELSEWHERE = {
     "integrations_pairs": "test_integrations_uvicorn",
     "integrations_watched": "test_integrations_trio",
     "names": "test_exports",
-    "retries": "test_sockets",
     "relay_attempt": "test_relay",
     "relay_endpoints": "test_relay",
     "relay_listeners": "test_relay",
@@ -131,7 +130,12 @@ def test_aio_is_the_sum_of_its_modules() -> None:
     from hvsock.aio import _messages, _serve, _streams
 
     modules = (_messages, _serve, _streams)
-    assert set(aio.__all__) == {"connect", "new_event_loop", *(name for module in modules for name in module.__all__)}
+    assert set(aio.__all__) == {
+        "connect",
+        "connections",
+        "new_event_loop",
+        *(name for module in modules for name in module.__all__),
+    }
     for module in modules:
         for name in module.__all__:
             assert getattr(aio, name) is getattr(module, name)

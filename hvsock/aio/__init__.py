@@ -5,7 +5,7 @@ winloop, messages do.
 """
 
 from hvsock import _names
-from hvsock.aio._connect import connect
+from hvsock.aio._connect import connect, connections
 from hvsock.aio._loop import new_event_loop
 from hvsock.aio._messages import *
 from hvsock.aio._serve import *
@@ -18,6 +18,7 @@ __all__ = [
     "SocketServer",
     "connect",
     "connect_messages",
+    "connections",
     "create_connection",
     "create_server",
     "new_event_loop",

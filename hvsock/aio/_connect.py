@@ -5,22 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from typing import Final
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, TypeVar
 
 from hvsock._addresses import Address, HyperVAddress, as_address
 from hvsock._errors import os_error
-from hvsock._retries import Retries
+from hvsock._retries import Reconnects, Retries
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import Transport, default_transport, transport_named
+from hvsock._transports.vsock import VsockTransport
 
-__all__ = ["call_in_thread", "connect", "connect_watched", "settle", "watches_sockets"]
+__all__ = ["call_in_thread", "connect", "connect_watched", "connections", "end_with_peer", "settle", "watches_sockets"]
+
+_T = TypeVar("_T")
 
 _FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
 _LONGEST_POLL: Final = 0.016
+_AF_VSOCK: Final = VsockTransport.family
+_LOOK: Final = 1.0  # seconds between two looks at a peer
+
+_looked_after: Final = weakref.WeakSet[HyperVSocket]()
 
 
 def watches_sockets(loop: asyncio.AbstractEventLoop) -> bool:
@@ -56,6 +65,28 @@ async def connect(
         await asyncio.sleep(pause)
 
 
+async def connections(connect: Callable[[], Awaitable[_T]], *, retry_for: float = math.inf) -> AsyncIterator[_T]:
+    """Yield a connection, and another one each time the caller asks, for a client that outlives restarts of its VM.
+
+    `connect` is a coroutine function, or returns what `connect_messages`, `open_connection` or `connect` do. All else
+    is as for `hvsock.connections`.
+    """
+    reconnects = Reconnects(retry_for)
+    while True:
+        try:
+            connection = await connect()
+        except (OSError, EOFError) as exc:
+            pause = reconnects.failed(exc)
+            if pause is None:
+                raise
+        else:
+            reconnects.made()
+            yield connection
+            del connection
+            pause = reconnects.lost()
+        await asyncio.sleep(pause)
+
+
 async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
     loop = asyncio.get_running_loop()
     sock = HyperVSocket(transport=carrier.name)
@@ -77,6 +108,7 @@ async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None)
     except BaseException:
         sock.close()
         raise
+    end_with_peer(loop, sock)
     return sock
 
 
@@ -107,6 +139,32 @@ def settle(future: asyncio.Future[None]) -> None:
     """Wake the task that waits for the future, unless it was woken."""
     if not future.done():
         future.set_result(None)
+
+
+def end_with_peer(loop: asyncio.AbstractEventLoop, sock: HyperVSocket) -> None:
+    """Have it reported, to whatever waits to send on the socket, that the peer has gone.
+
+    The poll of AF_VSOCK does not tell if something was left to read, only a send does. A shutdown() makes it tell: it
+    takes nothing from a socket that cannot send any more.
+    """
+    if sock.family == _AF_VSOCK and sock not in _looked_after:
+        _looked_after.add(sock)
+        loop.call_later(_LOOK, _look, loop, weakref.ref(sock))
+
+
+def _look(loop: asyncio.AbstractEventLoop, reference: weakref.ref[HyperVSocket]) -> None:
+    sock = reference()
+    if sock is None or sock.fileno() < 0:
+        return
+    try:
+        sock.send(b"")
+    except OSError:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        return
+    except RuntimeError:  # amid a message, whose sender looks by itself
+        pass
+    loop.call_later(_LOOK, _look, loop, reference)
 
 
 async def call_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, call: Callable[[], None]) -> None:

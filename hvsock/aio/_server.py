@@ -14,7 +14,7 @@ from typing import Any, Final, Self, cast
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
-from hvsock.aio._connect import watches_sockets
+from hvsock.aio._connect import end_with_peer, watches_sockets
 
 __all__ = ["BaseServer", "listener"]
 
@@ -216,6 +216,7 @@ class BaseServer(asyncio.AbstractServer):
         sock._before_close(functools.partial(self._ended, connection))
         if self._max_connections is None:
             self._release()
+        end_with_peer(self._loop, sock)
         task = self._loop.create_task(self._serve(sock))
         self._tasks.add(task)
         task.add_done_callback(functools.partial(self._served, sock, connection))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, cast
 
 from hvsock._sockets import HyperVSocket
+from hvsock.aio._connect import end_with_peer
 
 __all__ = ["NamedTransport", "attach"]
 
@@ -21,6 +22,7 @@ async def attach(
     """Have the loop make a transport for a connected socket; on failure, close it."""
     loop = asyncio.get_running_loop()
     is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
+    end_with_peer(loop, sock)
     try:
         if is_asyncio:
             transport, protocol = await make(protocol_factory, sock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -53,8 +54,6 @@ def presented(writer: asyncio.StreamWriter) -> asyncio.StreamWriter:
 
 
 class _Writer:
-    """A writer, but for its socket."""
-
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
 
@@ -75,4 +74,6 @@ class _Names:
         return pair(self._writer.get_extra_info("sockname"))
 
     def getpeername(self) -> tuple[str, int]:
-        return pair(self._writer.get_extra_info("peername"))
+        if (address := self._writer.get_extra_info("peername")) is None:
+            raise OSError(errno.ENOTCONN, "the peer has gone already")
+        return pair(address)

@@ -41,7 +41,7 @@ async def serve_in_loop(app: Any, address: hvsock.Address, *, config: Config | N
         **options: as for `hvsock.aio.create_server`: ``transport``, ``connected_suspend``.
 
     Raises:
-        OSError: the address is in use, or as the system says.
+        OSError: the address is in use, or as the system says; in an `ExceptionGroup` where only listen() says so.
         ValueError: an unknown transport, or an address that it cannot express.
     """
     config = config or Config()

@@ -56,18 +56,19 @@ class URLAdapter(BaseAdapter):
         self._adapters: dict[hvsock.HyperVAddress, Adapter] = {}
 
     def send(self, request: PreparedRequest, *args: Any, **kwargs: Any) -> Response:
-        """Send a request and return its response; a redirect within the service becomes an URL of this form, too."""
+        """Send a request and return its response; a redirect within the service becomes a URL of this form, too."""
         url = urlsplit(request.url or "")
         service, _, path = url.path[1:].partition("/")
         try:
             address = hvsock.HyperVAddress.parse(f"{url.scheme}://{url.netloc}/{service}")
         except ValueError as exc:
             raise InvalidURL(exc, request=request) from exc
-        adapter = self._adapters.setdefault(address, Adapter(address, **self._options))
+        if (adapter := self._adapters.get(address)) is None:
+            adapter = self._adapters.setdefault(address, Adapter(address, **self._options))
         sent = request.copy()
         sent.url = urlunsplit(("http", url.netloc, f"/{path}", url.query, ""))
         response = adapter.send(sent, *args, **kwargs)
-        response.request, response.url = request, request.url or ""
+        response.request, response.url = request, str(request.url)
         if location := response.headers.get("location"):
             inside = f"^http://{re.escape(url.netloc)}(?=/)"
             response.headers["location"] = re.sub(inside, str(address), urljoin(sent.url, location))

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 import ssl as ssl_module
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from websockets.asyncio import client, server
@@ -16,6 +18,8 @@ import hvsock
 from hvsock import aio
 
 __all__ = ["connect", "serve"]
+
+_Handler = Callable[[server.ServerConnection], Awaitable[None]]
 
 
 class connect(client.connect):  # noqa: N801 - as websockets' own, which is called like a function
@@ -39,21 +43,20 @@ class connect(client.connect):  # noqa: N801 - as websockets' own, which is call
 
     async def open_tcp_connection(self) -> client.ClientConnection:
         """Connect to the service."""
-        tls: dict[str, Any] = {}
+        options: dict[str, Any] = {"transport": self._transport}
         if self.ws_uri.secure:
-            tls = {"ssl": self._ssl or ssl_module.create_default_context(), "server_hostname": self.ws_uri.host}
-        tls["transport"] = self._transport
-        _, made = await aio.create_connection(lambda: self.factory(self.ws_uri), self._address, **tls)
+            options["ssl"] = self._ssl or ssl_module.create_default_context()
+            options["server_hostname"] = self.ws_uri.host
+        _, made = await aio.create_connection(lambda: self.factory(self.ws_uri), self._address, **options)
         return made
 
 
-async def serve(
-    handler: Any, address: hvsock.Address, *, ssl: Any = None, transport: str | None = None, **kwargs: Any
-) -> server.Server:
-    """Serve as `websockets.asyncio.server.serve` does, with its arguments; raise what `hvsock.aio.create_server` does.
+async def serve(handler: _Handler, address: hvsock.Address, **kwargs: Any) -> server.Server:
+    """Serve as `websockets.asyncio.server.serve` does; ``remote_address`` is the client's `hvsock.HyperVAddress`.
 
-    ``remote_address`` of a connection is the client's `hvsock.HyperVAddress`.
+    The other arguments are those of that function and of `hvsock.aio.create_server`, as ``ssl``; and so are the errors.
     """
+    others = {name: kwargs.pop(name) for name in set(kwargs) - set(inspect.signature(server.serve).parameters)}
     made = server.serve(handler, **kwargs)
     select = kwargs.get("select_subprotocol")
 
@@ -70,8 +73,7 @@ async def serve(
         connection: server.ServerConnection = make(protocol, made, **limits)
         return connection
 
-    options: Any = {"ssl": ssl, "transport": transport, "start_serving": False}
-    made.create_server = lambda: cast(Any, aio.create_server(factory, address, **options))
+    made.create_server = lambda: cast(Any, aio.create_server(factory, address, start_serving=False, **others))
     await made
     await made.start_serving()  # not before: what websockets writes to its log knows the names of IP and Unix only
     return made

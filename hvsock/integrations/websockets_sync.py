@@ -5,7 +5,10 @@ A client needs no adapter: ``websockets.sync.client.connect("ws://agent/", sock=
 
 from __future__ import annotations
 
+import functools
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -41,7 +44,18 @@ def serve(
         ValueError: an unknown transport, or an address that it cannot express.
     """
     listener = hvsock.create_server(address, transport=transport, connected_suspend=connected_suspend)
-    return server.serve(handler, sock=cast(socket.socket, _Listener(listener)), **kwargs)
+    made = server.serve(handler, sock=cast(socket.socket, _Listener(listener)), **kwargs)
+    if sys.platform == "win32":
+        made.serve_forever = functools.partial(_wait_for, made.serve_forever)  # type: ignore[method-assign]
+    return made
+
+
+def _wait_for(call: Callable[[], None]) -> None:
+    """Call in a thread, and wait so that Ctrl-C is noticed, which does not end a wait for sockets on Windows."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
 
 
 class _Listener:

@@ -44,7 +44,7 @@ MARKS = {
     "docs/howto/find-a-vm.md": {"", "run: with VMs"},
     "docs/howto/http.md": {
         *(f"file: with_{name}.py" for name in ("httpx", "httpx_async", "requests", "aiohttp", "http_client")),
-        *(f"file: by_{name}.py" for name in ("uvicorn", "hypercorn", "cheroot", "aiohttp")),
+        *(f"file: by_{name}.py" for name in ("uvicorn", "uvicorn_itself", "hypercorn", "cheroot", "aiohttp")),
         *(f"file: {role}_websockets{kind}.py" for role in ("by", "with") for kind in ("", "_sync")),
         "file: app.py",
     },

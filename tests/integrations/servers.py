@@ -21,7 +21,9 @@ import utils
 from children import say
 
 import hvsock
+from hvsock import aio
 
+REQUESTS = 1000
 SLOW = 20 * utils.TICK
 
 
@@ -45,14 +47,14 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
 
         made: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         return made
-    return asyncio.SelectorEventLoop() if kind == "selector" else asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop() if kind == "selector" else aio.new_event_loop()
 
 
 def wsgi_app(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
     """Answer, by WSGI."""
     path = environ["PATH_INFO"]
     if path == "/who":
-        body = f"{environ['REMOTE_ADDR']} {environ['REMOTE_PORT']}".encode()
+        body = f"{environ['REMOTE_ADDR']} {environ.get('REMOTE_PORT')}".encode()
     elif path == "/slow":
         time.sleep(SLOW)
         body = b""
@@ -79,6 +81,12 @@ async def asgi_app(scope: dict[str, Any], receive: Callable[[], Any], send: Call
             await send({"type": "lifespan.startup.complete"})
         say("shut down")
         await send({"type": "lifespan.shutdown.complete"})
+        return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": " ".join(map(str, scope["client"]))})
+        await receive()
         return
     body, more = b"", True
     while more:
@@ -107,6 +115,43 @@ def aiohttp(transport: str, uri: str, loop: str) -> None:
     """Serve by aiohttp."""
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=lambda: new_loop(loop)) as runner:
         runner.run(serve_aiohttp(transport, uri))
+
+
+def uvicorn_itself(transport: str, uri: str) -> None:
+    """Serve by uvicorn without an adapter, with a listening socket."""
+    from uvicorn import Config, Server
+
+    on_ctrl_c_by_line()
+    config = Config(asgi_app, loop="hvsock.aio:new_event_loop", log_level="error", timeout_graceful_shutdown=1)
+    listener = hvsock.create_server(hvsock.HyperVAddress.parse(uri), transport=transport)
+    say("ready")
+    with contextlib.suppress(KeyboardInterrupt):
+        Server(config).run(sockets=[listener])
+    say("ended")
+
+
+def websockets_itself(transport: str, uri: str) -> None:
+    """Serve by websockets without an adapter, with a listening socket."""
+    from websockets.asyncio.server import serve
+
+    async def answer(connection: Any) -> None:
+        await connection.send(str(connection.remote_address.vm_id))
+        async for message in connection:
+            await connection.send(message)
+
+    async def main() -> None:
+        listener = hvsock.create_server(hvsock.HyperVAddress.parse(uri), transport=transport)
+        async with await serve(answer, sock=listener, start_serving=False, max_size=None) as server:
+            await server.start_serving()
+            say("ready")
+            try:
+                await server.serve_forever()
+            finally:
+                say("ended")
+
+    on_ctrl_c_by_line()
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=aio.new_event_loop) as runner:
+        runner.run(main())
 
 
 def hypercorn(transport: str, uri: str, loop: str) -> None:
@@ -192,14 +237,23 @@ async def serve_aiohttp(transport: str, uri: str) -> None:
         say("ended")
 
 
-def connect(address: hvsock.HyperVAddress, transport: str) -> http.client.HTTPConnection:
-    """Return a connection of the standard library to a server that begins to listen at some time."""
-    made = http.client.HTTPConnection("agent")
-    made.sock = hvsock.create_connection(address, utils.LIMIT, transport=transport, retry_for=utils.LIMIT)
-    return made
+class Connection(http.client.HTTPConnection):
+    """A connection of the standard library, made again when the server has closed it after many requests."""
+
+    def __init__(self, address: hvsock.HyperVAddress, transport: str) -> None:
+        super().__init__("agent")
+        self._address = address
+        self._transport = transport
+        self.connect()
+
+    def connect(self) -> None:
+        """Connect, as soon as the server listens."""
+        self.sock: Any = hvsock.create_connection(
+            self._address, utils.LIMIT, transport=self._transport, retry_for=utils.LIMIT
+        )
 
 
-def request(it: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None) -> bytes:
+def request(it: Connection, method: str, path: str, body: bytes | None = None) -> bytes:
     """Make a request and return the body of the answer."""
     it.request(method, path, body)
     answer = it.getresponse()
@@ -207,17 +261,19 @@ def request(it: http.client.HTTPConnection, method: str, path: str, body: bytes 
     return answer.read()
 
 
-def check(serve: Callable[..., object], transport: str, *arguments: str, code: int = 0) -> None:
+def check(
+    serve: Callable[..., object], transport: str, *arguments: str, requests: int = REQUESTS, number: bool = False
+) -> None:
     """Check what a server of this module answers, and that Ctrl-C ends it, beside a client that is silent."""
     address = hvsock.as_address(("loopback", utils.new_service()))
     with utils.Child(serve, transport, str(address), *arguments) as child:
         assert child.line() == "ready"
-        silent, it = connect(address, transport), connect(address, transport)
+        silent, it = Connection(address, transport), Connection(address, transport)
         client = it.sock.getsockname()
-        port = client.service_id.int if client.port is None else client.port
+        port = client.service_id.int if number or client.port is None else client.port
         assert request(it, "GET", "/who") == f"{hvsock.HV_GUID_LOOPBACK} {port}".encode()
-        for number in range(100):
-            body = b"%d" % number
+        for index in range(requests):
+            body = b"%d" % index
             assert request(it, "POST", "/", body) == body
         big = utils.random_bytes(10 * utils.MIB)
         assert request(it, "POST", "/", big) == big
@@ -232,11 +288,11 @@ def check(serve: Callable[..., object], transport: str, *arguments: str, code: i
         assert it.sock.recv(1) == b"H"  # the answer comes later
         it.close()
         child.tell("Ctrl-C")
-        assert child.finish(code=code)[-1:] == ["ended"]
+        assert child.finish()[-1:] == ["ended"]
         silent.close()
 
 
-def check_websockets(serve: Callable[..., object], transport: str, *arguments: str) -> None:
+def check_websockets(serve: Callable[..., object], transport: str, *arguments: str, requests: int = REQUESTS) -> None:
     """Check what a server of websockets answers, and that Ctrl-C ends it, and its connections."""
     from websockets.exceptions import ConnectionClosed
     from websockets.sync.client import connect as websocket
@@ -248,7 +304,7 @@ def check_websockets(serve: Callable[..., object], transport: str, *arguments: s
         sock = hvsock.create_connection(address, utils.LIMIT, transport=transport)
         with websocket("ws://agent/", sock=sock, max_size=None) as it:
             assert it.recv() == str(hvsock.HV_GUID_LOOPBACK)
-            for body in (*(b"%d" % number for number in range(100)), big):
+            for body in (*(b"%d" % number for number in range(requests)), big):
                 it.send(body)
                 assert it.recv() == body
             child.tell("Ctrl-C")

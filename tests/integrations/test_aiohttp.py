@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import KINDS, Bed
+from aio_loops import Bed
 from certificates import tls_contexts
 
 import hvsock
@@ -103,6 +103,27 @@ async def test_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
             await text(it.get("/who"))
 
 
-@pytest.mark.parametrize("loop", [kind for kind in ("selector", "proactor", "uvloop") if kind in KINDS])
+async def test_a_site_with_tls(bed: Bed) -> None:
+    from aiohttp import web
+
+    from hvsock.integrations.aiohttp import Connector, Site
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=f"{request.scheme} {request.remote}")
+
+    for_server, for_client = tls_contexts("TLS 1.3")
+    app = web.Application()
+    app.router.add_get("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = Site(runner, bed.address, transport=bed.transport, ssl=for_server)
+    await site.start()
+    assert site.name == str(hvsock.as_address(bed.address))
+    async with aiohttp.ClientSession(connector=Connector(bed.address, transport=bed.transport)) as it:
+        assert await text(it.get("https://agent/", ssl=for_client)) == f"https {VM}"
+    await runner.cleanup()
+    utils.listen(bed.transport, bed.address).close()  # the address is free again
+
+
 def test_serve(transport: str, loop: str) -> None:
     servers.check(servers.aiohttp, transport, loop)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import KINDS, Bed
+from aio_loops import Bed
 from certificates import tls_contexts
 
 import hvsock
@@ -94,6 +94,17 @@ async def test_tls(bed: Bed) -> None:
             assert await it.recv() == "a"
 
 
-@pytest.mark.parametrize("loop", [kind for kind in ("selector", "proactor", "uvloop") if kind in KINDS])
 def test_ctrl_c(transport: str, loop: str) -> None:
     servers.check_websockets(servers.websockets, transport, loop)
+
+
+def test_without_an_adapter(transport: str) -> None:
+    """Its own way to take a listening socket."""
+    servers.check_websockets(servers.websockets_itself, transport)
+
+
+async def test_an_unknown_argument(bed: Bed) -> None:
+    from hvsock.integrations.websockets import serve
+
+    with pytest.raises(TypeError, match="max_sise"):
+        await serve(echo, bed.address, transport=bed.transport, max_sise=10)

@@ -12,7 +12,7 @@ pytest.importorskip("websockets", minversion="17", reason="pip install 'hvsock[w
 
 
 def test_serve(transport: str) -> None:
-    servers.check_websockets(servers.websockets_sync, transport)
+    servers.check_websockets(servers.websockets_sync, transport, requests=100)
 
 
 def test_the_address_is_in_use(transport: str) -> None:
