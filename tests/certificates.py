@@ -22,10 +22,15 @@ def tls_contexts(kind: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
             except ssl.SSLError as error:
                 pytest.skip(f"this OpenSSL knows no anonymous cipher ({error})")
         return server, client
+    server.load_cert_chain(own_certificate())
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+    return server, client
+
+
+def own_certificate() -> Path:
+    """Return the interpreter's own test certificate, with its key in the same file, or skip the test without it."""
     directory = Path(os.__file__).parent / "test"
     for path in (directory / "certdata" / "keycert.pem", directory / "keycert.pem"):
         if path.exists():
-            server.load_cert_chain(path)
-            client.minimum_version = ssl.TLSVersion.TLSv1_3
-            return server, client
+            return path
     pytest.skip("this interpreter comes without its `test` package, which has the certificate")

@@ -27,7 +27,7 @@ def test_blocks_run(page: str, block: Block, transport: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("page", HOWTOS)
 def test_names_exist(page: str) -> None:
-    import hvsock
+    import hvsock.integrations
     from hvsock import aio
 
     for module, attribute in re.findall(r"\b(hvsock|aio)\.([A-Za-z_]\w*)", PAGES[page]):

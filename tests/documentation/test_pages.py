@@ -42,7 +42,23 @@ MARKS = {
     "docs/howto/asyncio.md": {"run: alone"},
     "docs/howto/containers.md": {"run: alone"},
     "docs/howto/find-a-vm.md": {"", "run: with VMs"},
+    "docs/howto/http.md": {
+        *(f"file: with_{name}.py" for name in ("httpx", "httpx_async", "requests", "aiohttp", "http_client")),
+        *(f"file: by_{name}.py" for name in ("uvicorn", "uvicorn_itself", "hypercorn", "cheroot", "aiohttp")),
+        *(f"file: {role}_websockets{kind}.py" for role in ("by", "with") for kind in ("", "_sync")),
+        "file: app.py",
+    },
     "docs/howto/linux-guest.md": {"", "run: alone", "file: client.py", "file: server.py"},
+    "docs/howto/openssh.md": {
+        *(
+            "run: in the guest",
+            "run: on the host",
+            "run: on the host, for its guests",
+            "run: in the guest, to the host",
+        ),
+        *("file: config of the host", "file: config of the guest"),
+    },
+    "docs/howto/redis-docker.md": {"", "file: redis_client.py", "file: docker_client.py"},
     "docs/howto/register-a-service.md": {
         *("", "run: alone", "run: command in the registry", "run: in the registry", "check: reg"),
     },
@@ -50,6 +66,7 @@ MARKS = {
         *("", "file: to_service.py", "file: from_service.py", "run: alone", "output: alone", "run: beside"),
         "file: relays.toml",
     },
+    "docs/howto/rpc.md": {"run: alone", "file: manager.py"},
     "docs/howto/socketserver.md": {"run: alone"},
     "docs/howto/systemd.md": {
         *("", "unit: agent.service", "unit: listener.socket", "setting: [Service]", "file: listener.py"),
@@ -70,7 +87,7 @@ CLI_REFERENCE = "docs/reference/cli.md"
 ELSEWHERE = {
     "README.md",
     *(f"docs/howto/{name}.md" for name in ("anyio", "asyncio", "containers", "register-a-service")),
-    *(f"docs/howto/{name}.md" for name in ("relay", "socketserver", "trio")),
+    *(f"docs/howto/{name}.md" for name in ("relay", "rpc", "socketserver", "trio")),
 }
 
 

@@ -271,6 +271,22 @@ make_dependencies() { # sets DEPENDENCIES, the archive with what the extras cli 
     pack "$root" "$DEPENDENCIES"
 }
 
+make_libraries() { # sets LIBRARIES, the archive with the libraries of tests/libraries
+    local key
+    key=$(cat "$CHECKOUT"/tests/libraries/requirements*.txt | sha256sum | cut -c 1-12)
+    LIBRARIES=$CACHE/libraries-$PYTHON_KEY-$key.cpio
+    [ -f "$LIBRARIES" ] && return
+    say "installing the libraries"
+    local root=$WORK/libraries
+    mkdir -p "$root$SITE"
+    pip_install --target "$root$SITE" --requirement "$CHECKOUT/tests/libraries/requirements.txt"
+    rm -rf "${root:?}$SITE/bin"
+    compile "$root" "$SITE"
+    add_libraries "$root"
+    rm -f "$CACHE/libraries-${PYTHON_KEY%-*}-"*.cpio
+    pack "$root" "$LIBRARIES"
+}
+
 add_project() { # add_project ROOT [EXTRA]: installed, from a copy of the checkout; with what an extra asks for
     snapshot "$WORK/source"
     mkdir -p "$1$SITE"

@@ -285,15 +285,16 @@ def compile_modules(source: Interpreter, folder: Path) -> None:
 
 def install_packages(work: Path, source: Interpreter, tree: Path) -> None:
     """pytest and what else the tests import, from PyPI."""
-    wanted = HERE / "requirements.txt"
-    with stamped(work / f"packages-{source.version}.stamp", wanted) as stale:
+    wanted = [HERE / "requirements.txt", PROJECT / "tests" / "libraries" / "requirements-windows.txt"]
+    with stamped(work / f"packages-{source.version}.stamp", *wanted) as stale:
         if stale:
             packages = tree / "Lib" / "site-packages"
             shutil.rmtree(packages, ignore_errors=True)
             run([
                 sys.executable, "-m", "pip", "install", "--quiet", "--no-compile",
                 "--only-binary=:all:", "--platform", "win_amd64", "--implementation", "cp",
-                "--python-version", source.version, "--target", packages, "--requirement", wanted,
+                "--python-version", source.version, "--target", packages,
+                *(word for path in wanted for word in ("--requirement", path)),
             ])  # fmt: skip
             compile_modules(source, packages)
 
