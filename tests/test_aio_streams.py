@@ -331,6 +331,42 @@ def test_tls(bed: Bed, version: str) -> None:
     bed.run(main)
 
 
+async def test_start_tls(bed: Bed) -> None:
+    """The streams go on with TLS, and still know their addresses."""
+    server_context, client_context = tls_contexts("TLS 1.3")
+    seen: list[Any] = []
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await writer.start_tls(server_context)
+        seen.append(writer.get_extra_info("peername"))
+        await echo(reader, writer)
+
+    async with await bed.start_server(callback) as server:
+        reader, writer = await bed.open_connection()
+        writer.write(b"start\n")
+        assert await reader.readline() == b"start\n"
+        await writer.start_tls(client_context, server_hostname="")
+        assert writer.get_extra_info("cipher")
+        assert writer.get_extra_info("peername") == server.sockets[0].getsockname()
+        payload = random_bytes(MIB)
+        writer.write(payload)
+        assert await reader.readexactly(len(payload)) == payload
+        assert [type(peer) for peer in seen] == [hvsock.HyperVAddress]
+        await close(writer)
+
+
+@pytest.mark.parametrize("name", ["server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout"])
+async def test_arguments_about_tls_without_it(bed: Bed, name: str) -> None:
+    """They are refused, as asyncio does: a name that is not checked would seem to be."""
+    value: Any = "guest" if name == "server_hostname" else 1.0
+    with pytest.raises(ValueError, match=rf"^{name} is only meaningful with ssl$"):
+        await bed.open_connection(**{name: value})
+    if name != "server_hostname":
+        with pytest.raises(ValueError, match=rf"^{name} is only meaningful with ssl$"):
+            await bed.start_server(echo, **{name: value})
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_tls_with_a_peer_that_speaks_none(bed: Bed, debug: bool) -> None:
     """The handshake fails, its connection is closed, and the server goes on; only who debugs is told."""
