@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -113,6 +114,141 @@ def test_what_cannot_be_reached(served: str) -> None:
     assert re.fullmatch(r"accept on hvsock://loopback/\d+: timed out", line)
     with utils.listen(served) as listener:
         assert failure("listen", "--transport", served, str(listener.getsockname())).startswith("listen on ")
+
+
+def test_check(served: str) -> None:
+    """It tells whether the service is there, which is sent nothing."""
+    with utils.listen(served) as listener:
+        address = str(listener.getsockname())
+        result = run("connect", "-z", "--transport", served, address, input=b"not sent")
+        assert (result.exit_code, result.output) == (0, "")
+        with listener.accept()[0] as sock:
+            assert sock.recv(1) == b""
+        result = run("connect", "-v", "--check", "--transport", served, address)
+        assert (result.exit_code, result.output) == (0, f"hvsock: connected to {address}\n")
+    assert failure("connect", "--check", "--transport", served, nowhere()).startswith("connect to ")
+
+
+# Again and again, and programs
+
+
+@contextlib.contextmanager
+def listening(transport: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], hvsock.HyperVAddress]]:
+    """Lend a `hvsock listen --verbose` that listens, and its address."""
+    address = new_address()
+    with ended(start("listen", "-v", "--transport", transport, *options, str(address))) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().strip().decode() == f"hvsock: listening on {address}"
+        yield process, address
+
+
+def python(code: str) -> str:
+    """Return what --exec is given to run a program."""
+    words = [sys.executable, "-c", code]
+    return subprocess.list2cmdline(words) if utils.WINDOWS else shlex.join(words)
+
+
+def test_keep_open(served: str) -> None:
+    """One client after the other, and each one whole; stdin is nobody's, and a client that fails ends nothing."""
+    with listening(served, "--keep-open") as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            second.sendall(b"second\n")
+            first.sendall(b"fir")
+            time.sleep(2 * utils.TICK)
+            first.sendall(b"st\n")
+            first.shutdown(socket.SHUT_WR)
+            assert first.recv(1) == b""
+        with dial(served, address) as third:
+            third.sendall(b"third\n")
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in range(3)] == [b"first", b"second", b"third"]
+        assert process.poll() is None
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
+    with listening(local, "-k") as (process, address), dial(local, address) as sock:
+        sock.sendall(b"x")
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"
+        process.send_signal(number)
+        assert process.wait(utils.LIMIT) == 0
+        assert sock.recv(1) == b""
+
+
+REVERSE = "import os, sys; sys.stdout.write(sys.stdin.read()[::-1] + os.environ['HVSOCK_PEER'])"
+
+
+def test_a_program_has_the_connection(served: str) -> None:
+    with listening(served, "--exec", python(REVERSE)) as (process, address), dial(served, address) as sock:
+        sock.sendall(b"stressed ")
+        sock.shutdown(socket.SHUT_WR)
+        peer = hvsock.HyperVAddress(hvsock.HV_GUID_LOOPBACK, sock.getsockname().service_id)
+        assert utils.receive_all(sock).decode() == f" desserts{peer}"
+        assert process.wait(utils.LIMIT) == 0
+        assert process.communicate() == (b"", f"hvsock: connection from {peer}\n".encode())
+
+
+def test_much_through_a_program(served: str) -> None:
+    code = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+    data = utils.random_bytes(5 << 20)
+    with listening(served, "--exec", python(code)) as (process, address), dial(served, address) as sock:
+        sending = Task(sock.sendall, data)
+        assert utils.receive_exactly(sock, len(data)) == data
+        sending.result()
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
+
+
+def test_a_program_for_each_client(served: str) -> None:
+    """At the same time; how one fails is told, and ends nothing."""
+    code = "import sys; line = sys.stdin.readline(); print(line, end='', flush=True); sys.exit(line == 'fail\\n')"
+    with listening(served, "-k", "--exec", python(code)) as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            for sock, line in ((second, b"well\n"), (first, b"fail\n")):
+                sock.sendall(line)
+                assert utils.receive_all(sock) == line
+        assert process.stderr is not None
+        lines = {process.stderr.readline().strip().decode().partition(": ")[2] for _ in range(4)}
+        endings = {line.partition(": ")[2] for line in lines} - {""}
+        assert endings == {"ended", "the program ended with exit code 1"}
+        assert process.poll() is None
+
+
+@posix
+def test_the_program_s_failure_is_the_command_s(local: str) -> None:
+    with listening(local, "--exec", python("raise SystemExit(3)")) as (process, address), dial(local, address):
+        assert process.wait(utils.LIMIT) == 1
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(b"hvsock: the program ended with exit code 3\n")
+
+
+@posix
+def test_programs_end_with_the_service(local: str) -> None:
+    """One that does not look at its stdin, whose client has ended its stream."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    with listening(local, "-k", "--exec", python(code)) as (process, address), dial(local, address) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        number = int(sock.recv(100))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(utils.LIMIT) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--exec", ""], "there is no program"),
+        (["--exec", "'"], "No closing quotation"),
+        pytest.param(["--exec", "no-such-program -x"], "there is no program 'no-such-program'", marks=posix),
+        (["-k", "-t", "1"], "--timeout is for one connection"),
+    ],
+)
+def test_usage(options: list[str], words: str) -> None:
+    assert words in failure("listen", *options, "wildcard/5000", code=2)
 
 
 # Streams that fail
@@ -235,6 +371,35 @@ def test_half_closed_either_way(served: str) -> None:
         assert process.poll() is None
         process.stdin.close()
         assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
+
+
+def test_it_ends_after_the_service_and_a_silence(served: str) -> None:
+    """What stdin still has is sent; the time counts from its last bytes."""
+    with utils.listen(served) as listener:
+        options = ("--transport", served, "--end-after", str(20 * utils.TICK))
+        with ended(start("connect", *options, str(listener.getsockname()))) as process, listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            sock.shutdown(socket.SHUT_WR)
+            assert process.stdin
+            for _ in range(8):
+                time.sleep(5 * utils.TICK)
+                process.stdin.write(b"more")
+                process.stdin.flush()
+                assert utils.receive_exactly(sock, 4) == b"more"
+            assert process.wait(utils.LIMIT) == 0
+            assert sock.recv(1) == b""
+            assert process.stderr
+            assert process.stderr.read() == b""
+
+
+def test_a_closed_service_alone_does_not_end_it(served: str) -> None:
+    with connected_process(served) as (process, sock):
+        sock.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10 * utils.TICK)
+        assert process.stdin
+        process.stdin.close()
         assert process.wait(utils.LIMIT) == 0
 
 
