@@ -102,7 +102,7 @@ class HyperVSocket(Socket):
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
         if fileno is not None and self._transport is not None:
-            self._after_close(self._transport.adopt(self))
+            self._at_close(self._transport.adopt(self))
 
     def _check_handle(self, chosen: Transport) -> None:
         """Leave the handle open and raise ValueError unless it is a stream of the transport's family."""

@@ -187,7 +187,8 @@ def test_a_program_has_the_connection(served: str) -> None:
         peer = hvsock.HyperVAddress(hvsock.HV_GUID_LOOPBACK, sock.getsockname().service_id)
         assert utils.receive_all(sock).decode() == f" desserts{peer}"
         assert process.wait(utils.LIMIT) == 0
-        assert process.communicate() == (b"", f"hvsock: connection from {peer}\n".encode())
+        out, err = process.communicate()
+        assert (out, err.strip().decode()) == (b"", f"hvsock: connection from {peer}")
 
 
 def test_much_through_a_program(served: str) -> None:
@@ -204,7 +205,7 @@ def test_much_through_a_program(served: str) -> None:
 
 def test_a_program_for_each_client(served: str) -> None:
     """At the same time; how one fails is told, and ends nothing."""
-    code = "import sys; line = sys.stdin.readline(); print(line, end='', flush=True); sys.exit(line == 'fail\\n')"
+    code = "import sys; line = sys.stdin.buffer.readline(); sys.stdout.buffer.write(line); sys.exit(b'fail' in line)"
     with listening(served, "-k", "--exec", python(code)) as (process, address):
         with dial(served, address) as first, dial(served, address) as second:
             for sock, line in ((second, b"well\n"), (first, b"fail\n")):
@@ -268,7 +269,9 @@ def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.Mo
         b.sendall("é".encode()[:1])
         b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
         b.shutdown(socket.SHUT_WR)
-        stdio.receive(a)
+        counts = stdio.Counts()
+        stdio.receive(a, counts)
+        assert counts.received == 16
         assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
 
 
@@ -444,6 +447,37 @@ def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
         time.sleep(utils.TICK)
         process.send_signal(signal.SIGINT)
         assert process.wait(utils.LIMIT) == 130
+
+
+@posix
+@pytest.mark.parametrize("shown_there", [True, False])
+def test_progress(local: str, tmp_path: Path, shown_there: bool) -> None:
+    """On a terminal, after a second; stdout has the answer alone."""
+    (tmp_path / "request").write_bytes(bytes(3_000_000))
+
+    def serve(connection: hvsock.HyperVSocket) -> None:
+        utils.receive_exactly(connection, 3_000_000)
+        time.sleep(1.5)
+        connection.sendall(bytes(1_500_000))
+
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(service(local, serve))
+        stdin = stack.enter_context((tmp_path / "request").open("rb"))
+        stdout = stack.enter_context((tmp_path / "reply").open("wb"))
+        words = ("connect", "--progress", "--transport", local, address)
+        if shown_there:
+            process, shown, _ = stack.enter_context(on_terminal(*words, stdin=stdin, stdout=stdout))
+            text = plain(shown())
+            assert process.wait(utils.LIMIT) == 0
+            *_, sent, received = [line for line in text.splitlines() if " MB" in line]
+            assert re.match(r"sent +[^ ]+ +3\.0/3\.0 MB +", sent), text
+            assert re.match(r"received +[^ ]+ +1\.5/\? MB +", received), text
+        else:
+            process = stack.enter_context(ended(start(*words, stdin=stdin, stdout=stdout)))
+            assert process.wait(utils.LIMIT) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+    assert (tmp_path / "reply").stat().st_size == 1_500_000
 
 
 @posix

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import click
 import hvsock
 from hvsock._cli.clients import Clients
 from hvsock._cli.options import Seconds, address_argument, examples, transport_option, until_interrupted
-from hvsock._cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.output import Failure, console, doing, drop_output, encodable, escaped, print_note, stdout, writing
 from hvsock._cli.streams import Whole, read
 
 __all__ = ["connect", "listen", "pump"]
@@ -34,7 +35,7 @@ TICK: Final = 0.05 if sys.platform == "win32" else 1.0
 CONNECT_EXAMPLES = """
   hvsock connect parent/5000             end with Ctrl-D (Windows: Ctrl-Z)
   hvsock connect parent/5000 < request > reply
-  hvsock connect --check parent/5000               exit code 0 if the service is there
+  hvsock connect --check parent/5000     exit code 0 if the service is there
   tar c . | hvsock connect parent/5000
 """
 
@@ -45,6 +46,11 @@ LISTEN_EXAMPLES = """
   hvsock listen --keep-open --exec 'git daemon --inetd' wildcard/9418
 """
 
+progress_option = click.option(
+    "--progress",
+    is_flag=True,
+    help="On a terminal, show on stderr how much was sent and received, and how fast.",
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report connections on stderr.")
 
 
@@ -65,6 +71,7 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report conn
     type=Seconds(positive=False),
     help="End this many seconds after the service has closed, unless stdin has more; else at the end of stdin.",
 )
+@progress_option
 @verbose_option
 @transport_option()
 def connect(
@@ -73,6 +80,7 @@ def connect(
     retry_for: float,
     check: bool,
     end_after: float | None,
+    progress: bool,
     verbose: bool,
     transport: str | None,
 ) -> None:
@@ -91,7 +99,7 @@ def connect(
         if verbose:
             print_note(f"connected to {address}")
         if not check:
-            pump(connection, str(address), end_after)
+            pump(connection, str(address), end_after=end_after, progress=progress)
 
 
 @click.command("listen", epilog=examples(LISTEN_EXAMPLES))
@@ -104,6 +112,7 @@ def connect(
     metavar="PROGRAM",
     help="Start PROGRAM, with its arguments, and give it the connection as stdin and stdout.",
 )
+@progress_option
 @verbose_option
 @transport_option()
 def listen(
@@ -111,6 +120,7 @@ def listen(
     timeout: float | None,
     keep_open: bool,
     program: str | None,
+    progress: bool,
     verbose: bool,
     transport: str | None,
 ) -> None:
@@ -146,7 +156,7 @@ def listen(
         if verbose:
             print_note(f"connection from {peer}")
         if words is None:
-            pump(connection, str(peer))
+            pump(connection, str(peer), progress=progress)
         elif ending := run_program(words, connection, peer):
             raise Failure(ending)
 
@@ -161,7 +171,7 @@ class Sink(Clients):
     def serve(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> str:
         """Write it."""
         connection.settimeout(None)
-        receive(connection, is_last=False)
+        receive(connection, Counts(), is_last=False)
         return "ended"
 
     def tell(self, line: str) -> None:
@@ -217,7 +227,7 @@ def run_program(words: str | list[str], connection: hvsock.HyperVSocket, peer: h
     connection.settimeout(None)
     environment = {**os.environ, "HVSOCK_PEER": str(peer)}
     with subprocess.Popen(words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
-        connection._after_close(process.terminate)  # Ctrl-C ends the service, and its programs with it
+        connection._at_close(process.terminate)  # Ctrl-C ends the service, and its programs with it
         feeding = threading.Thread(target=feed, args=(process, connection), daemon=True)
         feeding.start()
         assert process.stdout is not None
@@ -243,7 +253,7 @@ def feed(process: subprocess.Popen[bytes], connection: hvsock.HyperVSocket) -> N
             whole.write(buffer[:size])
 
 
-def pump(connection: hvsock.HyperVSocket, peer: str, end_after: float | None = None) -> None:
+def pump(connection: hvsock.HyperVSocket, peer: str, *, end_after: float | None = None, progress: bool = False) -> None:
     """Carry bytes and ends of streams both ways until both have ended.
 
     On a terminal, the end of what comes is enough; otherwise so is a stdin that has been silent for `end_after` seconds
@@ -254,10 +264,17 @@ def pump(connection: hvsock.HyperVSocket, peer: str, end_after: float | None = N
         Failure: stdin, stdout or the connection failed; what had come before was written.
     """
     connection.settimeout(None)
-    sender = Sender(connection, peer)
+    counts = Counts()
+    sender = Sender(connection, peer, counts)
+    with Meter(counts) if progress else contextlib.nullcontext():
+        carry(connection, peer, sender, end_after)
+
+
+def carry(connection: hvsock.HyperVSocket, peer: str, sender: Sender, end_after: float | None) -> None:
+    """Receive until the end, then wait for the sender's."""
     try:
         with doing(f"receive from {peer}"):
-            receive(connection)
+            receive(connection, sender.counts)
     except Failure:
         if sender.failure is not None:
             raise sender.failure from None  # it came first and caused the other
@@ -272,11 +289,59 @@ def pump(connection: hvsock.HyperVSocket, peer: str, end_after: float | None = N
         raise sender.failure
 
 
+class Counts:
+    """Bytes moved so far."""
+
+    sent = received = 0
+
+
+class Meter:
+    """A context in which a terminal at stderr shows what was moved; it needs a second to begin."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hvsock progress", daemon=True)
+
+    def __enter__(self) -> None:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if self._ended.wait(1.0):  # what is over sooner needs no meter, nor the time that importing one takes
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with contextlib.suppress(OSError), Progress(*columns, console=console(sys.stderr), auto_refresh=False) as bars:
+            sent, received = bars.add_task("sent", total=size_of_stdin()), bars.add_task("received", total=None)
+            while not self._ended.wait(0.25):
+                bars.update(sent, completed=self._counts.sent)
+                bars.update(received, completed=self._counts.received)
+                bars.refresh()
+            bars.update(sent, completed=self._counts.sent)
+            bars.update(received, completed=self._counts.received)
+
+
+def size_of_stdin() -> int | None:
+    """Return how much there is to send, if stdin is a file."""
+    if sys.stdin is None:
+        return None
+    status = os.fstat(sys.stdin.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
 class Sender(threading.Thread):
     """Sends stdin to a connection, then ends the stream. `failure` is what went wrong."""
 
-    def __init__(self, connection: hvsock.HyperVSocket, peer: str) -> None:
+    def __init__(self, connection: hvsock.HyperVSocket, peer: str, counts: Counts) -> None:
         super().__init__(name="hvsock stdin", daemon=True)
+        self.counts = counts
         self.failure: Failure | None = None
         self.silent_since = math.inf  # monotonic seconds; inf while there is something to send
         self.terminal = sys.stdin is not None and sys.stdin.isatty()
@@ -290,6 +355,7 @@ class Sender(threading.Thread):
             while data := self._read():
                 with doing(f"send to {self._peer}"):
                     self._connection.sendall(data)
+                self.counts.sent += len(data)
             with contextlib.suppress(OSError):  # all was sent; receive() finds out whether the peer is still there
                 self._connection.shutdown(socket.SHUT_WR)
         except Failure as failure:
@@ -309,7 +375,7 @@ class Sender(threading.Thread):
         return data
 
 
-def receive(connection: hvsock.HyperVSocket, *, is_last: bool = True) -> None:
+def receive(connection: hvsock.HyperVSocket, counts: Counts, *, is_last: bool = True) -> None:
     """Write what comes to stdout, at once, and close stdout at the end of the last stream."""
     out = stdout()
     terminal = out.isatty()
@@ -325,6 +391,7 @@ def receive(connection: hvsock.HyperVSocket, *, is_last: bool = True) -> None:
             else:
                 out.buffer.write(buffer[:size])
                 out.buffer.flush()
+        counts.received += size
         if not size:
             if is_last and not terminal:
                 drop_output()
