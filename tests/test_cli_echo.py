@@ -157,12 +157,11 @@ def test_a_client_that_resets_is_told_of(served: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "connection from the peer\nthe peer: Connection reset\\x1b by peer\n"
 
 
-def test_there_is_room_for_so_many(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_room_for_so_many(served: str) -> None:
     """The one more client is served when another one has gone."""
-    monkeypatch.setattr(module, "MOST_CLIENTS", 2)
     with utils.listen(served) as listener, contextlib.ExitStack() as stack:
         address = listener.getsockname()
-        echoes = Echoes(listener)
+        echoes = Echoes(listener, most=2)
         serving = Task(echoes.run)
         socks = [stack.enter_context(dial(served, address)) for _ in range(3)]
         for sock in socks[:2]:

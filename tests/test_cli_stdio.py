@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -115,6 +116,142 @@ def test_what_cannot_be_reached(served: str) -> None:
         assert failure("listen", "--transport", served, str(listener.getsockname())).startswith("listen on ")
 
 
+def test_check(served: str) -> None:
+    """It tells whether the service is there, which is sent nothing."""
+    with utils.listen(served) as listener:
+        address = str(listener.getsockname())
+        result = run("connect", "-z", "--transport", served, address, input=b"not sent")
+        assert (result.exit_code, result.output) == (0, "")
+        with listener.accept()[0] as sock:
+            assert sock.recv(1) == b""
+        result = run("connect", "-v", "--check", "--transport", served, address)
+        assert (result.exit_code, result.output) == (0, f"hvsock: connected to {address}\n")
+    assert failure("connect", "--check", "--transport", served, nowhere()).startswith("connect to ")
+
+
+# Again and again, and programs
+
+
+@contextlib.contextmanager
+def listening(transport: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], hvsock.HyperVAddress]]:
+    """Lend a `hvsock listen --verbose` that listens, and its address."""
+    address = new_address()
+    with ended(start("listen", "-v", "--transport", transport, *options, str(address))) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().strip().decode() == f"hvsock: listening on {address}"
+        yield process, address
+
+
+def python(code: str) -> str:
+    """Return what --exec is given to run a program."""
+    words = [sys.executable, "-c", code]
+    return subprocess.list2cmdline(words) if utils.WINDOWS else shlex.join(words)
+
+
+def test_keep_open(served: str) -> None:
+    """One client after the other, and each one whole; stdin is nobody's, and a client that fails ends nothing."""
+    with listening(served, "--keep-open") as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            second.sendall(b"second\n")
+            first.sendall(b"fir")
+            time.sleep(2 * utils.TICK)
+            first.sendall(b"st\n")
+            first.shutdown(socket.SHUT_WR)
+            assert first.recv(1) == b""
+        with dial(served, address) as third:
+            third.sendall(b"third\n")
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in range(3)] == [b"first", b"second", b"third"]
+        assert process.poll() is None
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
+    with listening(local, "-k") as (process, address), dial(local, address) as sock:
+        sock.sendall(b"x")
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"
+        process.send_signal(number)
+        assert process.wait(utils.LIMIT) == 0
+        assert sock.recv(1) == b""
+
+
+REVERSE = "import os, sys; sys.stdout.write(sys.stdin.read()[::-1] + os.environ['HVSOCK_PEER'])"
+
+
+def test_a_program_has_the_connection(served: str) -> None:
+    with listening(served, "--exec", python(REVERSE)) as (process, address), dial(served, address) as sock:
+        sock.sendall(b"stressed ")
+        sock.shutdown(socket.SHUT_WR)
+        peer = hvsock.HyperVAddress(hvsock.HV_GUID_LOOPBACK, sock.getsockname().service_id)
+        assert utils.receive_all(sock).decode() == f" desserts{peer}"
+        assert process.wait(utils.LIMIT) == 0
+        out, err = process.communicate()
+        assert (out, err.strip().decode()) == (b"", f"hvsock: connection from {peer}")
+
+
+def test_much_through_a_program(served: str) -> None:
+    code = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+    data = utils.random_bytes(5 << 20)
+    with listening(served, "--exec", python(code)) as (process, address), dial(served, address) as sock:
+        sending = Task(sock.sendall, data)
+        assert utils.receive_exactly(sock, len(data)) == data
+        sending.result()
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
+
+
+def test_a_program_for_each_client(served: str) -> None:
+    """At the same time; how one fails is told, and ends nothing."""
+    code = "import sys; line = sys.stdin.buffer.readline(); sys.stdout.buffer.write(line); sys.exit(b'fail' in line)"
+    with listening(served, "-k", "--exec", python(code)) as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            for sock, line in ((second, b"well\n"), (first, b"fail\n")):
+                sock.sendall(line)
+                assert utils.receive_all(sock) == line
+        assert process.stderr is not None
+        lines = {process.stderr.readline().strip().decode().partition(": ")[2] for _ in range(4)}
+        endings = {line.partition(": ")[2] for line in lines} - {""}
+        assert endings == {"ended", "the program ended with exit code 1"}
+        assert process.poll() is None
+
+
+@posix
+def test_the_program_s_failure_is_the_command_s(local: str) -> None:
+    with listening(local, "--exec", python("raise SystemExit(3)")) as (process, address), dial(local, address):
+        assert process.wait(utils.LIMIT) == 1
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(b"hvsock: the program ended with exit code 3\n")
+
+
+@posix
+def test_programs_end_with_the_service(local: str) -> None:
+    """One that does not look at its stdin, whose client has ended its stream."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    with listening(local, "-k", "--exec", python(code)) as (process, address), dial(local, address) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        number = int(sock.recv(100))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(utils.LIMIT) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--exec", ""], "there is no program"),
+        (["--exec", "'"], "No closing quotation"),
+        pytest.param(["--exec", "no-such-program -x"], "there is no program 'no-such-program'", marks=posix),
+        (["-k", "-t", "1"], "--timeout is for one connection"),
+    ],
+)
+def test_usage(options: list[str], words: str) -> None:
+    assert words in failure("listen", *options, "wildcard/5000", code=2)
+
+
 # Streams that fail
 
 
@@ -132,7 +269,9 @@ def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.Mo
         b.sendall("é".encode()[:1])
         b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
         b.shutdown(socket.SHUT_WR)
-        stdio.receive(a)
+        counts = stdio.Counts()
+        stdio.receive(a, counts)
+        assert counts.received == 16
         assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
 
 
@@ -238,6 +377,35 @@ def test_half_closed_either_way(served: str) -> None:
         assert process.wait(utils.LIMIT) == 0
 
 
+def test_it_ends_after_the_service_and_a_silence(served: str) -> None:
+    """What stdin still has is sent; the time counts from its last bytes."""
+    with utils.listen(served) as listener:
+        options = ("--transport", served, "--end-after", str(20 * utils.TICK))
+        with ended(start("connect", *options, str(listener.getsockname()))) as process, listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            sock.shutdown(socket.SHUT_WR)
+            assert process.stdin
+            for _ in range(8):
+                time.sleep(5 * utils.TICK)
+                process.stdin.write(b"more")
+                process.stdin.flush()
+                assert utils.receive_exactly(sock, 4) == b"more"
+            assert process.wait(utils.LIMIT) == 0
+            assert sock.recv(1) == b""
+            assert process.stderr
+            assert process.stderr.read() == b""
+
+
+def test_a_closed_service_alone_does_not_end_it(served: str) -> None:
+    with connected_process(served) as (process, sock):
+        sock.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10 * utils.TICK)
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(utils.LIMIT) == 0
+
+
 @posix
 def test_ctrl_c(local: str) -> None:
     with connected_process(local) as (process, sock):
@@ -279,6 +447,37 @@ def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
         time.sleep(utils.TICK)
         process.send_signal(signal.SIGINT)
         assert process.wait(utils.LIMIT) == 130
+
+
+@posix
+@pytest.mark.parametrize("shown_there", [True, False])
+def test_progress(local: str, tmp_path: Path, shown_there: bool) -> None:
+    """On a terminal, after a second; stdout has the answer alone."""
+    (tmp_path / "request").write_bytes(bytes(3_000_000))
+
+    def serve(connection: hvsock.HyperVSocket) -> None:
+        utils.receive_exactly(connection, 3_000_000)
+        time.sleep(1.5)
+        connection.sendall(bytes(1_500_000))
+
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(service(local, serve))
+        stdin = stack.enter_context((tmp_path / "request").open("rb"))
+        stdout = stack.enter_context((tmp_path / "reply").open("wb"))
+        words = ("connect", "--progress", "--transport", local, address)
+        if shown_there:
+            process, shown, _ = stack.enter_context(on_terminal(*words, stdin=stdin, stdout=stdout))
+            text = plain(shown())
+            assert process.wait(utils.LIMIT) == 0
+            *_, sent, received = [line for line in text.splitlines() if " MB" in line]
+            assert re.match(r"sent +[^ ]+ +3\.0/3\.0 MB +", sent), text
+            assert re.match(r"received +[^ ]+ +1\.5/\? MB +", received), text
+        else:
+            process = stack.enter_context(ended(start(*words, stdin=stdin, stdout=stdout)))
+            assert process.wait(utils.LIMIT) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+    assert (tmp_path / "reply").stat().st_size == 1_500_000
 
 
 @posix

@@ -40,6 +40,7 @@ TESTED_ELSEWHERE = {
     "aio_parser": "test_fuzz",
     "aio_server": "test_aio_streams",
     "aio_turns": "test_aio_messages",
+    "cli_clients": "test_cli_echo",
     "cli_options": "test_cli",
     "cli_output": "test_cli",
     "cli_throughput": "test_cli_bench",

@@ -42,6 +42,9 @@ from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._transports.base import Transport
 
+if sys.platform != "win32":
+    import fcntl  # here, and not at the first bind(), when there may be no descriptor left to import it with
+
 __all__ = ["LocalTransport", "bind_path", "directory", "partition"]
 
 _HOST: Final = "host"
@@ -351,8 +354,6 @@ def _locked(path: str) -> Iterator[None]:
     """Keep other processes from binding names in the directory during the block."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    import fcntl
-
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
     try:
