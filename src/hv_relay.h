@@ -73,11 +73,18 @@ hv_list_move(hv_node *from, hv_node *to)
     }
 }
 
-#define HV_OF(node, member) ((hv_link *)(void *)((char *)(node)-offsetof(hv_link, member)))
+#define HV_OF(node, member) ((hv_link *)(void *)((char *)(node) - offsetof(hv_link, member)))
 
 /* ---- what there is ---- */
 
-typedef enum { HV_LOG_CONNECTED, HV_LOG_ENDED, HV_LOG_ABORTED, HV_LOG_FAILED, HV_LOG_REFUSED, HV_LOG_ACCEPT } hv_log_kind;
+typedef enum {
+    HV_LOG_CONNECTED,
+    HV_LOG_ENDED,
+    HV_LOG_ABORTED,
+    HV_LOG_FAILED,
+    HV_LOG_REFUSED,
+    HV_LOG_ACCEPT
+} hv_log_kind;
 
 /* Where a client came from: what accept() said, or what it was adopted with. */
 typedef struct {
@@ -163,12 +170,12 @@ typedef struct hv_loop {
     hv_node over;                       /* freed after the events, one of which may still name them */
     char *rooms[HV_ROOMS];
     int room_count;
-    hv_handle spare; /* the next target's: whoever is accepted has one */
+    hv_handle spare;      /* the next target's: whoever is accepted has one */
     int accepts, listens; /* until the relay stops; and now */
     int64_t accept_at;    /* when to listen again if it accepts */
     int64_t pause;
     int64_t retry_at; /* of what is blocked */
-    int64_t now;          /* when the last epoll_wait() returned */
+    int64_t now;      /* when the last epoll_wait() returned */
     hv_adopted *adopted;
 } hv_loop;
 
@@ -670,7 +677,9 @@ hv_loop_accept(hv_loop *loop, hv_handle listener)
         if (loop->spare < 0) {
             loop->spare = hv_target_socket(engine, &engine->targets[0]);
         }
-        client = loop->spare < 0 ? -1 : accept4(listener, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        client = loop->spare < 0
+                     ? -1
+                     : accept4(listener, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (client < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return;
         }
@@ -900,7 +909,8 @@ static int
 hv_loop_open(hv_loop *loop, hv_engine *engine)
 {
     struct epoll_event event = {EPOLLIN, {.u64 = 0}};
-    hv_node *lists[] = {&loop->all, &loop->connecting, &loop->retrying, &loop->idle, &loop->blocked, &loop->more, &loop->over};
+    hv_node *lists[] = {&loop->all,     &loop->connecting, &loop->retrying, &loop->idle,
+                        &loop->blocked, &loop->more,       &loop->over};
     size_t i;
     memset(loop, 0, sizeof *loop);
     for (i = 0; i < sizeof lists / sizeof *lists; i++) {

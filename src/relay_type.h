@@ -84,14 +84,16 @@ take_targets(hv_engine *engine, PyObject *tuple)
 static int
 engine_take(hv_engine *engine, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"listeners", "targets", "connect_timeout", "idle_timeout", "max_connections", "verbose", NULL};
+    static char *names[] = {"listeners", "targets", "connect_timeout", "idle_timeout", "max_connections",
+                            "verbose",   NULL};
     PyObject *listeners, *targets, *connect_timeout, *idle_timeout;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOlp", names, &PyTuple_Type, &listeners, &PyTuple_Type, &targets,
-                                     &connect_timeout, &idle_timeout, &engine->most, &engine->is_verbose)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O!OOlp", names, &PyTuple_Type, &listeners, &PyTuple_Type,
+                                     &targets, &connect_timeout, &idle_timeout, &engine->most, &engine->is_verbose)) {
         return 0;
     }
     return take_listeners(engine, listeners) && take_targets(engine, targets) &&
-           as_seconds(connect_timeout, "connect timeout", &engine->connect_limit) && as_seconds(idle_timeout, "idle timeout", &engine->idle_limit);
+           as_seconds(connect_timeout, "connect timeout", &engine->connect_limit) &&
+           as_seconds(idle_timeout, "idle timeout", &engine->idle_limit);
 }
 
 static PyObject *
@@ -218,11 +220,12 @@ engine_get_counters(PyObject *self, void *Py_UNUSED(closure))
     return Py_BuildValue("lKKKKKK", hv_word_get(&engine->open), n[0], n[1], n[2], n[3], n[4], n[5]);
 }
 
-PyDoc_STRVAR(engine_doc, "RelayEngine(listeners, targets, connect_timeout, idle_timeout, max_connections, verbose)\n--\n\n"
-                         "Relays connections in the threads that call run(), without Python.\n"
-                         "\n"
-                         "listeners: handles, non-blocking, whose clients are connected to the targets, tried in their\n"
-                         "order: (family, proto, bytes of a sockaddr). Both may be empty: adopt() only.");
+PyDoc_STRVAR(engine_doc,
+             "RelayEngine(listeners, targets, connect_timeout, idle_timeout, max_connections, verbose)\n--\n\n"
+             "Relays connections in the threads that call run(), without Python.\n"
+             "\n"
+             "listeners: handles, non-blocking, whose clients are connected to the targets, tried in their\n"
+             "order: (family, proto, bytes of a sockaddr). Both may be empty: adopt() only.");
 PyDoc_STRVAR(engine_run_doc, "run($self)\n--\n\n"
                              "Serve, until end().");
 PyDoc_STRVAR(engine_adopt_doc, "adopt($self, client, target, name, /)\n--\n\n"
@@ -239,10 +242,11 @@ PyDoc_STRVAR(engine_wait_doc, "wait($self, running, seconds, /)\n--\n\n"
                               "Wait until so many threads run, or, with 0, until no connection is open.\n"
                               "\n"
                               "False: that took longer than so many seconds.");
-PyDoc_STRVAR(engine_next_log_doc, "next_log($self)\n--\n\n"
-                                  "Wait for what is to be logged: (kind, error, the client's sockaddr or the name it was adopted with).\n"
-                                  "\n"
-                                  "None: after end(). Error 0 is the engine's own reason.");
+PyDoc_STRVAR(engine_next_log_doc,
+             "next_log($self)\n--\n\n"
+             "Wait for what is to be logged: (kind, error, the client's sockaddr or the name it was adopted with).\n"
+             "\n"
+             "None: after end(). Error 0 is the engine's own reason.");
 PyDoc_STRVAR(engine_counters_doc, "(open, total, refused, failed, aborted, bytes to target, bytes to client).");
 
 static PyMethodDef engine_methods[] = {
@@ -262,8 +266,9 @@ static PyGetSetDef engine_getset[] = {
 };
 
 static PyType_Slot engine_slots[] = {
-    {Py_tp_doc, (void *)engine_doc},         {Py_tp_new, (void *)engine_new},       {Py_tp_dealloc, (void *)engine_dealloc},
-    {Py_tp_methods, (void *)engine_methods}, {Py_tp_getset, (void *)engine_getset}, {0, NULL},
+    {Py_tp_doc, (void *)engine_doc},         {Py_tp_new, (void *)engine_new},
+    {Py_tp_dealloc, (void *)engine_dealloc}, {Py_tp_methods, (void *)engine_methods},
+    {Py_tp_getset, (void *)engine_getset},   {0, NULL},
 };
 
 /* Adds the type to the module; 0, or -1 with an exception set. */
