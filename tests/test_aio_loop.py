@@ -10,15 +10,17 @@ from typing import Any
 
 import pytest
 import utils
-from aio_loops import Bed, pending_connects
+from aio_loops import KINDS, Bed, pending_connects
 from certificates import tls_contexts
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
 import hvsock
 from hvsock import aio
 
+OWN = ["own"] if WINDOWS else ["own", "own overlapped", *(["own uvloop"] if "uvloop" in KINDS else [])]
 
-@pytest.fixture(params=["own"] if WINDOWS else ["own", "own overlapped", "own uvloop"])
+
+@pytest.fixture(params=OWN)
 def kind(request: pytest.FixtureRequest) -> str:
     """The loops that users get, and the parts for the Proactor."""
     return str(request.param)
@@ -42,7 +44,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def dial(bed: Bed) -> hvsock.HyperVSocket:
     sock = hvsock.HyperVSocket(transport=bed.transport)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+    await asyncio.get_running_loop().sock_connect(sock, bed.address)
     return sock
 
 
@@ -116,7 +118,7 @@ async def test_refused_connect(bed: Bed) -> None:
     with hvsock.HyperVSocket(transport=bed.transport) as sock:
         sock.setblocking(False)
         with pytest.raises(OSError, match=r"refused|reset") as refusal:
-            await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+            await asyncio.get_running_loop().sock_connect(sock, bed.address)
         assert refusal.value.__notes__[0].startswith(f"connect on transport {bed.transport}, ")
 
 
