@@ -99,6 +99,8 @@ def socket_class(kind: str, free: Iterator[int]) -> type[socket.socket]:
 
 def to_hyperv(address: Any) -> Any:
     """Return the address of a transport for which one of TCP stands."""
+    if isinstance(address, hvsock.HyperVAddress):
+        return address
     host, port = address
     if not isinstance(host, str):
         raise TypeError("a host is a str")
@@ -145,14 +147,27 @@ def _use_aio(kind: str, free: Iterator[int]) -> None:
     ):
         setattr(owner, name, _ours(getattr(aio, name), getattr(owner, name), kind, free))
     if sys.platform == "win32":
-        asyncio.ProactorEventLoop = asyncio.new_event_loop = aio.new_event_loop  # type: ignore[assignment,misc]
+        asyncio.ProactorEventLoop = type(asyncio.get_event_loop_policy())._loop_factory = _loop_class()  # type: ignore[misc]
+
+
+def _loop_class() -> Any:
+    """Return the class of hvsock.aio's event loop, which takes addresses of TCP for those of a transport."""
+    loop = aio.new_event_loop()
+    loop.close()
+    base: Any = type(loop)
+
+    class Loop(base):  # type: ignore[misc]
+        async def sock_connect(self, sock: Any, address: Any) -> None:
+            await super().sock_connect(sock, to_hyperv(address) if isinstance(sock, hvsock.HyperVSocket) else address)
+
+    return Loop
 
 
 def _ours(ours: Any, original: Any, kind: str, free: Iterator[int]) -> Any:
     """Return a function with asyncio's signature that calls ours where that can take the arguments."""
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        given = dict(kwargs)
+        given = {name: value for name, value in kwargs.items() if value is not None}
         host, port = given.pop("host", None), given.pop("port", None)
         first = list(args)
         if first and isinstance(first[0], asyncio.AbstractEventLoop):

@@ -290,7 +290,6 @@ async def test_peer_that_vanishes(bed: Bed, with_transports: bool) -> None:
 class SocketOfGonePeer(hvsock.HyperVSocket):
     """As AF_VSOCK is once its peer has gone."""
 
-    __slots__ = ("sends", "shutdowns")
     sends: int
     shutdowns: list[int]
 

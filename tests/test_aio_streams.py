@@ -29,7 +29,7 @@ from utils import LIMIT, TICK, WINDOWS, random_bytes
 import hvsock
 from hvsock import aio
 from hvsock._transports import transport_named
-from hvsock.aio import _connect, _server
+from hvsock.aio import _connect, _server, _uvloop
 
 MIB = 1 << 20
 
@@ -107,6 +107,7 @@ def test_streams(bed: Bed) -> None:
             assert peer == server.sockets[0].getsockname()
             assert writer.get_extra_info("nothing", "default") == "default"
             assert writer.get_extra_info("socket").fileno() >= 0
+            assert writer.get_extra_info("socket").getpeername() == peer
             sending = asyncio.create_task(write_all(writer, payload))
             assert await reader.readexactly(len(payload)) == payload
             await sending
@@ -366,6 +367,24 @@ async def test_arguments_about_tls_without_it(bed: Bed, name: str) -> None:
     if name != "server_hostname":
         with pytest.raises(ValueError, match=rf"^{name} is only meaningful with ssl$"):
             await bed.start_server(echo, **{name: value})
+
+
+def test_coroutine_that_is_left_behind(transport: str) -> None:
+    """A call that waits when its loop is closed has its socket closed when it is forgotten."""
+
+    async def make(*_: Any) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        attaching.send(None)
+
+    with hvsock.HyperVSocket(transport=transport) as sock:
+        attaching = _uvloop.attach(make, asyncio.Protocol, sock)
+        with asyncio.Runner() as runner:
+            runner.run(main())
+        assert sock.fileno() >= 0
+        attaching.close()
+        assert sock.fileno() == -1
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -143,18 +143,16 @@ def test_bad_retry_for(connections: Any, retry_for: float) -> None:
 def test_a_service_that_comes_back(transport: str) -> None:
     """For real: each connection is closed by the service, which is away in between."""
     address = ("loopback", utils.new_service())
-    made: list[Any] = []
+    made: list[hvsock.HyperVSocket | None] = []
 
     def connect() -> hvsock.HyperVSocket:
-        if len(made) % 2:
-            made.append(None)
-        else:
-            made.append(hvsock.create_server(address, transport=transport))
+        server = None if len(made) % 2 else hvsock.create_server(address, transport=transport)
+        made.append(server)
         try:
             return hvsock.create_connection(address, 10, transport=transport)
         finally:
-            if made[-1] is not None:
-                made[-1].close()
+            if server is not None:
+                server.close()
 
     for number, sock in enumerate(hvsock.connections(connect)):
         sock.close()

@@ -23,6 +23,7 @@ async def attach(
     loop = asyncio.get_running_loop()
     is_asyncio = isinstance(loop, asyncio.BaseEventLoop)
     end_with_peer(loop, sock)
+    presenter = None
     try:
         if is_asyncio:
             transport, protocol = await make(protocol_factory, sock)
@@ -31,8 +32,11 @@ async def attach(
         await make(lambda: presenter, _LentSocket(sock, presenter))
         return cast(asyncio.Transport, presenter.transport), presenter.protocol
     except BaseException as exc:
-        # asyncio has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
-        if not (is_asyncio and isinstance(exc, asyncio.CancelledError)):
+        # The loop has closed the transport of a cancelled call, which may have to end TLS before it closes the handle.
+        has_transport = is_asyncio or (presenter is not None and presenter.transport is not None)
+        if loop.is_closed():  # this coroutine was left behind
+            sock.close()
+        elif not (has_transport and isinstance(exc, asyncio.CancelledError)):
             loop.call_soon(sock.close)  # after the transport, if there was one, has ended its transfers and closed it
         raise
 
@@ -75,7 +79,7 @@ class _Presenter(asyncio.Protocol):
     def __init__(self, protocol: asyncio.BaseProtocol, sock: HyperVSocket) -> None:
         self.protocol = protocol
         self.transport: asyncio.BaseTransport | None = None
-        self._names: dict[str, Any] = {"sockname": sock.getsockname()}
+        self._names: dict[str, Any] = {"socket": sock, "sockname": sock.getsockname()}
         with contextlib.suppress(OSError):  # the peer has gone already
             self._names["peername"] = sock.getpeername()
 
@@ -92,7 +96,7 @@ class _Presenter(asyncio.Protocol):
 
 
 class NamedTransport(asyncio.Transport):
-    """The loop's transport (`inner`), but for "sockname" and "peername"."""
+    """The loop's transport (`inner`), but for "socket", "sockname" and "peername"."""
 
     def __init__(self, transport: asyncio.Transport, names: dict[str, Any]) -> None:
         super().__init__(names)
