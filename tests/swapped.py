@@ -183,7 +183,7 @@ def load(name: str) -> Any:
     return importlib.import_module(f"test.{name}")
 
 
-def name_of(test: unittest.TestCase) -> str:
+def name_of(test: Any) -> str:
     """Return the name of a test of test_socket from its class on, of one of test_asyncio from its module on."""
     return re.sub(r"^.*\btest\.test_(?:socket|asyncio)\.", "", test.id())
 

@@ -42,7 +42,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def dial(bed: Bed) -> hvsock.HyperVSocket:
     sock = hvsock.HyperVSocket(transport=bed.transport)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+    await asyncio.get_running_loop().sock_connect(sock, bed.address)
     return sock
 
 
@@ -116,7 +116,7 @@ async def test_refused_connect(bed: Bed) -> None:
     with hvsock.HyperVSocket(transport=bed.transport) as sock:
         sock.setblocking(False)
         with pytest.raises(OSError, match=r"refused|reset") as refusal:
-            await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+            await asyncio.get_running_loop().sock_connect(sock, bed.address)
         assert refusal.value.__notes__[0].startswith(f"connect on transport {bed.transport}, ")
 
 

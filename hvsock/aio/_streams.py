@@ -33,7 +33,7 @@ class _ClientTLS(_TLS, total=False):
 
 class _ServerOptions(_TLS, total=False):
     sock: socket.socket | None
-    backlog: int
+    backlog: int | None
     transport: str | None
     connected_suspend: bool
     start_serving: bool
@@ -160,7 +160,7 @@ class Server(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         tls: dict[str, Any],
     ) -> None:
@@ -209,7 +209,7 @@ async def create_server(
     address: Address | None = None,
     *,
     sock: socket.socket | None = None,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     ssl: ssl_module.SSLContext | None = None,
@@ -223,7 +223,7 @@ async def create_server(
         protocol_factory: makes the protocol of a connection.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
         sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
-        backlog: connections that may wait to be accepted.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
         ssl: speak TLS in this context.
