@@ -15,7 +15,6 @@ from aio_loops import Bed
 from certificates import tls_contexts
 
 import hvsock
-from hvsock import aio
 from integrations.services import BIG, Server, serving
 
 httpx = pytest.importorskip("httpx", reason="pip install 'hvsock[httpx]'")
@@ -141,22 +140,10 @@ async def test_an_idle_asynchronous_connection_that_the_server_has_closed(server
         assert server.connections == 2
 
 
-async def ask_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
+async def test_asynchronous_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
     async with async_client(secure[0], bed, ssl_context=secure[1]) as it:
         assert (await it.get("https://agent/who")).text == f"/who agent {VM}"
         assert (await it.post("https://agent/", content=BIG, timeout=utils.LIMIT)).content == BIG
     async with async_client(secure[0], bed) as it:
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
             await it.get("https://agent/who")
-
-
-async def test_asynchronous_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
-    if bed.kind == "uvloop":
-        pytest.skip("uvloop's own loop has no start_tls for hvsock.aio: the next test has the one that has")
-    await ask_tls(secure, bed)
-
-
-def test_asynchronous_tls_on_uvloop(secure: tuple[Server, ssl.SSLContext], transport: str) -> None:
-    uvloop = pytest.importorskip("uvloop")
-    with asyncio.Runner(loop_factory=lambda: aio.new_event_loop(uvloop.Loop)) as runner:
-        runner.run(ask_tls(secure, Bed("uvloop", transport)))
