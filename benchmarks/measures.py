@@ -254,7 +254,7 @@ def _links(names: Sequence[str], modes: Sequence[str], transport: str) -> Iterat
     with contextlib.ExitStack() as stack:
         raw = Path(os.environ["HVSOCK_LOCAL_DIR"], "raw-c")
         if not RAW_KINDS.keys().isdisjoint(names):
-            line = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", raw, HERE / "raw.c"]
+            line: list[str | Path] = ["cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-o", raw, HERE / "raw.c"]
             subprocess.run(line, check=True, timeout=60)
         yield {(mode, name): _Link(stack, name, mode, transport, raw) for mode in modes for name in names}
 

@@ -323,6 +323,7 @@ class Worker:
         for sock in self._socks:
             sock.settimeout(self._timeout)
             if contender.busy_poll:
+                assert isinstance(sock, Socket)
                 sock.busy_poll = contender.busy_poll
 
     # Between two processes; each has one end of the connection.
@@ -452,7 +453,7 @@ class Worker:
     def scale_threads(self, workers: int, count: int) -> list[int]:
         """Send and receive one byte in each of some threads."""
         spaces: list[dict[str, object]] = [{} for _ in range(workers)]
-        return [scale([(lambda code, space=space: exec(code, space)) for space in spaces], count)]
+        return [scale([functools.partial(lambda space, code: exec(code, space), space) for space in spaces], count)]
 
     def scale_interpreters(self, workers: int, count: int) -> list[int]:
         """Do the same in each of some interpreters."""
@@ -479,6 +480,7 @@ class Worker:
     def connect(self, count: int) -> list[int]:
         """Connect, accept and close both ends; return the time for all of them."""
         kind, family = self._contender.type, transport_named(self._transport).family
+        connect: Any
         with self._listener() as listener:
             if kind is hvsock.HyperVSocket and not self._is_plain:
                 connect, address = kind.connect, listener.getsockname()

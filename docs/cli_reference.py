@@ -69,7 +69,7 @@ def name_of(option: click.Option) -> str:
     if option.is_flag:
         return names
     choices = "|".join(getattr(option.type, "choices", []))
-    return f"{names} {choices or option.type.name.partition(' ')[0].upper()}"
+    return f"{names} {choices or option.metavar or option.type.name.partition(' ')[0].upper()}"
 
 
 def meaning_of(option: click.Option) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["IncompleteReadError", "code_of", "is_transient", "os_error"]
+__all__ = ["IncompleteReadError", "code_of", "is_shortage", "is_transient", "os_error"]
 
 # Errors that pass by themselves while a VM or its service starts: go-winio's set (refused, unreachable, timed out, and
 # Windows' own 1225 and 1201) and what was seen while VMs reboot (down: moby/vpnkit pull 299; reset: virtsock). A KVM
@@ -23,6 +23,9 @@ _TRANSIENT: Final = frozenset(
         *(1201, 1225, 10050, 10051, 10054, 10060, 10061),
     }
 )
+
+# What the system may lack for a while, and has again when something else ends; the last two are Winsock's.
+_SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, 10024, 10055})
 
 
 class IncompleteReadError(EOFError):
@@ -60,6 +63,11 @@ def code_of(exc: OSError) -> int | None:
     """Return the system's number of an error: Winsock's on Windows; None if it was not made of one."""
     winerror: int | None = getattr(exc, "winerror", None)
     return exc.errno if winerror is None else winerror
+
+
+def is_shortage(exc: OSError) -> bool:
+    """Whether the system lacked something, descriptors for example: an accept() may succeed when a connection ends."""
+    return code_of(exc) in _SHORTAGE
 
 
 def is_transient(exc: OSError) -> bool:

@@ -17,7 +17,7 @@ from hvsock._addresses import (
     HyperVAddress,
     as_address,
 )
-from hvsock._errors import code_of
+from hvsock._errors import code_of, is_shortage
 from hvsock._hvsock import Socket, own_data_path
 from hvsock._retries import Retries
 from hvsock._transports import (
@@ -33,6 +33,9 @@ from hvsock._transports import (
 __all__ = ["HyperVSocket", "create_connection", "create_server"]
 
 _BLOCK: Final = 128 << 10  # bytes that sendfile() reads at a time
+# Every system lowers it to its own limit, such as Linux' net.core.somaxconn; the constant of the socket module is that
+# of the machine that Python was built on. On AF_VSOCK a full backlog resets clients, where TCP makes them wait.
+_AS_MANY_AS_ALLOWED: Final = 0x7FFFFFFF
 _TYPE_FLAGS: Final = getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
@@ -93,10 +96,13 @@ class HyperVSocket(Socket):
             if chosen is not None and (reason := chosen.reason) is not None:
                 if chosen.unsupported is None:
                     exc.add_note(f"transport {chosen.name} is not available: {reason}")
-                exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
+                if chosen.name != "local" and not is_shortage(exc):
+                    exc.add_note("to develop without a hypervisor, on this machine only: HVSOCK_TRANSPORT=local")
             raise
         if chosen is not None and transport is not None and fileno is not None:
             self._check_handle(chosen)
+        if fileno is not None and self._transport is not None:
+            self._at_close(self._transport.adopt(self))
 
     def _check_handle(self, chosen: Transport) -> None:
         """Leave the handle open and raise ValueError unless it is a stream of the transport's family."""
@@ -128,14 +134,24 @@ class HyperVSocket(Socket):
             return super().bind(address)
         to = as_address(address)
         try:
-            self._before_close(self._transport.bind(self, to))
+            self._at_close(self._transport.bind(self, to))
         except OSError as exc:
             self._note(exc, "bind", local=to)
             raise
         return None
 
+    def _at_close(self, call: Callable[[], object] | None) -> None:
+        """Have `call` made once, after the handle was closed; None leaves what there is.
+
+        A socket has one such call: of its transport if it was bound or adopted, of its server if it was accepted.
+        """
+        if call is not None:
+            self._after_close(call)
+
     def listen(self, backlog: int | None = None, /) -> None:
-        """Start accepting connections; up to `backlog` may wait, by default as many as `socket.listen` allows."""
+        """Start accepting connections; up to `backlog` may wait, by default as many as the system allows."""
+        if backlog is None and self._transport is not None:
+            backlog = _AS_MANY_AS_ALLOWED
         try:
             super().listen(*(() if backlog is None else (backlog,)))
         except OSError as exc:
@@ -482,7 +498,7 @@ def create_server(
 
     Args:
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
-        backlog: connections that may wait to be accepted; by default `socket.listen`'s.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: keep accepted connections while their VM is paused. Transport hyperv only: elsewhere it does
             nothing, since a pause is not known to end connections.

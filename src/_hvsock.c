@@ -10,7 +10,7 @@
 #include "sock_life.h"
 #include "sock_messages.h"
 
-#include "hv_pump.h"
+#include "relay_type.h"
 
 static PyObject *
 sock_explain(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
@@ -104,8 +104,9 @@ PyDoc_STRVAR(setblocking_doc, "setblocking($self, flag, /)\n--\n\n"
                               "settimeout(None) if flag is true, settimeout(0) otherwise.");
 PyDoc_STRVAR(detach_doc, "detach($self)\n--\n\n"
                          "Give the handle up without closing it, and return it.");
-PyDoc_STRVAR(before_close_doc, "_before_close($self, call, /)\n--\n\n"
-                               "Have call() called once, before close() releases the handle; None: nothing any more.");
+PyDoc_STRVAR(after_close_doc,
+             "_after_close($self, call, /)\n--\n\n"
+             "Have call() called once, after close() has released the handle; None: nothing any more.");
 PyDoc_STRVAR(real_close_doc, "_real_close($self)\n--\n\n"
                              "Wake the calls that use the handle, and close it when they have left.");
 PyDoc_STRVAR(explain_doc, "_explain($self, exception, operation, /)\n--\n\n"
@@ -138,7 +139,7 @@ static PyMethodDef sock_methods[] = {
     {"settimeout", sock_settimeout, METH_O, settimeout_doc},
     {"setblocking", sock_setblocking, METH_O, setblocking_doc},
     {"detach", sock_detach, METH_NOARGS, detach_doc},
-    {"_before_close", sock_before_close, METH_O, before_close_doc},
+    {"_after_close", sock_after_close, METH_O, after_close_doc},
     {"_real_close", sock_real_close, METH_NOARGS, real_close_doc},
     {"_explain", sock_explain, METH_VARARGS, explain_doc},
     {NULL, NULL, 0, NULL},
@@ -297,7 +298,8 @@ module_exec(PyObject *module)
     find_bytearray_buffer();
     type = make_type(module, state->base);
     if (type != NULL && PyModule_AddObjectRef(module, "Socket", type) == 0 &&
-        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0) {
+        PyModule_AddIntConstant(module, "SUN_PATH_SIZE", HV_SUN_PATH_SIZE) == 0 && pump_add_type(module) == 0 &&
+        engine_add_type(module) == 0) {
         result = 0;
     }
     Py_XDECREF(type);

@@ -11,6 +11,9 @@
  * Pages that no data has reached are never touched. */
 #define HV_PUMP_ROOM 131072
 
+/* What part of `hold` an answer may pause that has begun. */
+#define HV_PUMP_HOLD_PART 5
+
 typedef enum {
     HV_PUMP_RUNS,
     HV_PUMP_ENDED,   /* both directions; pair->error is that of a send, or 0 */
@@ -29,9 +32,12 @@ typedef struct {
 } hv_flow;
 
 typedef struct {
-    hv_flow flows[2]; /* from a to b, and back */
-    int64_t idle;     /* ns, < 0 for ever */
-    int64_t active;   /* hv_now() of the last transfer; kept only if `idle` is a limit */
+    hv_flow flows[2];    /* from a to b, and back */
+    int64_t idle;        /* ns, < 0 for ever */
+    int64_t hold;        /* ns that the end of a's stream is kept from b while b has not ended its own, < 0 for none */
+    int64_t active;      /* hv_now() of the last transfer; kept only if one of the two is a limit */
+    const hv_flow *last; /* the flow of the last transfer */
+    int held;            /* the end of a's stream is being kept */
     int error;
 } hv_pair;
 
@@ -54,8 +60,37 @@ hv_pair_has_ended(const hv_pair *pair)
 static inline void
 hv_pair_is_active(hv_pair *pair)
 {
-    if (pair->idle >= 0) {
+    if (pair->idle >= 0 || pair->hold >= 0) {
         pair->active = hv_now();
+    }
+}
+
+/* ns that the end may still be kept. An answer to a's last bytes may take its time; once it has begun, it follows soon. */
+static inline int64_t
+hv_pair_hold_left(const hv_pair *pair)
+{
+    int64_t hold = pair->last == &pair->flows[1] ? pair->hold / HV_PUMP_HOLD_PART : pair->hold;
+    int64_t left = pair->active + hold - hv_now();
+    return left < 0 ? 0 : left;
+}
+
+static inline void
+hv_pair_release(hv_pair *pair)
+{
+    if (pair->held) {
+        pair->held = 0;
+        hv_end_stream(pair->flows[0].to);
+    }
+}
+
+/* A peer that takes the end of one stream for that of both would lose what it has not sent yet. */
+static inline void
+hv_pair_pass_end(hv_pair *pair, const hv_flow *flow)
+{
+    if (flow == &pair->flows[0] && pair->hold >= 0 && !pair->flows[1].ended) {
+        pair->held = 1;
+    } else {
+        hv_end_stream(flow->to);
     }
 }
 
@@ -67,7 +102,9 @@ hv_flow_received(hv_pair *pair, hv_flow *flow, size_t n)
     flow->end = n;
     if (n == 0) {
         flow->ended = 1;
-        hv_end_stream(flow->to);
+        hv_pair_pass_end(pair, flow);
+    } else {
+        pair->last = flow;
     }
     hv_pair_is_active(pair);
 }
@@ -97,6 +134,19 @@ hv_pair_idle_left(const hv_pair *pair)
 {
     int64_t left = pair->idle < 0 ? -1 : pair->active + pair->idle - hv_now();
     return pair->idle >= 0 && left < 0 ? 0 : left;
+}
+
+/* Nanoseconds after which the pair is worth another look: 0 if it has been idle for too long, < 0 for ever.
+ * An end that was kept for long enough is passed on. */
+static inline int64_t
+hv_pair_left(hv_pair *pair)
+{
+    int64_t left = hv_pair_idle_left(pair);
+    int64_t hold = pair->held && !hv_flow_is_sending(&pair->flows[1]) ? hv_pair_hold_left(pair) : -1;
+    if (hold == 0) {
+        hv_pair_release(pair);
+    }
+    return hold > 0 && (left < 0 || hold < left) ? hold : left;
 }
 
 #ifdef _WIN32
@@ -145,16 +195,16 @@ pump_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* Seconds, or None: for ever. */
+/* Seconds, or None: < 0. */
 static int
-as_idle_timeout(PyObject *object, int64_t *ns)
+as_seconds(PyObject *object, const char *what, int64_t *ns)
 {
     double seconds = object == Py_None ? -1.0 : PyFloat_AsDouble(object);
     if (seconds == -1.0 && PyErr_Occurred()) {
         return 0;
     }
     if (object != Py_None && !(seconds > 0.0)) {
-        PyErr_SetString(PyExc_ValueError, "the idle timeout must be above zero");
+        PyErr_Format(PyExc_ValueError, "the %s must be above zero", what);
         return 0;
     }
     *ns = seconds < 0.0 ? -1 : (int64_t)((seconds > 3e9 ? 3e9 : seconds) * 1e9) + 1;
@@ -176,12 +226,12 @@ pump_run(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     hv_pair pair = {0};
     hv_flow *there = &pair.flows[0], *back = &pair.flows[1];
     hv_pump_status status;
-    if (nargs != 3) {
-        PyErr_Format(PyExc_TypeError, "run() takes 3 positional arguments (%zd given)", nargs);
+    if (nargs != 4) {
+        PyErr_Format(PyExc_TypeError, "run() takes 4 positional arguments (%zd given)", nargs);
         return NULL;
     }
     if (!as_handle(args[0], &there->from) || !as_handle(args[1], &back->from) ||
-        !as_idle_timeout(args[2], &pair.idle)) {
+        !as_seconds(args[2], "idle timeout", &pair.idle) || !as_seconds(args[3], "hold", &pair.hold)) {
         return NULL;
     }
     there->to = back->from;
@@ -226,9 +276,11 @@ pump_get_transferred(PyObject *self, void *Py_UNUSED(closure))
 PyDoc_STRVAR(pump_doc, "Pump()\n--\n\n"
                        "Moves bytes between pairs of connected sockets, each pair in a thread of its own.");
 PyDoc_STRVAR(pump_run_doc,
-             "run($self, a, b, idle_timeout, /)\n--\n\n"
+             "run($self, a, b, idle_timeout, hold, /)\n--\n\n"
              "Move bytes both ways between two handles until both streams have ended; what ends is passed on.\n"
              "\n"
+             "The end of a's stream is kept from b until b has ended its own, a is gone, or nothing was moved for\n"
+             "`hold` seconds, a fifth of them if b was the last to send. None: no idle timeout, and nothing is kept.\n"
              "The handles become non-blocking and stay open. True: both streams have ended; False: stop() was called.\n"
              "Signals do not interrupt it.");
 PyDoc_STRVAR(pump_stop_doc, "stop($self)\n--\n\n"

@@ -141,7 +141,10 @@ hv_pump_run(hv_pair *pair, const hv_stop *stop)
         if (hv_pair_has_ended(pair)) {
             return HV_PUMP_ENDED;
         }
-        left = hv_pair_idle_left(pair);
+        if (hung_up[0]) {
+            hv_pair_release(pair); /* an answer has no reader */
+        }
+        left = hv_pair_left(pair);
         if (left == 0) {
             return HV_PUMP_IDLE;
         }

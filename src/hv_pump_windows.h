@@ -116,10 +116,10 @@ hv_pair_clear(const hv_pair *pair, HANDLE event)
 #define HV_PUMP_RETRY 1000
 
 static DWORD
-hv_pair_timeout(const hv_pair *pair)
+hv_pair_timeout(hv_pair *pair)
 {
     int sends = hv_flow_is_sending(&pair->flows[0]) || hv_flow_is_sending(&pair->flows[1]);
-    int64_t left = hv_pair_idle_left(pair);
+    int64_t left = hv_pair_left(pair);
     return left < 0 && !sends ? INFINITE : hv_milliseconds(left, sends ? HV_PUMP_RETRY : INT_MAX);
 }
 

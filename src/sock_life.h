@@ -66,15 +66,15 @@ check_handle(PyObject *self)
     return 0;
 }
 
-/* Sets what is called before the handle is closed; returns what was to be called until now, or NULL. */
+/* Sets what is called after the handle is closed; returns what was to be called until now, or NULL. */
 static PyObject *
-swap_before_close(PyObject *self, PyObject *call)
+swap_after_close(PyObject *self, PyObject *call)
 {
     sock_state *state = whole_state_of(self);
     PyObject *was;
     hv_lock_acquire(&state->socket.lock);
-    was = state->before_close;
-    state->before_close = call;
+    was = state->after_close;
+    state->after_close = call;
     hv_lock_release(&state->socket.lock);
     return was;
 }
@@ -99,7 +99,7 @@ adopt(PyObject *self, module_state *module)
         hv_socket_init(s);
         whole_state_of(self)->module = module;
     }
-    Py_XDECREF(swap_before_close(self, NULL));
+    Py_XDECREF(swap_after_close(self, NULL));
     hv_cell_set(&whole_state_of(self)->options, 0);
     inbox_clear(&s->in);
     outbox_clear(&s->out);
@@ -242,7 +242,7 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
         PyObject *handle;
         hv_hand_over(s);
         forget_messages(s);
-        Py_XDECREF(swap_before_close(self, NULL));
+        Py_XDECREF(swap_after_close(self, NULL));
         handle = PyObject_CallMethod(base_of(self), "detach", "O", self);
         hv_gate_leave(&s->gate); /* until here, close() leaves the handle alone */
         return handle;
@@ -254,22 +254,22 @@ sock_detach(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-sock_before_close(PyObject *self, PyObject *call)
+sock_after_close(PyObject *self, PyObject *call)
 {
     hv_socket *s = state_of(self);
     if (!hv_gate_is_open(&s->gate)) {
         return raise_os_error(HV_ERROR_CLOSED);
     }
     hv_socket_sync(s);
-    Py_XDECREF(swap_before_close(self, call == Py_None ? NULL : Py_NewRef(call)));
+    Py_XDECREF(swap_after_close(self, call == Py_None ? NULL : Py_NewRef(call)));
     return Py_NewRef(Py_None); /* not Py_RETURN_NONE */
 }
 
 /* False with an exception set. */
 static int
-call_before_close(PyObject *self)
+call_after_close(PyObject *self)
 {
-    PyObject *call = swap_before_close(self, NULL);
+    PyObject *call = swap_after_close(self, NULL);
     PyObject *result = call == NULL ? Py_NewRef(Py_None) : PyObject_CallNoArgs(call);
     Py_XDECREF(call);
     Py_XDECREF(result);
@@ -285,7 +285,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     hv_socket *s = state_of(self);
     PyObject *given_up;
     hv_handle handle;
-    int error = 0, prepared;
+    int error = 0;
     hv_socket_sync(s);
     if (!hv_gate_shut(&s->gate, 0)) {
         return hv_gate_is_ending(&s->gate) ? Py_NewRef(Py_None)
@@ -298,7 +298,6 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     Py_DECREF(given_up);
-    prepared = call_before_close(self);
     forget_messages(s);
     Py_BEGIN_ALLOW_THREADS
     hv_end_calls(s);
@@ -306,7 +305,7 @@ sock_real_close(PyObject *self, PyObject *Py_UNUSED(ignored))
         error = hv_close(handle);
     }
     Py_END_ALLOW_THREADS
-    if (!prepared) {
+    if (!call_after_close(self)) {
         return NULL;
     }
     if (error != 0 && !hv_error_is_reset(error)) {
@@ -328,7 +327,7 @@ sock_finalize(PyObject *self)
     }
     inbox_clear(&s->in);
     outbox_clear(&s->out);
-    Py_CLEAR(whole_state_of(self)->before_close);
+    Py_CLEAR(whole_state_of(self)->after_close);
 }
 
 /* The collector finds only this type's own reference to another object here: what socket.socket keeps in its slots are
@@ -337,14 +336,14 @@ static int
 sock_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(whole_state_of(self)->before_close);
+    Py_VISIT(whole_state_of(self)->after_close);
     return 0;
 }
 
 static int
 sock_clear(PyObject *self)
 {
-    Py_CLEAR(whole_state_of(self)->before_close);
+    Py_CLEAR(whole_state_of(self)->after_close);
     return 0;
 }
 

@@ -18,9 +18,9 @@ typedef struct {
 
 typedef struct {
     hv_socket socket;
-    module_state *module;   /* NULL before __init__ */
-    hv_cell options;        /* of Python's part, which accepted sockets inherit */
-    PyObject *before_close; /* called once, before the handle is closed; or NULL. Guarded by the socket's lock */
+    module_state *module;  /* NULL before __init__ */
+    hv_cell options;       /* of Python's part, which accepted sockets inherit */
+    PyObject *after_close; /* called once, after the handle is closed; or NULL. Guarded by the socket's lock */
 } sock_state;
 
 /* The state lies behind the instance data of socket.socket, whose size only the interpreter knows. */

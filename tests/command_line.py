@@ -53,7 +53,7 @@ def command(*args: str) -> list[str]:
 
 def start(*args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start the command line as a process with pipes."""
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command(*args), **(streams | kwargs))
 
 
@@ -118,12 +118,12 @@ def nowhere() -> str:
 
 @contextlib.contextmanager
 def on_terminal(
-    *args: str, columns: int = 100, stdout: Any = None
+    *args: str, columns: int = 100, stdin: Any = None, stdout: Any = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str], int]]:
     """Run the command line on a pseudo-terminal.
 
-    Lends the process, a function that reads what it shows until its end, and the terminal's other end. With `stdout`,
-    only stdin and stderr are the terminal.
+    Lends the process, a function that reads what it shows until its end, and the terminal's other end. `stdin` and
+    `stdout` may be something else than the terminal.
     """
     import fcntl
     import pty
@@ -135,11 +135,11 @@ def on_terminal(
     env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
     process = subprocess.Popen(
         command(*args),
-        stdin=follower,
+        stdin=follower if stdin is None else stdin,
         stdout=follower if stdout is None else stdout,
         stderr=follower,
         env={**env, "TERM": "xterm-256color"},
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - so that Ctrl-C is a signal
+        preexec_fn=lambda: fcntl.ioctl(2, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - so that Ctrl-C is a signal
         start_new_session=True,
     )
     os.close(follower)

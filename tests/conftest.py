@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import bed, kind, pytest_pyfunc_call  # noqa: F401 - fixtures, a hook
+from loopback_server import address, server  # noqa: F401 - fixtures
 from reruns import pytest_terminal_summary  # noqa: F401 - a hook
 from vm_sources import hcs, program  # noqa: F401 - fixtures
 
@@ -27,6 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header() -> list[str]:
     reasons = {name: utils.reason_to_skip(name) for name in utils.TRANSPORTS}
     return [f"hvsock {name}: {reason or 'tested'}" for name, reason in reasons.items()]
+
+
+def require_backlog(number: int) -> None:
+    """Skip the test unless the system lets so many connections wait to be accepted."""
+    limit = Path("/proc/sys/net/core/somaxconn")
+    if not limit.exists() or int(limit.read_text(encoding="ascii")) < number:
+        pytest.skip(f"the system allows a backlog of less than {number}: run it on Linux, with a larger somaxconn")
 
 
 def require(implementation: str) -> None:
@@ -106,7 +114,7 @@ def pair(implementation: str) -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @pytest.fixture
-def our_pair(ours: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+def our_pair(ours: str) -> Iterator[utils.Pair]:
     """A connected pair of every implementation by HyperVSocket."""
     with utils.connected(ours) as sockets:
         yield sockets
@@ -125,12 +133,12 @@ def record_native_calls(monkeypatch: pytest.MonkeyPatch, transport: ModuleType) 
 
     class Socket:
         @staticmethod
-        def bind(_sock: object, address: object) -> None:
-            calls.append(("bind", address))
+        def bind(_sock: object, to: object) -> None:
+            calls.append(("bind", to))
 
         @staticmethod
-        def connect(_sock: object, address: object) -> None:
-            calls.append(("connect", address))
+        def connect(_sock: object, to: object) -> None:
+            calls.append(("connect", to))
 
     monkeypatch.setattr(transport, "Socket", Socket)
     return calls

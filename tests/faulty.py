@@ -13,6 +13,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -52,10 +53,13 @@ MARK = b"<the end of it>"
 class Faults:
     """A plan for the calls on one socket, and what its owner saw of it."""
 
+    calls: dict[str, int]
+    injected: int
+
     def __init__(self) -> None:
         self.errors: list[OSError] = []
 
-    if WINDOWS:
+    if sys.platform == "win32":
 
         @contextlib.contextmanager
         def plan(self, sock: Any, *words: str) -> Iterator[None]:
@@ -332,6 +336,7 @@ def try_settimeout(transport: str, name: str) -> int:
     Another owner of the listener takes the client that poll() has seen.
     """
     operation = name.split(",", maxsplit=1)[0]
+    arguments: tuple[Any, ...]
     with contextlib.ExitStack() as stack:
         if operation == "accept":
             sock, arguments = stack.enter_context(utils.listen(transport)), ()
@@ -545,6 +550,8 @@ def try_spin(transport: str, name: str) -> int:
     """
     late = TICK / 10
 
+    began = 0.0
+
     def tries(*words: str) -> int:
         nonlocal began
         began = time.monotonic()
@@ -552,7 +559,6 @@ def try_spin(transport: str, name: str) -> int:
             call()
         return faults.calls[group]
 
-    began = 0.0
     with contextlib.ExitStack() as stack:
         if name == "accept":
             sock, group = stack.enter_context(utils.listen(transport)), "polling"

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import socket
+import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def sends(call: Callable[[Any], object], size: int) -> list[Callable[[Scene], ob
 
     return [
         delivered,
-        *(lambda s, which=which: call(getattr(s, which)) for which in ("full", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: call(getattr(s, which)) for which in ("full", "dead", "closed")),
     ]
 
 
@@ -95,7 +96,7 @@ def receives(call: Callable[[Any], object], wire: bytes, whole: bool = True) -> 
     return [
         taken,
         *([in_two_parts] if whole else []),
-        *(lambda s, which=which: call(getattr(s, which)) for which in ("idle", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: call(getattr(s, which)) for which in ("idle", "dead", "closed")),
     ]
 
 
@@ -167,12 +168,12 @@ def real_close(s: Scene) -> None:
     sock._real_close()
 
 
-def before_close(s: Scene) -> None:
+def after_close(s: Scene) -> None:
     sock = s.new()
-    sock._before_close(int)
+    sock._after_close(int)
     sock.close()
     sock = s.new()
-    sock._before_close(list)
+    sock._after_close(list)
     socket.close(sock.detach())
 
 
@@ -180,11 +181,11 @@ def pump(s: Scene) -> None:
     with utils.connected("adopted") as (a, one), utils.connected("adopted") as (b, other):
         stopped, mover = Pump(), Pump()
         stopped.stop()
-        assert not stopped.run(one.fileno(), other.fileno(), 1.0)
+        assert not stopped.run(one.fileno(), other.fileno(), 1.0, None)
         a.send(DATA)
         for sock in (a, b):
             sock.shutdown(socket.SHUT_WR)
-        assert mover.run(one.fileno(), other.fileno(), None)
+        assert mover.run(one.fileno(), other.fileno(), None, 1.0)
         assert mover.transferred == (len(DATA), 0)
 
 
@@ -199,7 +200,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.sendmsg": [
         *sends(lambda s: s.sendmsg([DATA, DATA], [], 0), 600),
         *sends(lambda s: s.sendmsg([DATA] * 20), 6000),
-        lambda s: s.a.sendmsg([DATA, 3]),
+        lambda s: s.a.sendmsg([DATA, 3]),  # type: ignore[list-item]
         lambda s: s.a.sendmsg([DATA], [(1, 2, 3)], 0, 4),
     ],
     "Socket.recv": [
@@ -211,7 +212,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.send_message": [
         *sends(lambda s: s.send_message(DATA[:100], DATA[100:]), 304),
         *sends(lambda s: s.send_message(*[DATA] * 20), 6004),
-        lambda s: s.a.send_message(*[DATA] * 20, 3),
+        lambda s: s.a.send_message(*[DATA] * 20, 3),  # type: ignore[arg-type]
     ],
     "Socket.recv_message": [
         *receives(lambda s: s.recv_message(), framed(DATA)),
@@ -225,7 +226,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     ],
     "Socket.recv_exactly_into": receives(lambda s: s.recv_exactly_into(bytearray(300)), DATA),
     "Socket.exchange": [
-        *(lambda s, which=which: getattr(s, which).exchange(DATA) for which in ("full", "dead", "closed")),  # type: ignore[misc]
+        *(lambda s, which=which: getattr(s, which).exchange(DATA) for which in ("full", "dead", "closed")),
         request_and_reply,
     ],
     "Socket.bind": [bind, lambda s: s.a.bind(3), lambda s: Socket.bind(s.a, 3), lambda s: s.closed.bind(s.address)],
@@ -252,11 +253,11 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
         lambda s: s.listener._accept_plain(int),
         lambda s: s.idle._accept_plain(Socket),
     ],
-    "Socket._before_close": [
-        lambda s: s.a._before_close(list),
-        lambda s: s.a._before_close(None),
-        lambda s: s.closed._before_close(list),
-        before_close,
+    "Socket._after_close": [
+        lambda s: s.a._after_close(list),
+        lambda s: s.a._after_close(None),
+        lambda s: s.closed._after_close(list),
+        after_close,
     ],
     "Socket._family": [lambda s: s.a._family],
     "Socket._options": [
@@ -268,7 +269,11 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket.getpeername": [lambda s: s.a.getpeername(), lambda s: s.listener.getpeername()],
     "Socket.gettimeout": [lambda s: s.a.gettimeout()],
     "Socket.timeout": [lambda s: s.a.timeout],
-    "Socket.settimeout": [lambda s: s.a.settimeout(LIMIT), lambda s: s.a.settimeout("x"), lambda s: s.a.settimeout(-1)],
+    "Socket.settimeout": [
+        lambda s: s.a.settimeout(LIMIT),
+        lambda s: s.a.settimeout("x"),  # type: ignore[arg-type]
+        lambda s: s.a.settimeout(-1),
+    ],
     "Socket.setblocking": [lambda s: s.odd.setblocking(False), lambda s: s.closed.setblocking(True)],
     "Socket.busy_poll": [
         lambda s: setattr(s.a, "busy_poll", s.b.busy_poll),
@@ -281,7 +286,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Socket._explain": [lambda s: Socket._explain(s.a, OSError(), "send")],
     "Socket.__init__": [
         lambda s: s.new().close(),
-        lambda s: s.a.__init__(),
+        lambda s: s.a.__init__(),  # type: ignore[misc]
         lambda s: Socket("family"),  # type: ignore[arg-type]
         lambda s: Socket(fileno=-3),
         lambda s: Socket(fileno=1 << 20),
@@ -290,9 +295,9 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     "Pump": [lambda s: Pump(), lambda s: Pump(1)],  # type: ignore[call-arg]
     "Pump.run": [
         pump,
-        lambda s: Pump().run(-1, -1, None),
-        lambda s: Pump().run(-1, -1, 0),
-        lambda s: Pump().run("a", -1, None),  # type: ignore[arg-type]
+        lambda s: Pump().run(-1, -1, None, None),
+        lambda s: Pump().run(-1, -1, 0, None),
+        lambda s: Pump().run("a", -1, None, None),  # type: ignore[arg-type]
         lambda s: Pump().run(),  # type: ignore[call-arg]
     ],
     "Pump.stop": [lambda s: Pump().stop()],
@@ -303,6 +308,61 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
         lambda s: own_data_path(3),  # type: ignore[type-var]
     ],
 }
+
+KINDS: list[type[Any]] = [Socket, Pump]
+
+if sys.platform == "linux":
+    from hvsock._hvsock import RelayEngine
+
+    def new_engine() -> RelayEngine:
+        return RelayEngine((), (), 1.0, 1.0, 10, False)
+
+    def ended_engine() -> RelayEngine:
+        engine = new_engine()
+        engine.end()
+        return engine
+
+    def engine(s: Scene) -> None:
+        """Relay a connection that is accepted, and one that is adopted."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            target = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", listener.getsockname()[1], b"\x7f\0\0\1")
+            source = socket.create_server(("127.0.0.1", 0))
+            source.setblocking(False)
+            moving = RelayEngine((source.fileno(),), ((socket.AF_INET, 0, target),), 1.0, 1.0, 10, True)
+            running = utils.Task(moving.run)
+            with socket.create_connection(source.getsockname(), LIMIT) as client, listener.accept()[0] as server:
+                client.sendall(DATA)
+                assert utils.receive_exactly(server, len(DATA)) == DATA
+            one, other = socket.socketpair()
+            moving.adopt(one.detach(), other.detach(), b"name")
+            moving.stop_listening()
+            source.close()
+            moving.abort()
+            assert moving.wait(0, LIMIT)
+            moving.end()
+            running.result()
+            while moving.next_log() is not None:
+                pass
+
+    KINDS.append(RelayEngine)
+    CALLS |= {
+        "RelayEngine": [
+            engine,
+            lambda s: RelayEngine((), (), 0, None, 1, False),
+            lambda s: RelayEngine(1),  # type: ignore[arg-type, call-arg]
+        ],
+        "RelayEngine.run": [lambda s: ended_engine().run()],
+        "RelayEngine.adopt": [
+            lambda s: new_engine().adopt(-1, -1, b"x"),
+            lambda s: new_engine().adopt(1),  # type: ignore[call-arg]
+        ],
+        "RelayEngine.stop_listening": [lambda s: new_engine().stop_listening()],
+        "RelayEngine.abort": [lambda s: new_engine().abort()],
+        "RelayEngine.end": [lambda s: new_engine().end()],
+        "RelayEngine.wait": [lambda s: new_engine().wait(0, 0.0), lambda s: new_engine().wait(1, 0.0)],
+        "RelayEngine.next_log": [lambda s: ended_engine().next_log()],
+        "RelayEngine.counters": [lambda s: new_engine().counters],
+    }
 
 
 def misuse(call: Callable[[Any], object]) -> Callable[[Scene], object]:
@@ -329,7 +389,7 @@ for table in (OPERATIONS, {name: call for name, (_, call) in MISUSES.items()}):
 def names() -> set[str]:
     """Return what is written in C, by name."""
     found = {name for name in vars(_hvsock) if not name.startswith("__")} - {"Socket", "SUN_PATH_SIZE"}
-    for kind in (Socket, Pump):
+    for kind in KINDS:
         found |= {f"{kind.__name__}.{name}" for name in vars(kind) if not name.startswith("__")}
         found |= {f"{kind.__name__}.{name}" for name in ("__init__", "__del__") if name in vars(kind)}
     return found
@@ -375,7 +435,7 @@ class Growth(NamedTuple):
 
 def count() -> tuple[int, ...]:
     gc.collect()
-    types = sum(sys.getrefcount(kind) for kind in (Socket, Pump, hvsock.HyperVSocket))
+    types = sum(sys.getrefcount(kind) for kind in (*KINDS, hvsock.HyperVSocket))
     return sys.getallocatedblocks(), heap(), utils.handles(), types
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import random
 import socket
 import sys
@@ -128,9 +129,9 @@ class Bytes(Work):
         self.sock, self.peer = a, b = utils.make_pair(self.transport)
         count = self.counter.add
         for send in (a.send, lambda data: a.sendall(data) or len(data), lambda data: a.sendmsg([data])):
-            self.senders.start(lambda send=send: count("sent", send(b"ours")))
+            self.senders.start(functools.partial(lambda send: count("sent", send(b"ours")), send))
         for receive in (lambda: len(a.recv(100)), lambda: a.recv_into(bytearray(100))):
-            self.receivers.start(lambda receive=receive: count("received", receive()))
+            self.receivers.start(functools.partial(lambda receive: count("received", receive()), receive))
         self.peer_receivers.start(lambda: count("arrived", len(b.recv(1000))))
         self.peer_senders.start(lambda: count("sent by peer", b.send(b"theirs")))
 
@@ -148,7 +149,7 @@ class Messages(Work):
         self.senders.start(lambda: (a.send_message(b"t", b"ell" * 10_000), self.counter.add("told", 1)))
         for number in range(2):
             request = b"ask" + b"%d" % number * 1000
-            self.senders.start(lambda request=request: self.take(a.exchange(request)))
+            self.senders.start(functools.partial(lambda request: self.take(a.exchange(request)), request))
         self.receivers.start(lambda: self.take(a.recv_message()))
         self.senders.start(lambda: (a.send(b""), a.recv(0)))  # which look whether a message is on its way
         self.peer_receivers.start(lambda: self.hear(b.recv_message()))

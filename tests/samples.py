@@ -31,7 +31,7 @@ def buffers_to_send() -> list[tuple[str, Any, bytes]]:
         ("two dimensions", grid, bytes(range(24))),
         ("subclass", Exporter("B", b"sub"), b"sub"),
         ("mmap", mapped, b"mmap" + bytes(mmap.PAGESIZE - 4)),
-        ("ctypes", (ctypes.c_char * 3)(*b"cty"), b"cty"),
+        ("ctypes", ctypes.create_string_buffer(b"cty", 3), b"cty"),
         ("picklebuffer", pickle.PickleBuffer(b"pickle"), b"pickle"),
         ("empty", b"", b""),
         ("empty view", memoryview(b"")[:0], b""),
@@ -78,7 +78,7 @@ OPERATIONS: dict[str, Callable[[socket.socket], object]] = {
     "recv peek": lambda s: s.recv(3, socket.MSG_PEEK),
     # recv_into
     "recv_into nothing": lambda s: s.recv_into(),  # type: ignore[call-arg]
-    "recv_into bytes": lambda s: s.recv_into(b"abc"),  # type: ignore[arg-type]
+    "recv_into bytes": lambda s: s.recv_into(b"abc"),
     "recv_into str": lambda s: s.recv_into("abc"),  # type: ignore[arg-type]
     "recv_into None": lambda s: s.recv_into(None),  # type: ignore[arg-type]
     "recv_into read-only view": lambda s: s.recv_into(memoryview(bytearray(3)).toreadonly()),

@@ -36,7 +36,7 @@ def show(name: str) -> None:
         except ValueError:  # AF_HYPERV, which Python names on Windows only
             return number
 
-    socket.socket.family = property(family, doc=real.__doc__)  # type: ignore[assignment, misc]
+    socket.socket.family = property(family, doc=real.__doc__)  # type: ignore[assignment]
 
 
 if SHOWN_FAMILY:

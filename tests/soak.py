@@ -165,7 +165,7 @@ def talk(sock: hvsock.HyperVSocket, plan: Plan) -> None:
     except BaseException as exc:
         error = exc
         sock.close()
-    plan.judge([error, sending and sending.error(PATIENCE)])
+    plan.judge([error, sending.error(PATIENCE) if sending else None])
 
 
 # Its ends on asyncio
@@ -432,7 +432,8 @@ class Soak:
         return kills
 
     def _ask(self, child: Child, seconds: float) -> dict[str, Any]:
-        return json.loads(child.line(seconds + 3 * PATIENCE))
+        report: dict[str, Any] = json.loads(child.line(seconds + 3 * PATIENCE))
+        return report
 
     def _take(self, reports: dict[str, dict[str, Any]], kills: int) -> None:
         killed = self.seen["killed"] + kills

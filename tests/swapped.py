@@ -130,7 +130,10 @@ def use_asyncio(kind: str, free: Iterator[int]) -> None:
 
 
 def _use_aio(kind: str, free: Iterator[int]) -> None:
-    """Put hvsock.aio's functions in the place of asyncio's, for addresses without a socket of the caller's own."""
+    """Put hvsock.aio's functions in the place of asyncio's, for addresses without a socket of the caller's own.
+
+    With such a socket, its event loop does what the Proactor cannot.
+    """
     for name in ("getsockname", "getpeername"):
         method = getattr(hvsock.HyperVSocket, name)
         setattr(hvsock.HyperVSocket, name, lambda sock, method=method: to_inet(method(sock)))
@@ -141,6 +144,8 @@ def _use_aio(kind: str, free: Iterator[int]) -> None:
         (asyncio, "start_server"),
     ):
         setattr(owner, name, _ours(getattr(aio, name), getattr(owner, name), kind, free))
+    if sys.platform == "win32":
+        asyncio.ProactorEventLoop = asyncio.new_event_loop = aio.new_event_loop  # type: ignore[assignment,misc]
 
 
 def _ours(ours: Any, original: Any, kind: str, free: Iterator[int]) -> Any:
@@ -178,7 +183,7 @@ def load(name: str) -> Any:
     return importlib.import_module(f"test.{name}")
 
 
-def name_of(test: unittest.TestCase) -> str:
+def name_of(test: Any) -> str:
     """Return the name of a test of test_socket from its class on, of one of test_asyncio from its module on."""
     return re.sub(r"^.*\btest\.test_(?:socket|asyncio)\.", "", test.id())
 

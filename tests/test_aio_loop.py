@@ -42,7 +42,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def dial(bed: Bed) -> hvsock.HyperVSocket:
     sock = hvsock.HyperVSocket(transport=bed.transport)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+    await asyncio.get_running_loop().sock_connect(sock, bed.address)
     return sock
 
 
@@ -115,8 +115,9 @@ async def test_cancelled_connect(bed: Bed) -> None:
 async def test_refused_connect(bed: Bed) -> None:
     with hvsock.HyperVSocket(transport=bed.transport) as sock:
         sock.setblocking(False)
-        with pytest.raises(OSError, match=r"refused|reset"):
-            await asyncio.get_running_loop().sock_connect(sock, bed.address)  # type: ignore[arg-type]
+        with pytest.raises(OSError, match=r"refused|reset") as refusal:
+            await asyncio.get_running_loop().sock_connect(sock, bed.address)
+        assert refusal.value.__notes__[0].startswith(f"connect on transport {bed.transport}, ")
 
 
 async def test_failing_factory(bed: Bed) -> None:
@@ -158,17 +159,36 @@ async def test_failing_tls(bed: Bed) -> None:
             await writer.wait_closed()
 
 
-async def test_other_sockets(bed: Bed) -> None:
-    """What is not a `HyperVSocket` is the loop's own business."""
+async def test_start_tls(bed: Bed) -> None:
+    serving, dialling = tls_contexts("TLS 1.3")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"start\n")
+        await writer.start_tls(serving)
+        writer.write(str(writer.get_extra_info("sockname")).encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, sock=listen(bed)) as server:
+        reader, writer = await asyncio.open_connection(sock=await dial(bed))
+        assert await reader.readline() == b"start\n"
+        await writer.start_tls(dialling, server_hostname="")
+        assert await reader.read() == str(server.sockets[0].getsockname()).encode()
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("make", [socket.socket, hvsock.HyperVSocket])
+async def test_other_sockets(bed: Bed, make: type[socket.socket]) -> None:
+    """What has other addresses than Hyper-V's is the loop's own business."""
     loop = asyncio.get_running_loop()
     async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
         address: Any = server.sockets[0].getsockname()
-        with socket.socket() as client:
+        with make(socket.AF_INET) as client:
             client.setblocking(False)
             await loop.sock_connect(client, address)
             await loop.sock_sendall(client, b"hello")
             assert await loop.sock_recv(client, 5) == b"hello"
-    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+    with socket.create_server(("127.0.0.1", 0)) as listening, make(socket.AF_INET) as client:
         listening.setblocking(False)
         client.setblocking(False)
         accepting = asyncio.create_task(loop.sock_accept(listening))

@@ -230,7 +230,7 @@ async def test_adopting_is_instead_of_an_address(bed: Bed) -> None:
                 await function(echo, bed.address, sock=sock)  # type: ignore[arg-type]
         for options in ({"transport": bed.transport}, {"connected_suspend": True}):
             with pytest.raises(ValueError, match="transport and connected_suspend are for a new socket"):
-                await aio.serve(echo, sock=sock, **options)  # type: ignore[arg-type]
+                await aio.serve(echo, sock=sock, **options)
         assert sock.fileno() >= 0
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         with pytest.raises(ValueError, match="a server needs a stream socket"):
@@ -291,6 +291,8 @@ class SocketOfGonePeer(hvsock.HyperVSocket):
     """As AF_VSOCK is once its peer has gone."""
 
     __slots__ = ("sends", "shutdowns")
+    sends: int
+    shutdowns: list[int]
 
     def send(self, data: Any, flags: int = 0) -> int:
         self.sends += 1

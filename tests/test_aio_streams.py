@@ -22,6 +22,7 @@ import utils
 from aio_loops import KINDS, Bed, allow_descriptors, eventually, pending_connects, ticks
 from certificates import tls_contexts
 from children import aio_servers
+from conftest import require_backlog
 from interpreters import new_interpreter
 from utils import LIMIT, TICK, WINDOWS, random_bytes
 
@@ -331,6 +332,42 @@ def test_tls(bed: Bed, version: str) -> None:
     bed.run(main)
 
 
+async def test_start_tls(bed: Bed) -> None:
+    """The streams go on with TLS, and still know their addresses."""
+    server_context, client_context = tls_contexts("TLS 1.3")
+    seen: list[Any] = []
+
+    async def callback(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        await writer.start_tls(server_context)
+        seen.append(writer.get_extra_info("peername"))
+        await echo(reader, writer)
+
+    async with await bed.start_server(callback) as server:
+        reader, writer = await bed.open_connection()
+        writer.write(b"start\n")
+        assert await reader.readline() == b"start\n"
+        await writer.start_tls(client_context, server_hostname="")
+        assert writer.get_extra_info("cipher")
+        assert writer.get_extra_info("peername") == server.sockets[0].getsockname()
+        payload = random_bytes(MIB)
+        writer.write(payload)
+        assert await reader.readexactly(len(payload)) == payload
+        assert [type(peer) for peer in seen] == [hvsock.HyperVAddress]
+        await close(writer)
+
+
+@pytest.mark.parametrize("name", ["server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout"])
+async def test_arguments_about_tls_without_it(bed: Bed, name: str) -> None:
+    """They are refused, as asyncio does: a name that is not checked would seem to be."""
+    value: Any = "guest" if name == "server_hostname" else 1.0
+    with pytest.raises(ValueError, match=rf"^{name} is only meaningful with ssl$"):
+        await bed.open_connection(**{name: value})
+    if name != "server_hostname":
+        with pytest.raises(ValueError, match=rf"^{name} is only meaningful with ssl$"):
+            await bed.start_server(echo, **{name: value})
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_tls_with_a_peer_that_speaks_none(bed: Bed, debug: bool) -> None:
     """The handshake fails, its connection is closed, and the server goes on; only who debugs is told."""
@@ -398,6 +435,8 @@ def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
         def connection_lost(self, exc: Exception | None) -> None:
             self.lost = True
 
+    connecting: asyncio.Task[Any]
+
     async def main() -> None:
         nonlocal connecting
         client = Client()
@@ -410,7 +449,6 @@ def test_cancelled_as_the_handshake_ends(bed: Bed) -> None:
             assert client.lost or sock.fileno() != -1
             await eventually(lambda: client.lost and sock.fileno() == -1)
 
-    connecting: asyncio.Task[Any]
     bed.run(main)
 
 
@@ -584,7 +622,7 @@ async def test_bad_arguments(bed: Bed) -> None:
         with pytest.raises(ValueError, match="no transport is called"):
             await call(bed.address, transport="pigeon")
         with pytest.raises(TypeError):
-            await call("loopback", transport=bed.transport)
+            await call("loopback", transport=bed.transport)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no transport is called"):
         await aio.start_server(echo, bed.address, transport="pigeon")
     for number in (0, -1):
@@ -607,7 +645,7 @@ async def test_server_life(bed: Bed) -> None:
     server = await bed.start_server(echo, start_serving=False)
     assert not server.is_serving()
     assert server.get_loop() is asyncio.get_running_loop()
-    assert len(server.sockets) == 1
+    assert [type(sock) for sock in server.sockets] == [hvsock.HyperVSocket]
     assert "sockets" in repr(server)
     with pytest.raises(OSError):
         await bed.open_connection()
@@ -869,6 +907,14 @@ async def test_clients_are_closed_whose_transport_nobody_keeps(bed: Bed, tls: bo
     server.abort_clients()
     await server.wait_closed()
     await expect_end(reader, writer)
+
+
+async def test_a_burst_of_clients_fits_into_the_backlog(bed: Bed) -> None:
+    """Without a turn of the loop, in which they would be accepted."""
+    require_backlog(200)
+    async with await bed.start_server(echo):
+        for _ in range(200):
+            hvsock.create_connection(bed.address, LIMIT, transport=bed.transport).close()
 
 
 async def test_backlog_of_none(bed: Bed) -> None:

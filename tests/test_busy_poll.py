@@ -242,7 +242,8 @@ def test_message_spins_for_each_part(ours: str) -> None:
             b.sendall(HELLO[:6])
             time.sleep(TICK / 10)
             b.sendall(HELLO[6:])
-            return receiving.result()
+            slept: int = receiving.result()
+            return slept
 
         # Whoever else wants the core sends it to sleep: then it is tried again.
         utils.wait_for(lambda: sleeps() == 0)

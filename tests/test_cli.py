@@ -81,10 +81,10 @@ def test_a_table_can_be_had_as_json(path: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        ("--bogus",), ("bogus",), (), ("demo", "--count", "0"), ("info", "extra"), ("demo", "-x"), ("vm",),
-        ("service",),
+        ("--bogus",), ("bogus",), ("demo", "--count", "0"), ("info", "extra"), ("demo", "-x"),
         ("ping",), ("ping", "pigeon"), ("ping", "parent/x"), ("ping", "parent/2147483648"), ("ping", "tcp://parent/1"),
         ("ping", "pa\x1brent/1"), ("ping", "-c", "0", "parent/1"), ("ping", "-i", "nan", "parent/1"),
+        ("ping", "-w", "0", "parent/1"), ("ping", "--json", "--json-lines", "parent/1"),
         ("ping", "-t", "0", "parent/1"), ("ping", "-t", "inf", "parent/1"), ("ping", "-s", "0", "parent/1"),
         ("ping", "--transport", "pigeon", "parent/1"), ("bench", "-s", "1", "-s", "x", "parent/1"), ("echo", "5000"),
         ("connect", "parent/5000", "--retry-for", "-1"), ("listen", ""), ("completion", "csh"),
@@ -99,6 +99,38 @@ def test_usage_errors_are_one_line_and_exit_2(args: tuple[str, ...]) -> None:
     line = failure(*args, code=2)
     assert line.isprintable()
     assert re.search(r" \(see 'hvsock( [a-z]+){0,2} --help'\)$", line)
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (("ping", "loopback/1", "--count"), "hvsock ping"),
+        (("--debug", "vm", "list", "--source"), "hvsock vm list"),
+        (("ping", "--cuont", "3", "loopback/1"), "hvsock ping"),
+        (("service", "--x"), "hvsock service"),
+        (("--x",), "hvsock"),
+        (("pign",), "hvsock"),
+    ],
+)
+def test_a_usage_error_names_the_help_of_its_command(args: tuple[str, ...], path: str) -> None:
+    assert failure(*args, code=2).endswith(f" (see '{path} --help')")
+
+
+def test_choices_are_on_the_line_of_the_error() -> None:
+    assert failure("completion", code=2).endswith(". Choose from: bash, zsh, fish (see 'hvsock completion --help')")
+
+
+@pytest.mark.parametrize("path", [(), ("service",), ("vm",)], ids=" ".join)
+def test_a_group_alone_lists_its_commands(path: tuple[str, ...]) -> None:
+    result = run(*path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == run(*path, "--help").stdout
+
+
+@pytest.mark.parametrize("path", [(), ("service",), ("vm",), *LEAVES], ids=" ".join)
+def test_help_fits_80_columns(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help", env={"COLUMNS": "80"})
+    assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_an_address_may_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +253,8 @@ def test_no_output_at_all(args: str) -> None:
     line = f"{subprocess.list2cmdline(command())} {args} >&-"
     done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, text=True, timeout=utils.LIMIT)
     assert (done.returncode, done.stderr) == (1, "hvsock: standard output is closed\n")
-    done = subprocess.run(["sh", "-c", f"{line} 2>&-"], timeout=utils.LIMIT)
-    assert done.returncode == 1
+    silent = subprocess.run(["sh", "-c", f"{line} 2>&-"], timeout=utils.LIMIT)
+    assert silent.returncode == 1
 
 
 def test_an_output_that_fails_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,10 @@ from command_line import ESCAPED, NASTY, command, on_terminal, plain, posix, run
 
 import hvsock
 from hvsock._cli import demo
+from hvsock._transports import vsock as vsock_transport
 
 QUICK = ("--count", "50", "--size", "1")
+GUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 def transport_named(name: str, reason: str | None = None) -> Any:
@@ -38,7 +40,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def pretend(*, hyperv: str | None, vsock: str | None, local: str | None, loopback: bool) -> None:
         transports = transport_named("hyperv", hyperv), transport_named("vsock", vsock), transport_named("local", local)
         monkeypatch.setattr(hvsock, "transports", lambda: transports)
-        monkeypatch.setattr(demo.vsock, "has_loopback", lambda: loopback)
+        monkeypatch.setattr(vsock_transport, "has_loopback", lambda: loopback)
 
     return pretend
 
@@ -168,7 +170,7 @@ def test_the_demo_in_words(local: str) -> None:
     assert [re.split(r" {2,}", line)[0] for line in lines] == names
     assert result.stdout.isascii()
     assert not any(line != line.rstrip() for line in lines)
-    guest = r"hvsock://[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/"
+    guest = rf"hvsock://{GUID}/"
     assert re.search(rf"hvsock://parent/\d+ in another process, seen here as {guest}", lines[2])
     assert re.search(r"p50 [\d.,]+ us, p99 [\d.,]+ us, \d+ times of 64 bytes$", lines[5])
 
@@ -372,6 +374,16 @@ def test_the_demo_on_a_terminal(local: str) -> None:
     assert "round trip" in plain(text)
     assert "\x1b" not in plain(text)
     assert max(map(len, plain(text).splitlines())) <= 60
+
+
+@posix
+def test_a_terminal_shows_whole_addresses(local: str) -> None:
+    """Also one that is longer than a line: on a few lines, without an ellipsis."""
+    with on_terminal("demo", "--transport", "local", *QUICK, columns=40) as (process, shown, _):
+        text = plain(shown())
+        assert process.wait(utils.LIMIT) == 0
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert re.search(rf"hvsock://{GUID}/({GUID}|\d+)payloads", re.sub(r"\s", "", text))
 
 
 @posix

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from typing import Any
@@ -148,19 +150,18 @@ def test_a_client_that_resets_is_told_of(served: str, capsys: pytest.CaptureFixt
             if self.calls == 2:
                 return Broken(), "the peer"
             assert no_thread_is_left()
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise OSError(errno.EBADF, "Bad file descriptor")
 
-    with pytest.raises(OSError, match="Too many open files"):
+    with pytest.raises(OSError, match="Bad file descriptor"):
         Echoes(Server()).run()  # type: ignore[arg-type]
     assert capsys.readouterr().out == "connection from the peer\nthe peer: Connection reset\\x1b by peer\n"
 
 
-def test_there_is_room_for_so_many(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_room_for_so_many(served: str) -> None:
     """The one more client is served when another one has gone."""
-    monkeypatch.setattr(module, "MOST_CLIENTS", 2)
     with utils.listen(served) as listener, contextlib.ExitStack() as stack:
         address = listener.getsockname()
-        echoes = Echoes(listener)
+        echoes = Echoes(listener, most=2)
         serving = Task(echoes.run)
         socks = [stack.enter_context(dial(served, address)) for _ in range(3)]
         for sock in socks[:2]:
@@ -175,6 +176,61 @@ def test_there_is_room_for_so_many(served: str, monkeypatch: pytest.MonkeyPatch)
         listener.close()
         assert isinstance(serving.error(), OSError)
     assert no_thread_is_left()
+
+
+@posix
+def test_out_of_descriptors_it_waits(local: str) -> None:
+    """It says so once, imports nothing for that, and serves those who waited when others have gone."""
+    address = hvsock.as_address(("loopback", utils.new_service()))
+    with contextlib.ExitStack() as stack:
+        process = stack.enter_context(ended(start("echo", "--transport", local, str(address))))
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        limit_descriptors(process, 8)
+        socks = [stack.enter_context(dial(local, address)) for _ in range(12)]
+        line = "hvsock: cannot accept: Too many open files; clients wait until a connection ends\n"
+        assert process.stderr.readline().decode() == line
+        for sock in socks:
+            assert sock.exchange(b"x") == b"x"
+            sock.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(utils.LIMIT) == 0
+        assert set(process.stderr.read().decode().splitlines(keepends=True)) <= {line}
+
+
+def limit_descriptors(process: subprocess.Popen[bytes], more: int) -> None:
+    """Let a process have so many descriptors more than it has."""
+    resource = pytest.importorskip("resource")
+    if not hasattr(resource, "prlimit"):
+        pytest.skip("only Linux sets the limits of another process: run it there")
+    number = len(os.listdir(f"/proc/{process.pid}/fd")) + more
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (number, number))
+
+
+def test_without_a_thread_it_goes_on(
+    served: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = threading.Thread.start
+    failing = [True]
+
+    def begin(thread: threading.Thread) -> None:
+        if "_serve" in thread.name and failing:
+            failing.clear()
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    with utils.listen(served) as listener:
+        serving = Task(Echoes(listener).run)
+        with dial(served, listener.getsockname()) as sock, contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b""
+        with dial(served, listener.getsockname()) as sock:
+            assert sock.exchange(b"x") == b"x"
+        listener.close()
+        assert isinstance(serving.error(), OSError)
+    note = "hvsock: cannot accept: can't start new thread; clients wait until a connection ends\n"
+    assert capsys.readouterr().err == note
 
 
 @posix

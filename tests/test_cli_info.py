@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from command_line import ESCAPED, NASTY, on_terminal, plain, posix, run
 
 import hvsock
-from hvsock._cli import cli, info
+from hvsock._cli import cli
+from hvsock._transports import vsock
 
 
 def test_info_lists_transports_reasons_ids_and_constants() -> None:
-    result = run("info")
+    result = run("info", "--constants")
     assert (result.exit_code, result.stderr) == (0, "")
     rows = {line[:28].strip(): line for line in result.stdout.splitlines()}
     text = result.stdout
@@ -32,6 +33,10 @@ def test_info_lists_transports_reasons_ids_and_constants() -> None:
     assert str(hvsock.HV_GUID_PARENT) in rows["HV_GUID_PARENT"]
     assert rows["local directory"].endswith("none" if utils.WINDOWS else os.environ["HVSOCK_LOCAL_DIR"])
     assert rows["local partition"].endswith("  none" if utils.WINDOWS else "  host")
+    short = run("info").stdout
+    assert [line.split() for line in short.splitlines()] == [
+        line.split() for line in text.splitlines() if line.partition(" ")[0] not in hvsock.__all__
+    ]
 
 
 def test_info_as_json() -> None:
@@ -45,6 +50,9 @@ def test_info_as_json() -> None:
     assert facts["constants"]["HV_GUID_LOOPBACK"] == str(hvsock.HV_GUID_LOOPBACK)
     assert facts["constants"]["HVSOCKET_HIGH_VTL"] == 8
     assert facts["problems"] == []
+    assert [t["loopback"] for t in facts["transports"]] == [
+        t.available and (t.name != "vsock" or vsock.has_loopback()) for t in hvsock.transports()
+    ]
     if utils.WINDOWS:
         assert facts["local"] == {"directory": None, "partition": None}
     else:
@@ -87,9 +95,28 @@ def test_info_reports_wrong_settings_and_does_not_fail(local_directory: Path, mo
     ("cid", "text"), [(None, "none"), (3, "3"), (0xFFFFFFFF, "any (a Hyper-V guest reports this)")]
 )
 def test_info_shows_the_cid(cid: int | None, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info.vsock, "local_cid", lambda: cid)
+    monkeypatch.setattr(vsock, "local_cid", lambda: cid)
     assert re.search(rf"^local CID +{re.escape(text)}$", run("info").stdout, re.MULTILINE)
     assert json.loads(run("info", "--json").stdout)["local_cid"] == cid
+
+
+def test_info_says_whether_loopback_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    transports = [
+        types.SimpleNamespace(name="hyperv", available=False, reason="AF_HYPERV exists on Windows only.", family=34),
+        types.SimpleNamespace(name="vsock", available=True, reason=None, family=40),
+    ]
+    monkeypatch.setattr(hvsock, "transports", lambda: tuple(transports))
+    for has, words in (
+        (True, "available, also as loopback"),
+        (False, "available, but not as loopback: the vsock loopback module is not loaded (modprobe vsock_loopback)"),
+    ):
+        monkeypatch.setattr(vsock, "has_loopback", lambda has=has: has)
+        lines = run("info").stdout.splitlines()
+        assert lines[3:5] == [
+            "transport hyperv   not available: AF_HYPERV exists on Windows only.",
+            f"transport vsock    {words}",
+        ]
+        assert [t["loopback"] for t in json.loads(run("info", "--json").stdout)["transports"]] == [False, has]
 
 
 def test_text_of_others_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +127,24 @@ def test_text_of_others_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_the_encoding_does_not_have_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(info.vsock, "local_cid", lambda: "\u00e9\u4e2d")
+    monkeypatch.setattr(vsock, "local_cid", lambda: "\u00e9\u4e2d")
     result = CliRunner(charset="latin-1").invoke(cli, ["info"])
     assert re.search(r"^local CID +\u00e9\\u4e2d$", result.stdout, re.MULTILINE)
 
 
 @posix
-def test_info_on_a_terminal() -> None:
+def test_info_fits_a_terminal() -> None:
+    """And leaves a line for the prompt."""
     with on_terminal("info", columns=80) as (process, shown, _):
+        lines = plain(shown()).splitlines()
+        assert process.wait(utils.LIMIT) == 0
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+
+
+@posix
+def test_info_on_a_terminal() -> None:
+    with on_terminal("info", "--constants", columns=80) as (process, shown, _):
         text = shown()
         assert process.wait(utils.LIMIT) == 0
     assert "\x1b[1m" in text

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+import types
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from command_line import (
 
 import hvsock
 from hvsock._cli import ping
-from hvsock._cli.timing import Durations
+from hvsock._cli.timing import Durations, round_trip
 
 REPLY = r"64 bytes from hvsock://loopback/\d+: seq=(\d+) time=[\d.]+ (us|ms|s)"
 
@@ -44,7 +45,8 @@ def test_ping(transport: str) -> None:
     assert re.fullmatch(r"3 sent, 3 came back, 0 % lost in \d+\.\d\d s", lines[4])
     assert re.fullmatch(r"connect     p50 \S+ \S+, max \S+ \S+, 1 times", lines[5])
     assert re.fullmatch(r"round trip  min \S+ \S+, p50 \S+ \S+, p99 \S+ \S+, max \S+ \S+", lines[6])
-    bars = [re.fullmatch(r" *\S+ \S+ - +\S+ \S+  (#+) +([\d,]+)", line) for line in lines[7:] if line.strip() != "..."]
+    assert re.fullmatch(r"            average \S+ \S+, deviation \S+ \S+", lines[7])
+    bars = [re.fullmatch(r" *\S+ \S+ - +\S+ \S+  (#+) +([\d,]+)", line) for line in lines[8:] if line.strip() != "..."]
     assert all(bars)
     assert sum(int(bar[2]) for bar in bars if bar) == 3
     assert max(len(bar[1]) for bar in bars if bar) == ping.BAR
@@ -87,6 +89,116 @@ def test_ping_as_json(served: str) -> None:
     assert 0 < times["min_us"] <= times["p50_us"] <= times["p99_us"] <= times["p999_us"] <= times["max_us"]
     assert sum(bucket["count"] for bucket in report["histogram"]) == 20
     assert all(bucket["from_us"] < bucket["to_us"] for bucket in report["histogram"])
+
+
+def test_the_average_and_the_deviation(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = iter([10_000, 20_000, 60_000])
+    monkeypatch.setattr(ping, "round_trip", lambda *args: next(durations))
+    with service(served) as address:
+        result = run("ping", "-c", "3", "-i", "0", "--transport", served, address)
+    assert "            average 30.0 us, deviation 21.6 us\n" in result.stdout
+
+
+def test_json_lines(served: str) -> None:
+    before = time.time()
+    with service(served) as address:
+        result = run("ping", "-c", "3", "-i", "0", "--json-lines", "--transport", served, address)
+        quiet = run("ping", "-c", "3", "-i", "0", "--quiet", "--json-lines", "--transport", served, address)
+    assert (result.exit_code, result.stderr) == (0, "")
+    *replies, statistics = map(json.loads, result.stdout.splitlines())
+    assert [(reply["type"], reply["seq"]) for reply in replies] == [("reply", 1), ("reply", 2), ("reply", 3)]
+    assert before <= replies[0]["time"] <= replies[1]["time"] <= replies[2]["time"] <= time.time()
+    assert max(reply["round_trip_us"] for reply in replies) == statistics["round_trip"]["max_us"]
+    assert (statistics["type"], statistics["sent"], statistics["received"]) == ("statistics", 3, 3)
+    (line,) = quiet.stdout.splitlines()
+    assert json.loads(line)["type"] == "statistics"
+
+
+def test_a_loss_in_a_json_line(served: str) -> None:
+    result = run("ping", "-c", "1", "--json-lines", "--transport", served, nowhere())
+    loss, statistics = map(json.loads, result.stdout.splitlines())
+    assert (result.exit_code, loss["type"], loss["seq"]) == (1, "loss", 1)
+    assert re.match(r"connect to hvsock://loopback/\d+: .*nothing listens", loss["reason"])
+    assert statistics["lost_percent"] == 100.0
+
+
+def test_timestamps(served: str) -> None:
+    before = time.time()
+    with service(served) as address:
+        result = run("ping", "-c", "1", "-D", "--transport", served, address)
+    lost = run("ping", "-c", "1", "-D", "--transport", served, nowhere())
+    match = re.match(rf"\[(\d+\.\d{{6}})\] {REPLY}\n", result.stdout)
+    assert match
+    assert before - 0.001 <= float(match[1]) <= time.time()
+    assert re.match(r"\[\d+\.\d{6}\] seq=1: connect to ", lost.stdout)
+
+
+class Clock:
+    """A clock that moves only by what is slept, and by `step` seconds a round trip."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+        self.now = 1000.0
+        self.step = step
+        self.timeouts: list[float] = []
+        clocks = {"monotonic": lambda: self.now, "sleep": self.sleep}
+        monkeypatch.setattr(ping, "time", types.SimpleNamespace(**{**vars(time), **clocks}))
+        monkeypatch.setattr(ping, "round_trip", self.round_trip)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def round_trip(self, connection: object, message: bytes, timeout: float) -> int:
+        self.timeouts.append(round(timeout, 6))
+        self.now += min(self.step, timeout)
+        if self.step > timeout:
+            raise TimeoutError("timed out")
+        return round(self.step * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "timeouts", "counts", "code"),
+    [
+        (["-w", "3"], 0.25, [3, 2, 1], (3, 3), 0),  # none is sent at the deadline
+        (["-w", "2.5"], 0.25, [2.5, 1.5, 0.5], (3, 3), 0),
+        (["-w", "1.05"], 0.25, [1.05, 0.1], (2, 1), 0),  # a last one has little time, but some
+        (["-w", "9", "-c", "2"], 0.25, [5, 5], (2, 2), 0),
+        (["-w", "1.5", "-c", "3"], 0.25, [1.5, 0.5], (2, 2), 1),  # fewer came back
+        (["-w", "12"], 7.0, [5, 5, 2], (3, 0), 1),
+    ],
+)
+def test_a_deadline(
+    served: str,
+    options: list[str],
+    step: float,
+    timeouts: list[float],
+    counts: tuple[int, int],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with service(served) as address, monkeypatch.context() as patch:
+        clock = Clock(patch, step)
+        result = run("ping", *options, "--json", "--transport", served, address)
+    report = json.loads(result.stdout)
+    assert clock.timeouts == timeouts
+    assert ((report["sent"], report["received"]), result.exit_code) == (counts, code)
+
+
+def test_with_a_deadline_the_count_is_of_replies(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a service that is starting can be waited for."""
+    real = hvsock.create_connection
+    tries = []
+
+    def refuse_twice(*args: Any, **kwargs: Any) -> hvsock.HyperVSocket:
+        tries.append(args)
+        if len(tries) < 3:
+            raise ConnectionRefusedError("not yet")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(hvsock, "create_connection", refuse_twice)
+    with service(served) as address:
+        result = run("ping", "-w", str(utils.LIMIT), "-c", "1", "-i", "0", "--json", "--transport", served, address)
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["sent"], report["received"]) == (0, 3, 1)
 
 
 def test_nobody_listens(served: str) -> None:
@@ -165,7 +277,7 @@ def test_text_of_the_system_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("replies", [0, 2])
 def test_ctrl_c_ends_with_the_statistics(served: str, replies: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ping.round_trip
+    real = round_trip
     count = 0
 
     def interrupted(*args: Any) -> int:
@@ -220,6 +332,26 @@ def test_ping_on_a_terminal(local: str) -> None:
     assert len(re.findall(REPLY, plain(text))) == 20
     assert "20 sent, 20 came back" in plain(text)
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
+
+
+@posix
+def test_the_options_of_ping_on_a_terminal(local: str) -> None:
+    options = ("-w", str(utils.LIMIT), "-c", "2", "-i", "0.01")
+    with (
+        service(local) as address,
+        on_terminal("ping", *options, "-D", "--transport", local, address) as (process, shown, _),
+    ):
+        text = plain(shown())
+        assert process.wait(utils.LIMIT) == 0
+    assert len(re.findall(rf"\[\d+\.\d{{6}}\] {REPLY}", text)) == 2
+    assert re.search(r"average \S+ us, deviation \S+ us", text)
+    with (
+        service(local) as address,
+        on_terminal("ping", *options, "--json-lines", "--transport", local, address) as (process, shown, _),
+    ):
+        lines = shown().splitlines()
+        assert process.wait(utils.LIMIT) == 0
+    assert [json.loads(line)["type"] for line in lines] == ["reply", "reply", "statistics"]
 
 
 @posix

@@ -18,7 +18,7 @@ from command_line import NASTY, ended, failure, posix, run, service, start
 from utils import Task
 
 import hvsock
-from hvsock._cli import relay
+from hvsock.relay import Relay
 
 TO_CLIENT = b"from the service"
 
@@ -48,13 +48,13 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Any:
                 time.sleep(utils.TICK / 10)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(relay.Relay, "serve_forever", serve_forever)
+        monkeypatch.setattr(Relay, "serve_forever", serve_forever)
 
     return set_work
 
 
 def test_relay(served: str, in_process: Any) -> None:
-    answers = []
+    answers: list[bytes] = []
     in_process(lambda port: answers.extend(through(port, data) for data in (b"hello", b"again")))
     with service(served, serve) as address:
         result = run("relay", "tcp://:0", f"{address}?transport={served}")
@@ -148,5 +148,5 @@ def test_nobody_reads_what_it_prints() -> None:
     os.close(reader)
     with ended(start("relay", "tcp://:0", "tcp://:1", stdout=writer)) as process:
         os.close(writer)
-        assert process.communicate(timeout=utils.LIMIT) == (None, b"hvsock: standard output: Broken pipe\n")
+        assert process.communicate(timeout=utils.LIMIT) == (None, b"hvsock: standard output: Broken pipe\n")  # type: ignore[comparison-overlap]
         assert process.returncode == 1

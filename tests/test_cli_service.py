@@ -16,7 +16,6 @@ from command_line import ESCAPED, NASTY, command, failure, on_terminal, posix, r
 
 import hvsock
 from hvsock import services
-from hvsock._cli import service
 
 PORT = hvsock.service_id_from_port(5000)
 OTHER = uuid.UUID("6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42")
@@ -105,7 +104,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch:
 
     file = tmp_path / "my.reg"
     file.write_bytes(b"what was there before")
-    monkeypatch.setattr(service.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     line = failure("service", "export", "-o", str(file), "5000", "x")
     assert line == f"write {file}: No space left on device"
     assert file.read_bytes() == b"what was there before"
@@ -119,7 +118,8 @@ def test_export_leaves_links_and_modes(tmp_path: Path) -> None:
     """The file that a link leads to is written; a new file is as open as any, an old one as it was."""
     link, file = tmp_path / "link.reg", tmp_path / "my.reg"
     link.symlink_to(file)
-    new, old = [], []
+    new: list[int] = []
+    old: list[int] = []
     for modes, mask in ((new, 0o022), (old, 0o077)):
         before = os.umask(mask)
         try:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -115,6 +116,142 @@ def test_what_cannot_be_reached(served: str) -> None:
         assert failure("listen", "--transport", served, str(listener.getsockname())).startswith("listen on ")
 
 
+def test_check(served: str) -> None:
+    """It tells whether the service is there, which is sent nothing."""
+    with utils.listen(served) as listener:
+        address = str(listener.getsockname())
+        result = run("connect", "-z", "--transport", served, address, input=b"not sent")
+        assert (result.exit_code, result.output) == (0, "")
+        with listener.accept()[0] as sock:
+            assert sock.recv(1) == b""
+        result = run("connect", "-v", "--check", "--transport", served, address)
+        assert (result.exit_code, result.output) == (0, f"hvsock: connected to {address}\n")
+    assert failure("connect", "--check", "--transport", served, nowhere()).startswith("connect to ")
+
+
+# Again and again, and programs
+
+
+@contextlib.contextmanager
+def listening(transport: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], hvsock.HyperVAddress]]:
+    """Lend a `hvsock listen --verbose` that listens, and its address."""
+    address = new_address()
+    with ended(start("listen", "-v", "--transport", transport, *options, str(address))) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().strip().decode() == f"hvsock: listening on {address}"
+        yield process, address
+
+
+def python(code: str) -> str:
+    """Return what --exec is given to run a program."""
+    words = [sys.executable, "-c", code]
+    return subprocess.list2cmdline(words) if utils.WINDOWS else shlex.join(words)
+
+
+def test_keep_open(served: str) -> None:
+    """One client after the other, and each one whole; stdin is nobody's, and a client that fails ends nothing."""
+    with listening(served, "--keep-open") as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            second.sendall(b"second\n")
+            first.sendall(b"fir")
+            time.sleep(2 * utils.TICK)
+            first.sendall(b"st\n")
+            first.shutdown(socket.SHUT_WR)
+            assert first.recv(1) == b""
+        with dial(served, address) as third:
+            third.sendall(b"third\n")
+        assert process.stdout is not None
+        assert [process.stdout.readline().strip() for _ in range(3)] == [b"first", b"second", b"third"]
+        assert process.poll() is None
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
+    with listening(local, "-k") as (process, address), dial(local, address) as sock:
+        sock.sendall(b"x")
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"
+        process.send_signal(number)
+        assert process.wait(utils.LIMIT) == 0
+        assert sock.recv(1) == b""
+
+
+REVERSE = "import os, sys; sys.stdout.write(sys.stdin.read()[::-1] + os.environ['HVSOCK_PEER'])"
+
+
+def test_a_program_has_the_connection(served: str) -> None:
+    with listening(served, "--exec", python(REVERSE)) as (process, address), dial(served, address) as sock:
+        sock.sendall(b"stressed ")
+        sock.shutdown(socket.SHUT_WR)
+        peer = hvsock.HyperVAddress(hvsock.HV_GUID_LOOPBACK, sock.getsockname().service_id)
+        assert utils.receive_all(sock).decode() == f" desserts{peer}"
+        assert process.wait(utils.LIMIT) == 0
+        out, err = process.communicate()
+        assert (out, err.strip().decode()) == (b"", f"hvsock: connection from {peer}")
+
+
+def test_much_through_a_program(served: str) -> None:
+    code = "import shutil, sys; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+    data = utils.random_bytes(5 << 20)
+    with listening(served, "--exec", python(code)) as (process, address), dial(served, address) as sock:
+        sending = Task(sock.sendall, data)
+        assert utils.receive_exactly(sock, len(data)) == data
+        sending.result()
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
+
+
+def test_a_program_for_each_client(served: str) -> None:
+    """At the same time; how one fails is told, and ends nothing."""
+    code = "import sys; line = sys.stdin.buffer.readline(); sys.stdout.buffer.write(line); sys.exit(b'fail' in line)"
+    with listening(served, "-k", "--exec", python(code)) as (process, address):
+        with dial(served, address) as first, dial(served, address) as second:
+            for sock, line in ((second, b"well\n"), (first, b"fail\n")):
+                sock.sendall(line)
+                assert utils.receive_all(sock) == line
+        assert process.stderr is not None
+        lines = {process.stderr.readline().strip().decode().partition(": ")[2] for _ in range(4)}
+        endings = {line.partition(": ")[2] for line in lines} - {""}
+        assert endings == {"ended", "the program ended with exit code 1"}
+        assert process.poll() is None
+
+
+@posix
+def test_the_program_s_failure_is_the_command_s(local: str) -> None:
+    with listening(local, "--exec", python("raise SystemExit(3)")) as (process, address), dial(local, address):
+        assert process.wait(utils.LIMIT) == 1
+        assert process.stderr is not None
+        assert process.stderr.read().endswith(b"hvsock: the program ended with exit code 3\n")
+
+
+@posix
+def test_programs_end_with_the_service(local: str) -> None:
+    """One that does not look at its stdin, whose client has ended its stream."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    with listening(local, "-k", "--exec", python(code)) as (process, address), dial(local, address) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        number = int(sock.recv(100))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(utils.LIMIT) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(number, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--exec", ""], "there is no program"),
+        (["--exec", "'"], "No closing quotation"),
+        pytest.param(["--exec", "no-such-program -x"], "there is no program 'no-such-program'", marks=posix),
+        (["-k", "-t", "1"], "--timeout is for one connection"),
+    ],
+)
+def test_usage(options: list[str], words: str) -> None:
+    assert words in failure("listen", *options, "wildcard/5000", code=2)
+
+
 # Streams that fail
 
 
@@ -132,7 +269,9 @@ def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.Mo
         b.sendall("é".encode()[:1])
         b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
         b.shutdown(socket.SHUT_WR)
-        stdio.receive(a)  # type: ignore[arg-type]
+        counts = stdio.Counts()
+        stdio.receive(a, counts)
+        assert counts.received == 16
         assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
 
 
@@ -140,10 +279,10 @@ def test_the_end_of_the_peer_is_the_end_on_a_terminal(served: str, monkeypatch: 
     """Nobody has to press Ctrl-D; a pipe is read to its end."""
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb") as end, utils.connected(served) as (a, b):
-        monkeypatch.setattr(sys, "stdin", Tty(io.BufferedReader(pipe.raw)))  # type: ignore[attr-defined]
+        monkeypatch.setattr(sys, "stdin", Tty(io.BufferedReader(pipe.raw)))
         monkeypatch.setattr(sys, "stdout", Tty(io.BytesIO()))
         b.shutdown(socket.SHUT_WR)
-        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        stdio.pump(a, "the peer")
         end.write(b"x")
 
 
@@ -157,40 +296,32 @@ def test_the_peer_takes_no_more(served: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(64 << 20))))
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
         with pytest.raises(Failure, match=r"^(send to|receive from) the peer: "):
-            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+            stdio.pump(a, "the peer")
         if not utils.WINDOWS:  # TCP, of which the bench makes its Hyper-V sockets, drops it when it is reset
             assert raw.getvalue() == b"the answer"
 
 
 class Failing(io.RawIOBase):
-    """A stdin with an error after the first bytes, or one that is non-blocking."""
+    """A stdin with an error after the first bytes."""
 
-    def __init__(self, then: OSError | None) -> None:
-        self.then = then
+    def __init__(self) -> None:
         self.reads = 0
 
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes | None:
+    def read(self, size: int = -1) -> bytes:
         self.reads += 1
         if self.reads == 1:
             return b"the beginning"
-        if self.then is None:
-            return None
-        raise self.then
+        raise OSError(5, "Input/output error")
 
 
-@pytest.mark.parametrize(
-    ("then", "words"), [(OSError(5, "Input/output error"), "Input/output error"), (None, "Resource temporarily|try")]
-)
-def test_an_error_of_stdin_is_no_end(
-    served: str, then: OSError | None, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_stdin_is_no_end(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with utils.connected(served) as (a, b):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Failing(then)))  # type: ignore[type-var]
-        with pytest.raises(Failure, match=rf"^standard input: .*({words})"):
-            stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Failing()))  # type: ignore[type-var]
+        with pytest.raises(Failure, match=r"^standard input: Input/output error$"):
+            stdio.pump(a, "the peer")
         assert a.fileno() == -1
         assert utils.receive_exactly(b, 13) == b"the beginning"
 
@@ -204,7 +335,7 @@ def test_no_stdin_is_an_empty_one(served: str, monkeypatch: pytest.MonkeyPatch) 
     with utils.connected(served) as (a, b):
         serving = Task(serve, b)
         monkeypatch.setattr(sys, "stdin", None)
-        stdio.pump(a, "the peer")  # type: ignore[arg-type]
+        stdio.pump(a, "the peer")
         assert serving.result() == b""
 
 
@@ -243,6 +374,35 @@ def test_half_closed_either_way(served: str) -> None:
         assert process.poll() is None
         process.stdin.close()
         assert sock.recv(1) == b""
+        assert process.wait(utils.LIMIT) == 0
+
+
+def test_it_ends_after_the_service_and_a_silence(served: str) -> None:
+    """What stdin still has is sent; the time counts from its last bytes."""
+    with utils.listen(served) as listener:
+        options = ("--transport", served, "--end-after", str(20 * utils.TICK))
+        with ended(start("connect", *options, str(listener.getsockname()))) as process, listener.accept()[0] as sock:
+            sock.settimeout(utils.LIMIT)
+            sock.shutdown(socket.SHUT_WR)
+            assert process.stdin
+            for _ in range(8):
+                time.sleep(5 * utils.TICK)
+                process.stdin.write(b"more")
+                process.stdin.flush()
+                assert utils.receive_exactly(sock, 4) == b"more"
+            assert process.wait(utils.LIMIT) == 0
+            assert sock.recv(1) == b""
+            assert process.stderr
+            assert process.stderr.read() == b""
+
+
+def test_a_closed_service_alone_does_not_end_it(served: str) -> None:
+    with connected_process(served) as (process, sock):
+        sock.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(10 * utils.TICK)
+        assert process.stdin
+        process.stdin.close()
         assert process.wait(utils.LIMIT) == 0
 
 
@@ -290,6 +450,37 @@ def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
 
 
 @posix
+@pytest.mark.parametrize("shown_there", [True, False])
+def test_progress(local: str, tmp_path: Path, shown_there: bool) -> None:
+    """On a terminal, after a second; stdout has the answer alone."""
+    (tmp_path / "request").write_bytes(bytes(3_000_000))
+
+    def serve(connection: hvsock.HyperVSocket) -> None:
+        utils.receive_exactly(connection, 3_000_000)
+        time.sleep(1.5)
+        connection.sendall(bytes(1_500_000))
+
+    with contextlib.ExitStack() as stack:
+        address = stack.enter_context(service(local, serve))
+        stdin = stack.enter_context((tmp_path / "request").open("rb"))
+        stdout = stack.enter_context((tmp_path / "reply").open("wb"))
+        words = ("connect", "--progress", "--transport", local, address)
+        if shown_there:
+            process, shown, _ = stack.enter_context(on_terminal(*words, stdin=stdin, stdout=stdout))
+            text = plain(shown())
+            assert process.wait(utils.LIMIT) == 0
+            *_, sent, received = [line for line in text.splitlines() if " MB" in line]
+            assert re.match(r"sent +[^ ]+ +3\.0/3\.0 MB +", sent), text
+            assert re.match(r"received +[^ ]+ +1\.5/\? MB +", received), text
+        else:
+            process = stack.enter_context(ended(start(*words, stdin=stdin, stdout=stdout)))
+            assert process.wait(utils.LIMIT) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+    assert (tmp_path / "reply").stat().st_size == 1_500_000
+
+
+@posix
 def test_connect_on_a_terminal(local: str) -> None:
     def serve(connection: hvsock.HyperVSocket) -> None:
         line = connection.recv(100)
@@ -314,6 +505,71 @@ def test_a_full_disk(local: str) -> None:
             timeout=utils.LIMIT,
         )
     assert (done.returncode, done.stderr) == (1, b"hvsock: standard output: No space left on device\n")
+
+
+@posix
+def test_a_stdin_that_does_not_block_is_waited_for(local: str) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(utils.listen(local))
+        words = ("connect", "--transport", local, str(listener.getsockname()))
+        process = stack.enter_context(ended(start(*words, stdin=reader)))
+        os.close(reader)
+        sock = stack.enter_context(listener.accept()[0])
+        for part in (b"first", b"second"):
+            time.sleep(2 * utils.TICK)
+            os.write(writer, part)
+            assert utils.receive_exactly(sock, len(part)) == part
+        os.close(writer)
+        assert sock.recv(1) == b""
+        sock.close()
+        assert process.wait(utils.LIMIT) == 0
+
+
+@posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_does_not_block_is_waited_for(local: str, unbuffered: str) -> None:
+    """Its writes are short, and Python forgets the rest of an unbuffered one."""
+    data = utils.random_bytes(1 << 20)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with service(local, lambda sock: sock.sendall(data)) as address:
+        words = [word for word in command("connect", "--transport", local, address) if word != "-I"]
+        with ended(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=writer, env=environment)) as process:
+            os.close(writer)
+            time.sleep(10 * utils.TICK)
+            with open(reader, "rb") as pipe:
+                assert pipe.read() == data
+            assert process.wait(utils.LIMIT) == 0
+
+
+@posix
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_what_does_not_fit_on_a_disk_is_an_error(local: str, unbuffered: str, tmp_path: Path) -> None:
+    """The first write is short, as on a disk with little room: here, the process may not write longer files."""
+    resource = pytest.importorskip("resource")
+    data = utils.random_bytes(100_000)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    with service(local, lambda sock: sock.sendall(data)) as address, (tmp_path / "file").open("wb") as file:
+        words = [word for word in command("connect", "--transport", local, address) if word not in ("-I", "-B")]
+        done = subprocess.run(
+            [words[0], "-B", *words[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=utils.LIMIT,
+            preexec_fn=limit,
+        )
+    assert (done.returncode, done.stderr) == (1, b"hvsock: standard output: File too large\n")
+    assert (tmp_path / "file").read_bytes() == data[:1000]
 
 
 @posix

@@ -10,7 +10,7 @@ from command_line import service
 
 import hvsock
 from hvsock._cli.output import Failure
-from hvsock._cli.timing import FITS, Bucket, Durations, in_words, round_trip
+from hvsock._cli.timing import FITS, Bucket, Durations, Intervals, in_words, round_trip
 
 
 def test_percentiles_are_nearest_rank() -> None:
@@ -19,14 +19,21 @@ def test_percentiles_are_nearest_rank() -> None:
         "count": 100,
         "min_us": 1.0,
         "mean_us": 50.5,
+        "deviation_us": 28.9,
         "p50_us": 50.0,
         "p99_us": 99.0,
         "p999_us": 100.0,
         "max_us": 100.0,
     }
-    assert set(Durations([7000]).times().values()) == {1, 7.0}
+    assert set(Durations([7000]).times().values()) == {0.0, 1, 7.0}
     with pytest.raises(ValueError, match="no durations"):
         Durations().percentile(500)
+
+
+def test_the_deviation_is_exact_however_long_the_durations_are() -> None:
+    assert Durations([1, 3]).deviation() == 1.0
+    assert Durations([10**17 + 1, 10**17 + 3]).deviation() == 1.0
+    assert Durations([5]).times()["deviation_us"] == 0.0
 
 
 def test_percentiles_are_nearly_exact() -> None:
@@ -63,6 +70,31 @@ def test_histogram() -> None:
 )
 def test_durations_in_words(microseconds: float, words: str) -> None:
     assert in_words(microseconds) == words
+
+
+def test_intervals() -> None:
+    """The end of the last one is that of the measurement, which nothing is left to follow."""
+    intervals = Intervals(1.0, 3.2, 100.0)
+    assert intervals.left(100.25) == 0.75
+    assert intervals.cut(100.5) is None
+    assert intervals.cut(101.25) == (0.0, 1.25)
+    assert intervals.cut(101.5) is None
+    assert intervals.cut(102.0) == (1.25, 2.0)
+    assert intervals.cut(103.1) is None
+    assert intervals.rest(103.5) == (2.0, 3.5)
+
+
+def test_intervals_that_were_missed_are_one() -> None:
+    intervals = Intervals(1.0, 9.0, 0.0)
+    assert intervals.cut(4.5) == (0.0, 4.5)
+    assert intervals.left(4.5) == 0.5
+
+
+def test_no_intervals() -> None:
+    intervals = Intervals(None, 3.0, 0.0)
+    assert intervals.left(2.0) == float("inf")
+    assert intervals.cut(10.0) is None
+    assert intervals.rest(10.0) is None
 
 
 # A round trip

@@ -1,7 +1,7 @@
 """CPython's own tests of asyncio over our sockets, in child processes, and the table of what is left out of them.
 
 `HyperVSocket` on TCP takes the place of `socket.socket`, with the loop's own functions; and over each transport, whose
-loopback passes for 127.0.0.1, hvsock.aio's functions also take the place of the loop's.
+loopback passes for 127.0.0.1, hvsock.aio's functions and event loop also take the place of asyncio's.
 """
 
 from __future__ import annotations
@@ -84,30 +84,6 @@ TRANSPORT = {
     "test_ssl.TestSSL.test_connect_timeout_warning": "the same",
     "test_server.*.test_start_server_1": "reads what is private in asyncio's Server",
 }
-#: The Proactor's own functions that connect and accept, which know TCP's addresses only; hvsock.aio does without them.
-PROACTOR = {
-    "test_events.ProactorEventLoopTests.test_create_connection_local_addr": "connects with the Proactor's sock_connect",
-    "test_events.ProactorEventLoopTests.test_create_connection_local_addr_in_use": "the same",
-    "test_events.ProactorEventLoopTests.test_create_connection_local_addr_skip_different_family": "the same",
-    "test_events.ProactorEventLoopTests.test_create_server_addr_in_use": "serves a listening socket that it is given",
-    "test_events.ProactorEventLoopTests.test_create_server_sock": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_close_peer_*": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_fallback_close_peer_*": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_for_closing_transp": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_force_fallback": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_partial": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_pre_and_post_data": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sendfile_ssl*": "the same",
-    "test_sendfile.ProactorEventLoopTests.test_sock_sendfile_*": "the same",
-    "test_streams.StreamTests.test_start_server": "the same",
-    "test_streams.StreamTests.test_start_tls": "the same",
-    "test_sock_lowlevel.ProactorEventLoopTests.test_cancel_sock_accept": "accepts with the Proactor's sock_accept",
-    "test_sock_lowlevel.ProactorEventLoopTests.test_sock_accept": "the same",
-    "test_sock_lowlevel.ProactorEventLoopTests.test_create_connection_sock": "connects with its sock_connect",
-    "test_sock_lowlevel.ProactorEventLoopTests.test_huge_content*": "the same",
-    "test_sock_lowlevel.ProactorEventLoopTests.test_sock_client_*": "the same",
-}
 VSOCK = {
     "test_events.*.test_server_close": "where nobody listens, AF_VSOCK says ECONNRESET and TCP ECONNREFUSED",
     "test_sock_lowlevel.*.test_cancel_sock_accept": "the same",
@@ -119,7 +95,7 @@ HYPERV = {
     "test_events.SelectEventLoopTests.test_create_connection_local_addr_in_use": "a name that is taken is refused by "
     "listen(), and not by bind()",
 }
-OF_TRANSPORT = {"vsock": VSOCK, "hyperv": HYPERV | PROACTOR}
+OF_TRANSPORT = {"vsock": VSOCK, "hyperv": HYPERV}
 HYPERV_NOT_TRIED = {
     "test_streams.StreamTests.test_unhandled_exception": "fails now and then: the connection comes by way of a thread, "
     "after the test has ended",

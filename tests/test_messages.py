@@ -270,6 +270,7 @@ def test_targets(our_pair: Pair) -> None:
 def test_what_is_no_target_is_refused(our_pair: Pair) -> None:
     a, b = our_pair
     a.sendall(framed(b"abc"))
+    bad: Any
     for bad in (b"abc", "abc", None, 3, memoryview(b"abc"), memoryview(bytearray(6))[::2]):
         with pytest.raises((TypeError, BufferError)) as as_recv_into:
             b.recv_into(bad)
@@ -402,6 +403,7 @@ def test_too_long(our_pair: Pair, size: int) -> None:
         if b._transport is not None:
             assert any("recv_message" in note for note in info.value.__notes__)
         assert peek(b, 1) == payload[:1]
+        raw: Callable[[], bytes]
         for raw in (lambda: b.recv(1), lambda: b.recv_exactly(1), lambda: b.exchange(b"x")):
             with pytest.raises(RuntimeError, match="recv_message"):
                 raw()
@@ -970,6 +972,7 @@ def test_exchange_goes_on_after_a_timeout(our_pair: Pair) -> None:
     for _ in range(3):
         with pytest.raises(TimeoutError):
             a.exchange(b"request", b" one")
+    other: Callable[[], object]
     for other in (lambda: a.exchange(b"request two"), lambda: a.exchange(), lambda: a.exchange(b"request one")):
         # The parts count too: "the same call".
         with pytest.raises(RuntimeError, match="recv_message"):
@@ -1405,9 +1408,9 @@ def test_buffers_are_released(our_pair: Pair) -> None:
     ends: list[Callable[[], object]] = [
         lambda: a.send_message(buffer, buffer),
         lambda: a.send_message(*[buffer] * 20),
-        lambda: a.send_message(buffer, 1),
+        lambda: a.send_message(buffer, 1),  # type: ignore[arg-type]
         lambda: a.exchange(buffer, max_size=-1),
-        lambda: a.exchange(buffer, max_size="1"),
+        lambda: a.exchange(buffer, max_size="1"),  # type: ignore[arg-type]
         lambda: a.exchange(buffer),
         lambda: a.exchange(buffer, b"other"),
         lambda: a.exchange(buffer),

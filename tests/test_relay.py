@@ -40,7 +40,9 @@ from utils import (
 
 import hvsock
 from hvsock._hvsock import Pump
-from hvsock.relay import Counters, Relay
+from hvsock.relay import Counters, Relay, _tcp
+from hvsock.relay._endpoints import Hybrid
+from hvsock.relay._engine import Engine
 from hvsock.relay._listeners import TcpListener
 
 TRANSPORTS = [name for name in TESTED if name in utils.TRANSPORTS]
@@ -341,7 +343,7 @@ def test_idle_timeout(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture)
     assert time.monotonic() - start > TICK
     assert end_of(server) == CUT
     it.expect(open=0, aborted=1, failed=0)
-    assert "idle timeout" in caplog.text
+    utils.wait_for(lambda: "idle timeout" in caplog.text)
 
 
 def test_one_direction_keeps_a_connection_alive(rig: Callable[..., Rig]) -> None:
@@ -362,7 +364,7 @@ def test_a_target_that_refuses(
     it.listener.close()
     assert it.turned_away()
     it.expect(open=0, failed=1, aborted=0)
-    assert f"{it.target} was not reached: " in caplog.text
+    utils.wait_for(lambda: f"{it.target} was not reached: " in caplog.text)
     assert it.turned_away()  # and it goes on
     it.expect(open=0, total=2, failed=2)
 
@@ -409,7 +411,7 @@ def test_connect_timeout(kind: str, local_directory: Path, caplog: pytest.LogCap
         relay = stalled(stack, kind, connect_timeout=2 * TICK)
         with dial(relay.address) as client:
             assert end_of(client) == "reset"
-        assert "was not reached: timed out" in caplog.text
+        utils.wait_for(lambda: "was not reached: timed out" in caplog.text)
         assert relay.counters.failed == 1
 
 
@@ -430,7 +432,7 @@ def test_a_name_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     with Relay("tcp://:0", f"tcp://{NO_NAME}:1") as relay:
         with contextlib.suppress(ConnectionError), dial(relay.address) as client:  # cut before it was looked at
             assert end_of(client) == CUT
-        assert "was not reached" in caplog.text
+        utils.wait_for(lambda: "was not reached" in caplog.text)
     assert relay.counters.failed == 1
 
 
@@ -439,7 +441,7 @@ def test_max_connections(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixtu
     first, second = it.used(), it.used()
     assert it.turned_away()
     assert it.relay.counters[:4] == (2, 3, 1, 0)
-    assert "refused: 2 connections are open" in caplog.text
+    utils.wait_for(lambda: "refused: 2 connections are open" in caplog.text)
     for sock in first:
         sock.close()
     it.expect(open=1)
@@ -519,6 +521,27 @@ def test_clients_wait_for_descriptors(kind: str, room: int, local_directory: Pat
         assert last == "refused 0 failed 0"
 
 
+@linux_only
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vsock"])
+@pytest.mark.parametrize("room", [8, 9])
+def test_clients_of_the_engine_wait_for_descriptors(kind: str, room: int, local_directory: Path) -> None:
+    """As above; which thread of the engine serves a client is not known."""
+    uri, listener = serve(kind, local_directory)
+    with listener, contextlib.ExitStack() as stack, Child(relays.whose_clients_wait, uri, room) as child:
+        address = child.line()
+        clients = [stack.enter_context(dial(address)) for _ in range(20)]
+        for _ in range(20):
+            with listener.accept()[0] as server:
+                server.sendall(b"x")
+                (client,), _, _ = select.select(clients, [], [], LIMIT)
+                clients.remove(client)
+                assert client.recv(1) == b"x"
+                client.close()
+                assert server.recv(1) == b""
+        child.tell("stop")
+        assert child.finish() == ["20 accepted, refused 0 failed 0"]
+
+
 @pytest.mark.parametrize(
     ("error", "pauses"),
     [
@@ -532,6 +555,7 @@ def test_pauses_after_an_accept_that_failed(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, error: OSError, pauses: list[float]
 ) -> None:
     """A peer that has gone already holds up nobody else; what the system lacks may take time."""
+    monkeypatch.setattr(Engine, "serves", lambda *_: False)
     accept, wait = TcpListener.accept, Relay._wait
     left = 3
     taken: list[float | None] = []
@@ -752,7 +776,7 @@ def test_a_unix_socket_is_removed_and_replaced(local_directory: Path) -> None:
 class Guest:
     """What a hypervisor does at the Unix socket of a hybrid vsock, for one connection."""
 
-    def __init__(self, directory: Path, answer: Callable[[socket.socket], None]) -> None:
+    def __init__(self, directory: Path, answer: Callable[[socket.socket], object]) -> None:
         self.path = directory / "v.sock"
         self.request = b""
         self._listener = socket.socket(socket.AF_UNIX)
@@ -769,11 +793,14 @@ class Guest:
                 self.request += sock.recv(1)
             self._answer(sock)
 
+    def wait(self) -> None:
+        self._task.result()
+
     def __enter__(self) -> Guest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._task.result()
+        self.wait()
 
 
 @posix_only
@@ -847,6 +874,79 @@ def test_stop_during_the_handshake(local_directory: Path) -> None:
             relay.stop()
             assert end_of(client) == "reset"
     assert relay.counters.failed == 1
+
+
+def firecracker(answer: bytes, after: float) -> Callable[[socket.socket], None]:
+    """Return what Firecracker 1.12 does: the end of the host's stream is the end of both, and drops the answer."""
+
+    def serve_guest(sock: socket.socket) -> None:
+        sock.sendall(b"OK 1024\n")
+        assert receive_exactly(sock, 7) == b"request"
+        end = time.monotonic() + after
+        while (left := end - time.monotonic()) > 0:
+            if select.select([sock], [], [], left)[0] and not sock.recv(1):
+                return
+        sock.sendall(answer)
+
+    return serve_guest
+
+
+def to_the_end(got: list[bytes]) -> Callable[[socket.socket], None]:
+    """Return what a guest does that receives a file."""
+
+    def serve_guest(sock: socket.socket) -> None:
+        sock.sendall(b"OK 1024\n")
+        got.append(receive_all(sock))
+
+    return serve_guest
+
+
+@posix_only
+@pytest.mark.parametrize("source", ["tcp", "unix"])
+def test_a_half_close_does_not_cost_the_answer_of_a_hybrid_vsock(local_directory: Path, source: str) -> None:
+    with (
+        Guest(local_directory, firecracker(b"answer", 8 * TICK)) as guest,
+        Relay(free_address(source, local_directory), f"hybrid://{guest.path}?port=7") as relay,
+        dial(relay.address) as client,
+    ):
+        client.sendall(b"request")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"answer"
+    assert relay.counters[:5] == (0, 1, 0, 0, 0)
+
+
+@posix_only
+def test_a_silent_guest_sees_the_end(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or what reads to the end, as a file's receiver, would wait for ever."""
+    monkeypatch.setattr(Hybrid, "hold", 4 * TICK)
+    got: list[bytes] = []
+    with (
+        Guest(local_directory, to_the_end(got)) as guest,
+        Relay("tcp://:0", f"hybrid://{guest.path}?port=7") as relay,
+        dial(relay.address) as client,
+    ):
+        client.sendall(b"a file")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b""
+    assert got == [b"a file"]
+    assert relay.counters[:5] == (0, 1, 0, 0, 0)
+
+
+@posix_only
+def test_a_client_that_has_gone_ends_a_hybrid_vsock_at_once(
+    local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hybrid, "hold", 10 * LIMIT)
+    got: list[bytes] = []
+    with (
+        Guest(local_directory, to_the_end(got)) as guest,
+        Relay(free_address("unix", local_directory), f"hybrid://{guest.path}?port=7") as relay,
+        dial(relay.address) as client,
+    ):
+        client.sendall(b"all")
+        client.close()
+        guest.wait()
+    assert got == [b"all"]
 
 
 @posix_only
@@ -949,24 +1049,168 @@ def test_addresses(uri: str) -> None:
     assert (relay.address, relay.target) == (uri, uri)
 
 
-def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if the first one does not answer: they share the time."""
-    relay = Relay("tcp://:0", "tcp://a.host:80", connect_timeout=LIMIT)
-    tried: list[float] = []
+# A host with several addresses
 
-    def resolve(_: object) -> list[Any]:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (1, 2)]
 
-    def connect(_self: object, _sock: socket.socket, _address: object, attempt: Any) -> None:
-        tried.append(attempt.deadline - time.monotonic())
-        raise TimeoutError(errno.ETIMEDOUT, "no answer")
+Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 
-    target = type(relay._target)
-    monkeypatch.setattr(target, "_resolve", resolve)
-    monkeypatch.setattr(target, "_connect", connect)
-    with relay, contextlib.suppress(ConnectionError), dial(relay.address) as client:  # cut before it was looked at
-        assert client.recv(1) == b""
-    assert [pytest.approx(left, rel=0.1) for left in (LIMIT / 2, LIMIT)] == tried
+
+@pytest.fixture
+def name_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Resolved]], None]:
+    """Play the system's: a.host has these addresses, localhost is ::1 and 127.0.0.1 as on most systems."""
+    resolve = socket.getaddrinfo
+
+    def ask(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        if host == "a.host":
+            return known
+        hosts = ("::1", "127.0.0.1") if host == "localhost" else (host,)
+        return [answer for host in hosts for answer in resolve(host, port, *args, **kwargs)]
+
+    known: list[Resolved] = []
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    return known.extend
+
+
+def on_loopback(port: int, host: str = "127.0.0.1") -> Resolved:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return (family, socket.SOCK_STREAM, 6, "", (host, port, 0, 0) if ":" in host else (host, port))
+
+
+def test_it_listens_on_every_address_of_a_name(rig: Callable[..., Rig], name_service: object) -> None:
+    if not has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback: run it on one that has")
+    it = rig()
+    with Relay("tcp://localhost:0", it.target) as relay:
+        port = int(relay.address.removeprefix("tcp://localhost:"))
+        for _ in range(2):
+            for host in ("::1", "127.0.0.1"):
+                with socket.create_connection((host, port), LIMIT) as client, it.listener.accept()[0] as server:
+                    server.sendall(b"x")
+                    assert client.recv(1) == b"x"
+        for host in ("::1", "127.0.0.1"):
+            other = Relay(f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}", it.target)
+            with pytest.raises(OSError) as caught:
+                other.start()
+            assert caught.value.errno == errno.EADDRINUSE
+    assert relay.counters.total == 4
+
+
+def has_ipv6_loopback() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_an_address_that_this_machine_lacks_is_not_listened_on(
+    rig: Callable[..., Rig], name_service: Callable[[list[Resolved]], None]
+) -> None:
+    """As ::1 without IPv6. 192.0.2.1 is for documentation only."""
+    it = rig()
+    name_service([on_loopback(0, "192.0.2.1"), on_loopback(0), on_loopback(0)])
+    with Relay("tcp://a.host:0", it.target) as relay:
+        assert re.fullmatch(r"tcp://127\.0\.0\.1:[0-9]+", relay.address)
+        with dial(relay.address), it.listener.accept()[0]:
+            pass
+
+
+def test_a_host_that_is_elsewhere_cannot_be_listened_on(name_service: Callable[[list[Resolved]], None]) -> None:
+    name_service([on_loopback(0, "192.0.2.1")])
+    with pytest.raises(OSError) as caught:
+        Relay("tcp://a.host:0", "tcp://:1").start()
+    assert caught.value.errno in (errno.EADDRNOTAVAIL, 10049)
+
+
+def test_a_port_that_one_address_has_not_free(
+    rig: Callable[..., Rig], name_service: Callable[[list[Resolved]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With port 0 another one is tried; nothing stays open of the first."""
+    if not has_ipv6_loopback():
+        pytest.skip("this machine has no IPv6 loopback: run it on one that has")
+    it = rig()
+    listener, tried = _tcp._listener, list[Any]()
+
+    def taken_once(family: int, kind: int, proto: int, address: Any) -> socket.socket:
+        tried.append(address[:2])
+        if len(tried) == 2:
+            raise OSError(errno.EADDRINUSE, "taken")
+        return listener(family, kind, proto, address)
+
+    monkeypatch.setattr(_tcp, "_listener", taken_once)
+    with Relay("tcp://localhost:0", it.target) as relay:
+        port = int(relay.address.rpartition(":")[2])
+    assert tried == [("::1", 0), ("127.0.0.1", tried[1][1]), ("::1", 0), ("127.0.0.1", port)]
+
+
+def test_addresses_of_two_families_are_tried_by_turns() -> None:
+    six, four = [on_loopback(port, "::1") for port in (1, 2, 3)], [on_loopback(port) for port in (4,)]
+    assert _tcp._by_turns([*six, *four]) == [six[0], four[0], six[1], six[2]]
+    assert _tcp._by_turns([*four, *six]) == [four[0], six[0], six[1], six[2]]
+
+
+@linux_only
+def test_an_address_that_does_not_answer_costs_a_head_start(
+    rig: Callable[..., Rig], name_service: Callable[[list[Resolved]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its share of the time; and what it was tried with is closed."""
+    monkeypatch.setattr(_tcp, "_HEAD_START", 2 * TICK)
+    it = rig(connect_timeout=None)
+    with contextlib.ExitStack() as stack:
+        silent = utils.full_listener("stdlib", stack)
+        name_service([on_loopback(silent.getsockname()[1]), on_loopback(it.listener.getsockname()[1])])
+        relay = stack.enter_context(Relay("tcp://:0", "tcp://a.host:80", connect_timeout=None))
+        with dial(relay.address) as client, it.listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
+            open_now = open_descriptors()
+        with dial(relay.address), it.listener.accept()[0]:
+            assert open_descriptors() <= open_now + 1  # the one before may still have its own
+
+
+def test_an_address_that_refuses_costs_nothing(
+    rig: Callable[..., Rig], name_service: Callable[[list[Resolved]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tcp, "_HEAD_START", 2 * LIMIT)
+    it = rig()
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        name_service([on_loopback(sock.getsockname()[1]) for sock in (reserved, it.listener)])
+        relay = Relay("tcp://:0", "tcp://a.host:80")
+        with relay, dial(relay.address) as client, it.listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+@linux_only
+def test_addresses_that_all_stay_silent_time_out_together(
+    name_service: Callable[[list[Resolved]], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tcp, "_HEAD_START", TICK)
+    with contextlib.ExitStack() as stack:
+        silent = [utils.full_listener("stdlib", stack) for _ in range(2)]
+        name_service([on_loopback(sock.getsockname()[1]) for sock in silent])
+        relay = stack.enter_context(Relay("tcp://:0", "tcp://a.host:80", connect_timeout=4 * TICK))
+        with contextlib.suppress(ConnectionError), dial(relay.address) as client:  # cut before it was looked at
+            assert end_of(client) == "reset"
+    assert "a.host:80 was not reached: timed out" in caplog.text
+    assert relay.counters[:5] == (0, 1, 0, 1, 0)
+
+
+# Families
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is seccomp that denies: run it on Linux")
+def test_no_family_that_was_not_asked_for(local_directory: Path) -> None:
+    """Under systemd's RestrictAddressFamilies=AF_VSOCK AF_UNIX, as docs/howto/systemd.md has it."""
+    require("local")
+    target, listener = serve("local", local_directory)
+    with listener, Child(relays.with_two_families, target, local_directory) as child:
+        with dial(child.line()) as client, listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
+        child.tell("stop")
+        assert child.finish() == [str(Counters(0, 1, 0, 0, 0, 0, 1))]
 
 
 @posix_only
@@ -1008,8 +1252,9 @@ def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
 @pytest.mark.parametrize("name", ["connect_timeout", "idle_timeout"])
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
 def test_malformed_timeouts(name: str, value: float) -> None:
+    arguments: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, or None"):
-        Relay("tcp://:0", "tcp://:1", **{name: value})
+        Relay("tcp://:0", "tcp://:1", **arguments)
 
 
 def test_other_malformed_arguments() -> None:
@@ -1046,7 +1291,7 @@ def ends() -> Iterator[Ends]:
 
 
 def test_pump_counts_while_it_runs(ends: Ends) -> None:
-    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
     ends.client.sendall(b"12345")
     assert receive_exactly(ends.server, 5) == b"12345"
     ends.server.sendall(b"123")
@@ -1060,20 +1305,38 @@ def test_pump_counts_while_it_runs(ends: Ends) -> None:
 
 
 def test_pump_that_was_stopped(ends: Ends) -> None:
-    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
     assert not task.wait(2 * TICK)
     ends.pump.stop()
     assert task.result() is False
     ends.pump.stop()
-    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None) is False
+    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None, None) is False
     ends.client.sendall(b"x")
     assert ends.a.recv(1) == b"x"  # the handles are still open
 
 
 @posix_only
+def test_pump_keeps_an_end(ends: Ends) -> None:
+    """For less time once an answer has begun, and not while a slow reader is what holds it up."""
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, 80 * TICK)
+    ends.client.sendall(b"request")
+    ends.client.shutdown(socket.SHUT_WR)
+    assert receive_exactly(ends.server, 7) == b"request"
+    assert select.select([ends.server], [], [], 12 * TICK)[0] == []
+    sent = fill(ends.server)
+    assert select.select([ends.server], [], [], 12 * TICK)[0] == []
+    began = time.monotonic()
+    assert len(receive_exactly(ends.client, sent)) == sent
+    assert ends.server.recv(1) == b""
+    assert time.monotonic() - began < 60 * TICK
+    ends.server.close()
+    assert task.result() is True
+
+
+@posix_only
 def test_pump_sleeps(ends: Ends) -> None:
     """It uses no processor while it can do nothing, whatever the sockets' states."""
-    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None)
+    task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
 
     def rest() -> None:
         time.sleep(2 * TICK)
@@ -1102,25 +1365,28 @@ def test_pump_of_a_closed_descriptor(ends: Ends, direction: int) -> None:
     ends.a.close()
     pair = (number, ends.b.fileno())
     with pytest.raises(OSError):
-        ends.pump.run(*(pair if direction == 0 else pair[::-1]), None)
+        ends.pump.run(*(pair if direction == 0 else pair[::-1]), None, None)
 
 
 def test_pump_times_out(ends: Ends) -> None:
     with pytest.raises(TimeoutError, match="idle timeout"):
-        ends.pump.run(ends.a.fileno(), ends.b.fileno(), TICK)
+        ends.pump.run(ends.a.fileno(), ends.b.fileno(), TICK, None)
 
 
 def test_pump_arguments(ends: Ends) -> None:
     run: Any = ends.pump.run
     a, b = ends.a.fileno(), ends.b.fileno()
-    for wrong in ((), (a,), (a, b), (a, b, None, 1), ("a", b, None), (a, None, None), (a, b, "1")):
+    for wrong in ((), (a, b), (a, b, None), (a, b, None, None, 1), ("a", b, None, None), (a, None, None, None)):
         with pytest.raises(TypeError):
             run(*wrong)
-    for timeout in (0.0, -1.0, -2, float("nan")):
-        with pytest.raises(ValueError, match="above zero"):
-            run(a, b, timeout)
+    for name, limits in (("idle timeout", lambda x: (x, None)), ("hold", lambda x: (None, x))):
+        with pytest.raises(TypeError):
+            run(a, b, *limits("1"))
+        for seconds in (0.0, -1.0, -2, float("nan")):
+            with pytest.raises(ValueError, match=f"the {name} must be above zero"):
+                run(a, b, *limits(seconds))
     with pytest.raises(OverflowError):
-        run(1 << 70, b, None)
+        run(1 << 70, b, None, None)
     with pytest.raises(TypeError):
         Pump(1)  # type: ignore[call-arg]
 
@@ -1129,7 +1395,7 @@ def test_pump_is_stopped_as_often_as_one_likes(ends: Ends) -> None:
     """It never waits for room to say so, with or without a run that could hear it."""
     task = Task(lambda: [ends.pump.stop() for _ in range(100_000)])
     assert task.result() == [None] * 100_000
-    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None) is False
+    assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None, None) is False
 
 
 @posix_only

@@ -143,7 +143,7 @@ def test_bad_retry_for(connections: Any, retry_for: float) -> None:
 def test_a_service_that_comes_back(transport: str) -> None:
     """For real: each connection is closed by the service, which is away in between."""
     address = ("loopback", utils.new_service())
-    made = []
+    made: list[Any] = []
 
     def connect() -> hvsock.HyperVSocket:
         if len(made) % 2:

@@ -46,7 +46,7 @@ DATA: Final = b"ready"
 class Bench:
     """Makes the sockets of one situation, for one class, on one family."""
 
-    def __init__(self, family: str, cls: type[Any], stack: contextlib.ExitStack) -> None:
+    def __init__(self, family: str, cls: type[socket.socket], stack: contextlib.ExitStack) -> None:
         self.family = family
         self.number = socket.AF_INET if family == "tcp" else socket.AF_UNIX
         self.cls = cls
@@ -663,7 +663,7 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, ...]:
         return "raised", type(error)
 
 
-def outcome(family: str, cls: type[Any], situation: str, name: str) -> tuple[Any, ...]:
+def outcome(family: str, cls: type[socket.socket], situation: str, name: str) -> tuple[Any, ...]:
     """Make the call; return what came of it, the state of the socket afterwards, and what the peer has received."""
     with contextlib.ExitStack() as stack, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

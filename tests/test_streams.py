@@ -24,6 +24,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import utils
@@ -247,7 +248,7 @@ def test_send_after_shutdown(pair: Pair) -> None:
     for send in sends:
         with pytest.raises(OSError) as info:
             send()
-        if WINDOWS:
+        if sys.platform == "win32":
             assert info.value.winerror == 10058  # WSAESHUTDOWN
         else:
             assert type(info.value) is BrokenPipeError
@@ -474,8 +475,9 @@ class ThreadingServer(socketserver.ThreadingMixIn, socketserver.BaseServer):
 def test_socketserver(transport: str) -> None:
     with utils.listen(transport) as listener, ThreadingServer(listener, Shout) as server:
         serving = Task(server.serve_forever, poll_interval=TICK)
+        address: Any = server.server_address
         for word in (b"one\n", b"two\n"):
-            with hvsock.create_connection(server.server_address, timeout=LIMIT, transport=transport) as client:
+            with hvsock.create_connection(address, timeout=LIMIT, transport=transport) as client:
                 client.sendall(word * 1000)
                 client.shutdown(socket.SHUT_WR)
                 assert utils.receive_all(client) == word.upper() * 1000

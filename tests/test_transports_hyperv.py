@@ -8,6 +8,7 @@ import runpy
 import socket
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ def test_not_on_this_platform() -> None:
     """It imports everywhere, and every entry says the same clear thing."""
     assert not TRANSPORT.available
     assert "Windows" in (TRANSPORT.reason or "")
+    make: Callable[[], object]
     for make in (
         lambda: hvsock.HyperVSocket(transport="hyperv"),
         lambda: hvsock.HyperVSocket(hvsock.AF_HYPERV),

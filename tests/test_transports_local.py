@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import socket
 import stat
@@ -296,7 +297,7 @@ def names(directory: Path) -> list[str]:
 
 
 def test_names_come_and_go(local_directory: Path) -> None:
-    """A listener's name lives as long as the object that bound it; a client leaves none."""
+    """A listener's name lives as long as the listener; a client leaves none."""
     listener = listen(HOST, WILDCARD)
     assert len(names(local_directory)) == 1
     client = dial(GUEST, PARENT)
@@ -311,6 +312,65 @@ def test_names_come_and_go(local_directory: Path) -> None:
     listener.close()
     listener.close()
     assert names(local_directory) == []
+
+
+INHERITOR = """
+import hvsock, sys
+with hvsock.HyperVSocket(fileno=int(sys.argv[1])):
+    print("has it", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["dup", "descriptor", "process"])
+def test_a_listener_stays_until_its_last_owner_closes_it(how: str, local_directory: Path) -> None:
+    """As on the real transports: a program that restarts hands its listener over and closes its own."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(listen(HOST, WILDCARD))
+        if how == "dup":
+            close: Callable[[], object] = first.dup().close
+        elif how == "descriptor":
+            close = hvsock.HyperVSocket(fileno=os.dup(first.fileno())).close
+        else:
+            words = [sys.executable, "-c", INHERITOR, str(first.fileno())]
+            process = stack.enter_context(
+                subprocess.Popen(words, pass_fds=[first.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"has it\n"
+            close = process.communicate
+        first.close()
+        assert len(names(local_directory)) == 1
+        dial(GUEST, PARENT).close()
+        close()
+        assert names(local_directory) == []
+        with pytest.raises(ConnectionRefusedError):
+            dial(GUEST, PARENT)
+
+
+def test_a_listener_stays_until_its_last_process_closes_it(local_directory: Path) -> None:
+    with Child(listeners.hand_over_by_fork, 5000) as child:
+        assert child.line() == "closed"
+        assert len(names(local_directory)) == 1
+        dial(GUEST, PARENT).close()
+        child.tell("close")
+        child.finish()
+    assert names(local_directory) == []
+
+
+def test_a_connection_that_is_adopted_removes_no_name(local_directory: Path) -> None:
+    """The kernel says of an accepted socket that its name is the listener's."""
+    with listen(HOST, WILDCARD) as listener, dial(GUEST, PARENT), listener.accept()[0] as accepted:
+        hvsock.HyperVSocket(fileno=os.dup(accepted.fileno())).close()
+        assert len(names(local_directory)) == 1
+
+
+def test_a_name_that_cannot_be_removed_is_no_error(local_directory: Path) -> None:
+    with locked(local_directory), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_module, "_PATIENCE", 0)
+        patch.setattr(local_module, "_PAUSE", 0)
+        with hvsock.HyperVSocket(transport="local") as sock:
+            sock._after_close(functools.partial(local_module._remove, str(local_directory / "host.wildcard.1")))
 
 
 def test_failed_listen_leaves_no_name(local_directory: Path) -> None:
@@ -549,19 +609,22 @@ def test_a_lock_that_is_kept(local_directory: Path, monkeypatch: pytest.MonkeyPa
         assert len(names(local_directory)) == 1
 
 
-def test_a_name_is_removed_once(local_directory: Path) -> None:
-    """The next socket of that name may have the same inode."""
+def test_a_name_is_removed_when_no_socket_has_it(local_directory: Path) -> None:
+    """Neither too early, nor another socket's, which may even have the same inode."""
     path = str(local_directory / "name")
-    for _ in range(20):
-        with _hvsock.Socket(socket.AF_UNIX) as one, _hvsock.Socket(socket.AF_UNIX) as other:
-            remove = local_module.bind_path(one, path)
-            remove()
-            one.close()
-            remove_other = local_module.bind_path(other, path)
-            remove()
-            assert os.path.exists(path)
-            remove_other()
-            assert not os.path.exists(path)
+    with _hvsock.Socket(socket.AF_UNIX) as one, _hvsock.Socket(socket.AF_UNIX) as other:
+        remove = local_module.bind_path(one, path)
+        remove()
+        assert os.path.exists(path)
+        one.close()
+        remove()
+        assert not os.path.exists(path)
+        remove_other = local_module.bind_path(other, path)
+        remove()
+        assert os.path.exists(path)
+        other.close()
+        remove_other()
+        assert not os.path.exists(path)
 
 
 # The directory
@@ -684,21 +747,41 @@ def test_directory_that_is_a_file(local_directory: Path, monkeypatch: pytest.Mon
     assert info.value.errno == errno.ENOTDIR
 
 
-def test_directory_whose_parent_is_missing(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(local_directory / "missing" / "new")
-    monkeypatch.setenv("HVSOCK_LOCAL_DIR", path)
-    with pytest.raises(FileNotFoundError, match=r"cannot be made \(.+\); choose another HVSOCK_LOCAL_DIR") as info:
-        listen(HOST, WILDCARD)
-    assert info.value.filename == path
+CHOICE = "set HVSOCK_LOCAL_DIR to a directory that you can use, the same for both ends"
+
+
+@pytest.mark.parametrize("variable", ["HVSOCK_LOCAL_DIR", "XDG_RUNTIME_DIR"])
+def test_directory_whose_parent_is_missing(
+    variable: str, local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the variable that has chosen it, and the one to set: under su and cron it is not one's own."""
+    path = local_directory / "missing" / "hvsock"
+    monkeypatch.delenv("HVSOCK_LOCAL_DIR")
+    monkeypatch.setenv(variable, str(path if variable == "HVSOCK_LOCAL_DIR" else path.parent))
+    for call in (listen, dial):
+        with pytest.raises(FileNotFoundError) as info:
+            call(HOST, LOOPBACK)
+        assert info.value.strerror == f"{variable}: cannot make {path}: No such file or directory; {CHOICE}"
+
+
+def test_directory_that_cannot_be_looked_at(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (local_directory / "file").touch()
+    path = local_directory / "file" / "hvsock"
+    monkeypatch.delenv("HVSOCK_LOCAL_DIR")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(path.parent))
+    for call in (lambda: listen(HOST, WILDCARD), local_module.directory):
+        with pytest.raises(NotADirectoryError) as info:
+            call()
+        assert info.value.strerror == f"XDG_RUNTIME_DIR: cannot use {path}: Not a directory; {CHOICE}"
 
 
 def test_directory_too_long(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel's 108 bytes: said in the error, with what to do."""
     deep = local_directory / ("d" * 90)
     monkeypatch.setenv("HVSOCK_LOCAL_DIR", str(deep))
-    for call in (lambda: listen(GUEST, SIBLING, uuid.uuid4()), lambda: dial(GUEST, PARENT, uuid.uuid4())):
+    for use, vm in ((listen, SIBLING), (dial, PARENT)):
         with pytest.raises(OSError) as info:
-            call()
+            use(GUEST, vm, uuid.uuid4())
         assert info.value.errno == errno.ENAMETOOLONG
         assert "HVSOCK_LOCAL_DIR" in str(info.value)
 

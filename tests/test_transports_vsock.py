@@ -7,20 +7,24 @@ hypervisor. `tests/guest/loopback` runs the suite where it leads nowhere.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import re
 import runpy
 import socket
 import struct
 import sys
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 import utils
+from children import denied
 from conftest import Recorder, record_native_calls, require
-from utils import LIMIT, SLACK, TICK, Task
+from utils import LIMIT, SLACK, TICK, Child, Task
 
 import hvsock
 from hvsock import aio
@@ -33,6 +37,7 @@ ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    monkeypatch.setattr(vsock, "_lacks_loopback", lambda: False)
     return record_native_calls(monkeypatch, vsock)
 
 
@@ -126,15 +131,79 @@ def test_well_known_cids(cid: int, vm: uuid.UUID) -> None:
     assert TRANSPORT.peer_address((cid, 5000)) == (vm, hvsock.service_id_from_port(5000))
 
 
-def test_reason_is_a_sentence() -> None:
-    reason = TRANSPORT._refused(OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol"))
-    assert reason.endswith(".") and "module" in reason
+@pytest.mark.parametrize(
+    ("code", "protocols", "reason"),
+    [
+        (errno.EAFNOSUPPORT, "TCP\nUNIX\n", r"This kernel has no AF_VSOCK \(.+\): load its module: modprobe .+\."),
+        (
+            errno.EAFNOSUPPORT,
+            "AF_VSOCK 1400\n",
+            r"This kernel has AF_VSOCK, and a filter denies it .+ RestrictAddress.+=\.",
+        ),
+        (errno.EAFNOSUPPORT, None, r"This kernel has no AF_VSOCK .+"),
+        (errno.EPERM, None, r"A seccomp filter denies AF_VSOCK to this process \(.+\): Docker.+--security-opt.+ 40\."),
+        (errno.EACCES, None, r"A security policy denies AF_VSOCK to this process \(.+\): journalctl -k .+\."),
+        (errno.EMFILE, None, r"This process has as many descriptors open as it may \(.+\): ulimit -n allows more\."),
+        (errno.ENFILE, None, r"The system has as many files open as it may \(.+\): .+\."),
+        (errno.ENOMEM, None, r"The system has no memory left for a socket \(.+\): .+\."),
+        (errno.EINVAL, None, r"The system makes no socket of family 40 \(Invalid argument\)\."),
+    ],
+)
+def test_reason(code: int, protocols: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vsock, "_PROTOCOLS", tmp_path / "protocols")
+    if protocols is not None:
+        (tmp_path / "protocols").write_text(protocols)
+    assert re.fullmatch(reason, TRANSPORT._refused(OSError(code, os.strerror(code))), re.DOTALL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is seccomp that denies: run it on Linux")
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("vsock", errno.EPERM, "A seccomp filter denies AF_VSOCK"),
+        ("vsock", errno.EACCES, "A security policy denies AF_VSOCK"),
+        ("local", errno.EPERM, "A seccomp filter denies AF_UNIX"),
+        ("local", errno.EAFNOSUPPORT, "RestrictAddressFamilies="),
+    ],
+)
+def test_a_family_that_is_denied(name: str, code: int, words: str) -> None:
+    with Child(denied.reason, name, code) as child:
+        [text] = child.finish()
+    assert words in text
+    assert "modprobe" not in text
+    assert ("HVSOCK_TRANSPORT=local" in text) is (name == "vsock")
 
 
 def test_local_cid_needs_no_socket() -> None:
     """It is read from a device file; where there is none, it is None."""
     cid = vsock.local_cid()
     assert cid is None or 0 <= cid <= ANY
+
+
+def test_no_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would ask the hypervisor for CID 1, which does not answer. Other CIDs are not asked about."""
+
+    class Probe(Recorder):
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> Probe:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def bind(self, address: object) -> None:
+            assert address == (LOCAL, ANY)
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+
+    monkeypatch.setattr(vsock, "Socket", Probe)
+    with pytest.raises(OSError) as info:
+        TRANSPORT.connect(Recorder(), hvsock.as_address(("loopback", 5000)))  # type: ignore[arg-type]
+    assert info.value.errno == errno.ENODEV
+    TRANSPORT.explain(info.value, "connect")
+    causes = [note for note in info.value.__notes__ if note.startswith("known cause: ")]
+    assert causes == ["known cause: this kernel has no vsock loopback: modprobe vsock_loopback"]
 
 
 def test_loopback_is_seen_by_file() -> None:
@@ -174,6 +243,14 @@ class TestKernel:
         assert info.value.errno in (errno.ECONNRESET, errno.ECONNREFUSED)
         assert time.monotonic() - start < LIMIT / 2
         assert "nothing listens" in "\n".join(info.value.__notes__)
+
+    def test_a_full_backlog_resets(self) -> None:
+        """The reason why the default one is as large as the system allows."""
+        with utils.listen("vsock", backlog=2) as listener, contextlib.ExitStack() as stack:
+            with pytest.raises(ConnectionResetError) as info:
+                for _ in range(10):
+                    stack.enter_context(hvsock.create_connection(listener.getsockname(), LIMIT, transport="vsock"))
+            assert "its backlog is full" in "\n".join(info.value.__notes__)
 
     def test_no_host(self) -> None:
         """A guest without a hypervisor that answers: an error, and within the timeout."""

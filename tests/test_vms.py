@@ -28,7 +28,7 @@ from vm_sources import HCS, VMMS_ID, WMI, WMI_ID, WSL_ID, Program
 
 import hvsock
 from hvsock import vms
-from hvsock.vms import _guest, _hcs, _programs, _vsock, _wmi, _wsl
+from hvsock.vms import _guest, _hcs, _programs, _vsock, _wmi
 
 WELL_KNOWN = ["ZERO", "BROADCAST", "CHILDREN", "LOOPBACK", "PARENT", "SILOHOST"]
 not_a_vm = pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_wsl_falls_back_to_hcs(program: Program, hcs: Callable[[object], None]) 
 def test_wsl_is_not_here(monkeypatch: pytest.MonkeyPatch, hcs: Callable[[object], None]) -> None:
     hcs([])
     monkeypatch.setattr(_programs, "system_program", lambda *parts: None)
-    monkeypatch.setattr(_wsl.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(vms.VMLookupError, match=r"wsl: .*WSL"):
         vms.wsl_vm_id()
 
@@ -380,7 +380,7 @@ def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     if utils.WINDOWS:
         with registry.scratch(monkeypatch) as key:
             monkeypatch.setattr(_guest, "_GUEST_KEY", rf"{key.path}\Parameters")
-            yield lambda parameters: key.make("Parameters", **parameters, Number=7)  # type: ignore[arg-type]
+            yield lambda parameters: key.make("Parameters", **parameters, Number=7)
     else:
         pool = tmp_path / ".kvp_pool_3"
         monkeypatch.setattr(_guest, "_KVP_POOL", pool)

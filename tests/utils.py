@@ -22,7 +22,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import shown_family  # noqa: F401 - where the environment asks for it
 
@@ -31,7 +31,7 @@ import hvsock
 TESTS = Path(__file__).resolve().parent
 WINDOWS = sys.platform == "win32"
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
-WINE = WINDOWS and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
+WINE = sys.platform == "win32" and hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 #: `HVSOCK_TEST_SCALE=10` gives a slow machine (an emulated one) ten times as long for everything.
 SCALE = float(os.environ.get("HVSOCK_TEST_SCALE", "1"))
@@ -46,6 +46,9 @@ MIB = 1 << 20
 #: The oracle, then our type over what the oracle is made of, then the transports.
 IMPLEMENTATIONS = ("stdlib", "adopted", "local", "vsock", "hyperv")
 TRANSPORTS = IMPLEMENTATIONS[2:]
+
+Address: TypeAlias = tuple[str, uuid.UUID]
+Pair: TypeAlias = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 
 def required() -> frozenset[str]:
@@ -123,10 +126,10 @@ def full_listener(implementation: str, stack: contextlib.ExitStack) -> Any:
     raise AssertionError("ten connections fit into a backlog of none")
 
 
-def dialler(implementation: str) -> socket.socket:
-    """Return a socket that can connect to what `listen` returned."""
+def dialler(implementation: str) -> hvsock.HyperVSocket:
+    """Return a socket that can connect to what `listen` returned; the oracle's is typed as ours."""
     if implementation == "stdlib":
-        return socket.socket()
+        return cast("hvsock.HyperVSocket", socket.socket())
     if implementation == "adopted":
         return hvsock.HyperVSocket(socket.AF_INET, socket.SOCK_STREAM)
     return hvsock.HyperVSocket(transport=implementation)
@@ -162,11 +165,14 @@ def far_addresses() -> tuple[Any, Any]:
     return (hvsock.vm_id_from_cid(cid), there), ("wildcard", here)
 
 
-def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socket.socket, socket.socket]:
-    """Return two connected sockets of `implementation`; on a transport the first is the one that dialled."""
-    pair: tuple[socket.socket, socket.socket]
+def make_pair(implementation: str, timeout: float | None = LIMIT) -> Pair:
+    """Return two connected sockets of `implementation`; on a transport the first is the one that dialled.
+
+    The oracle's pair is typed as ours: the fixture `pair` has the type that all implementations share.
+    """
+    pair: Pair
     if implementation == "stdlib":
-        pair = socket.socketpair()
+        pair = cast("Pair", socket.socketpair())
     elif implementation == "adopted":
         one, other = socket.socketpair()
         pair = hvsock.HyperVSocket(fileno=one.detach()), hvsock.HyperVSocket(fileno=other.detach())
@@ -182,7 +188,7 @@ def make_pair(implementation: str, timeout: float | None = LIMIT) -> tuple[socke
 
 
 @contextlib.contextmanager
-def connected(implementation: str, timeout: float | None = LIMIT) -> Iterator[tuple[socket.socket, socket.socket]]:
+def connected(implementation: str, timeout: float | None = LIMIT) -> Iterator[Pair]:
     """Lend a connected pair."""
     pair = make_pair(implementation, timeout)
     with pair[0], pair[1]:
@@ -203,7 +209,7 @@ def receive_all(sock: socket.socket) -> bytes:
     return b"".join(iter(functools.partial(sock.recv, 1 << 16), b""))
 
 
-def framed(payload: bytes) -> bytes:
+def framed(payload: bytes | bytearray) -> bytes:
     """Return what a message is on the wire."""
     return len(payload).to_bytes(4, "big") + payload
 
@@ -264,7 +270,7 @@ def open_descriptors() -> int:
 
 def handles() -> int:
     """Count the process's descriptors, on Windows its handles."""
-    if not WINDOWS:
+    if sys.platform != "win32":
         return open_descriptors()
     count = ctypes.c_ulong()
     kernel = ctypes.WinDLL("kernel32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import uuid
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hvsock.vms import _hcs, _programs, _wsl
+from hvsock.vms import _hcs, _programs
 
 #: As `hcsdiag list` shows them in public reports: a VM of Hyper-V Manager's, and one of WSL with an id of another form.
 VMMS_ID = uuid.UUID("ad289d34-3da4-479f-af67-7dba64bc6eaf")
@@ -97,6 +98,6 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
 
     monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.setattr(_programs, "system_program", lambda *parts: "\\".join(parts))
-    monkeypatch.setattr(_wsl.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     yield played
     assert all(process.returncode is not None for process in played.started)

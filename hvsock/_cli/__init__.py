@@ -10,7 +10,7 @@ import click
 
 import hvsock
 from hvsock._cli.options import Commands, examples
-from hvsock._cli.output import print_lines
+from hvsock._cli.output import print_lines, print_text
 
 __all__ = ["cli"]
 
@@ -29,10 +29,10 @@ COMMANDS: Final = {
 }
 
 EXAMPLES = """
-  hvsock demo                        can this machine do it, and how fast?
-  hvsock info                        which transports work here and why others do not
-  hvsock echo wildcard/5000          on the host: a service to test against
-  hvsock ping parent/5000            in a guest: does it answer, and how fast?
+  hvsock demo                   can this machine do it, and how fast?
+  hvsock info                   which transports work here, and why not others
+  hvsock echo wildcard/5000     on the host: a service to test against
+  hvsock ping parent/5000       in a guest: does it answer, and how fast?
 """
 
 
@@ -61,7 +61,7 @@ def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 @click.group(
     cls=Commands,
     commands=OnDemand(),
-    no_args_is_help=False,
+    invoke_without_command=True,
     epilog=examples(EXAMPLES),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -74,9 +74,12 @@ def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
     callback=print_version,
     help="Show the version and exit.",
 )
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
     """Hyper-V sockets for Python.
 
     An ADDRESS is hvsock://VM/SERVICE, or shorter VM/SERVICE. VM is a GUID or one of wildcard, children, loopback,
     parent and silohost; SERVICE is a port or a GUID.
     """
+    if ctx.invoked_subcommand is None:
+        print_text(ctx.get_help())

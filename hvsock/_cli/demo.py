@@ -25,10 +25,10 @@ import click
 
 import hvsock
 from hvsock._cli.echo import echo
+from hvsock._cli.info import no_loopback
 from hvsock._cli.options import as_json, examples, transport_option
 from hvsock._cli.output import Failure, doing, print_json, print_rows
 from hvsock._cli.timing import Durations, Times
-from hvsock._transports import vsock
 
 __all__ = ["command", "demo_client"]
 
@@ -69,9 +69,7 @@ def choose_scene(name: str | None) -> Scene:
     for candidate, good in (("hyperv", "AF_HYPERV loopback"), ("vsock", "the vsock loopback module is loaded")):
         if name not in (None, candidate):
             continue
-        reason = (known[candidate].reason or "").rstrip(".")
-        if candidate == "vsock" and not reason and not vsock.has_loopback():
-            reason = "the vsock loopback module is not loaded (modprobe vsock_loopback)"
+        reason = (known[candidate].reason or no_loopback(candidate) or "").rstrip(".")
         if not reason:
             return Scene(candidate, good if name is None else f"asked for; {good}", "loopback", "loopback", None)
         if name is not None:

@@ -7,24 +7,18 @@ work with a service that echoes messages as well as with one that echoes bytes.
 
 from __future__ import annotations
 
-import sys
-import threading
 from typing import Final
 
 import click
 
 import hvsock
+from hvsock._cli.clients import Clients
 from hvsock._cli.options import address_argument, examples, transport_option, until_interrupted
-from hvsock._cli.output import Failure, doing, print_lines
+from hvsock._cli.output import doing, print_lines
 
 __all__ = ["command", "echo"]
 
 CHUNK: Final = 256 << 10
-# Seconds between two looks for room, or for a signal: Ctrl-C does not end the wait for a lock on Windows, and a signal
-# that comes just before accept() starts to wait does not end that anywhere.
-TICK: Final = 0.1 if sys.platform == "win32" else 1.0
-MOST_CLIENTS: Final = 100  # at the same time; the next one waits in the backlog
-
 EXAMPLES = """
   hvsock echo wildcard/5000                        for every partition
   hvsock echo 6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42/5000
@@ -43,68 +37,16 @@ def echo(connection: hvsock.HyperVSocket) -> int:
     return total
 
 
-class Echoes:
-    """The connections of a listening socket, each on its own thread."""
+class Echoes(Clients):
+    """The connections of an echo service."""
 
-    def __init__(self, server: hvsock.HyperVSocket) -> None:
-        self._server = server
-        self._room = threading.BoundedSemaphore(MOST_CLIENTS)
-        self._lock = threading.Lock()
-        self._open: dict[threading.Thread, hvsock.HyperVSocket] = {}
-        self._failure: Failure | None = None
-        self._closing = False
+    def serve(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> str:
+        """Send back what comes."""
+        return f"{echo(connection):,} bytes echoed"
 
-    def run(self) -> None:
-        """Accept until the server is closed, by Ctrl-C or because stdout failed; then end the connections too."""
-        self._server.settimeout(TICK)
-        try:
-            while True:
-                while not self._room.acquire(timeout=TICK):
-                    if self._failure is not None:
-                        raise self._failure
-                try:
-                    connection, peer = self._server.accept()
-                except (TimeoutError, ConnectionError):  # or the client is already gone
-                    self._room.release()
-                    continue
-                thread = threading.Thread(target=self._serve, args=(connection, peer), daemon=True)
-                with self._lock:
-                    self._open[thread] = connection
-                print_lines(f"connection from {peer}")
-                thread.start()
-        except OSError:
-            if self._failure is not None:
-                raise self._failure from None
-            raise
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        with self._lock:
-            self._closing = True
-            still_open = dict(self._open)
-        for connection in still_open.values():
-            connection.close()
-        for thread in still_open:
-            if thread.ident is not None:
-                thread.join()
-
-    def _serve(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> None:
-        try:
-            try:
-                with connection:
-                    ending = f"{echo(connection):,} bytes echoed"
-            except OSError as error:
-                ending = Failure.of(error).message
-            if not self._closing:
-                print_lines(f"{peer}: {ending}")
-        except Failure as failure:  # of stdout: the service ends, as it does without connections
-            self._failure = failure
-            self._server.close()
-        finally:
-            with self._lock:
-                del self._open[threading.current_thread()]
-            self._room.release()
+    def tell(self, line: str) -> None:
+        """Print it."""
+        print_lines(line)
 
 
 @click.command("echo", epilog=examples(EXAMPLES))

@@ -15,6 +15,7 @@ from click.shell_completion import shell_complete
 
 import hvsock
 from hvsock._cli.output import Failure, end_output, print_failure
+from hvsock._cli.streams import whole_output
 
 __all__ = [
     "COMPLETE",
@@ -56,7 +57,9 @@ class Commands(click.Group):
 
         Replaces click's own, which exits silently on a broken pipe and prints an empty line on Ctrl-C.
         """
-        sys.exit(self._run(list(sys.argv[1:] if args is None else args), prog_name or "hvsock", extra))
+        with whole_output():
+            code = self._run(list(sys.argv[1:] if args is None else args), prog_name or "hvsock", extra)
+        sys.exit(code)
 
     def _run(self, args: list[str], name: str, extra: dict[str, Any]) -> int:
         if instruction := os.environ.get(COMPLETE):
@@ -66,12 +69,15 @@ class Commands(click.Group):
         try:
             with self.make_context(name, args, **extra) as context:
                 debug = context.params["debug"]
+                if debug:
+                    import traceback  # noqa: F401 - now, since an error may leave no descriptor to do it with
                 code = self.invoke(context) or 0
         except click.exceptions.Exit as ending:
             code = ending.exit_code
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else name
-            print_failure(Failure(f"{error.format_message().rstrip('.')} (see '{command} --help')"), debug=False)
+            command = error.ctx.command_path if error.ctx else self._path(name, args)
+            message = error.format_message().replace("\n\t", " ").rstrip(".")  # click lists choices on lines
+            print_failure(Failure(f"{message} (see '{command} --help')"), debug=False)
             code = EXIT_USAGE
         except (KeyboardInterrupt, click.Abort):
             code = EXIT_INTERRUPTED
@@ -85,6 +91,16 @@ class Commands(click.Group):
                 print_failure(failure, debug=debug)
             code = code or EXIT_FAILURE
         return code
+
+    def _path(self, name: str, args: list[str]) -> str:
+        """Return the words that name the command which the arguments are for: not every error of click knows it."""
+        words = [name]
+        command: click.Command = self
+        for word in args:
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+                words.append(word)
+        return " ".join(words)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ __all__ = [
     "print_note",
     "print_rows",
     "print_table",
+    "print_text",
     "stdout",
     "writing",
 ]
@@ -48,14 +49,25 @@ _line_lock: Final = threading.Lock()
 class Failure(Exception):
     """An error as it is printed: one line of `message` and, in parentheses, the `notes` about its cause and cure.
 
-    `trace` is printed only on request.
+    `trace` is printed only on request, and made only then: a process without descriptors left cannot import what makes
+    it, and still has to say what happened.
     """
 
-    def __init__(self, message: str, notes: Sequence[str] = (), trace: str = "") -> None:
+    def __init__(
+        self, message: str, notes: Sequence[str] = (), trace: str = "", error: BaseException | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.notes = tuple(notes)
-        self.trace = trace
+        self._trace = trace
+        self._error = error
+
+    @property
+    def trace(self) -> str:
+        """The trace, in lines."""
+        import traceback
+
+        return self._trace or "".join(traceback.format_exception(self._error or self))
 
     def __str__(self) -> str:
         """Return the line that is printed."""
@@ -65,18 +77,14 @@ class Failure(Exception):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """Make one from any exception; it keeps the notes of the package's own errors."""
-        import traceback
-
-        trace = "".join(traceback.format_exception(error))
         if isinstance(error, Failure):
-            error.trace = error.trace or trace
             return error
         message = str(error)
         if isinstance(error, OSError) and error.strerror:
             message = error.strerror + (f": {error.filename}" if error.filename else "")
         if not isinstance(error, OSError | ValueError | EOFError) or not message:
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
-        return cls(message, getattr(error, "__notes__", ()), trace)
+        return cls(message, getattr(error, "__notes__", ()), error=error)
 
 
 @contextlib.contextmanager
@@ -182,6 +190,12 @@ def print_lines(*lines: object) -> None:
         out.flush()
 
 
+def print_text(text: str) -> None:
+    """Print lines that hold nothing from elsewhere, such as a command's help, on stdout."""
+    with writing():
+        stdout().write(f"{text}\n")
+
+
 def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None:
     """Print a name and a value a line on stdout; the names are `width` wide, or as wide as the widest."""
     out = stdout()
@@ -191,8 +205,8 @@ def print_rows(rows: Sequence[tuple[object, object]], *, width: int = 0) -> None
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(min_width=width or None)
-    table.add_column()
+    table.add_column(min_width=width or None, overflow="fold")  # not an ellipsis: it may be an id to copy
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*(cell(text, out, "" if column else "bold") for column, text in enumerate(row)))
     with writing():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -21,18 +22,21 @@ __all__ = ["command"]
 
 EXAMPLES = """
   hvsock relay tcp://:8080 hvsock://parent/5000
-                     in a guest: http://localhost:8080 is the host's service
+                in a guest: http://localhost:8080 is the host's service
   hvsock relay hvsock://wildcard/5000 tcp://127.0.0.1:80
-                     on the host: guests reach a web server that knows only TCP
+                on the host: guests reach a web server that knows only TCP
   hvsock relay unix:///run/agent.sock 'hybrid:///srv/fc/v.sock?port=5000'
-                     into a Firecracker VM
+                into a Firecracker VM
   hvsock relay 'hvsock://wildcard/5000?transport=local' tcp://:5432
-                     without a hypervisor
+                without a hypervisor
   hvsock relay --config relays.toml
-                     several in one process
+                several in one process
 """
 
-_SLICE = 0.1 if sys.platform == "win32" else None  # seconds: there, Ctrl-C does not interrupt the wait for a lock
+_HANGUP: Final = getattr(signal, "SIGHUP", None)  # Windows has none
+_SLICE: Final = (
+    0.1 if sys.platform == "win32" else None
+)  # seconds: there, Ctrl-C does not interrupt the wait for a lock
 
 
 class Notes(logging.Handler):
@@ -136,15 +140,11 @@ def command(
 
 def _run_file(path: Path, grace: float, as_json: bool) -> None:
     relays = Relays(path, (lambda line: None) if as_json else print_lines)
-    wanted = threading.Event()
-    with doing("relay"), _on_hangup(wanted):
+    with doing("relay"), _signals() as signals:
         relays.start()
         try:
-            with until_interrupted():
-                while True:
-                    if wanted.wait(_SLICE):
-                        wanted.clear()
-                        relays.reload()
+            while _next(signals) == _HANGUP:
+                relays.reload()
         finally:
             relays.stop(grace)
     rows = [(relay.address, relay.target, counters) for relay, counters in relays.counters]
@@ -160,16 +160,25 @@ def _run_file(path: Path, grace: float, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _on_hangup(wanted: threading.Event) -> Iterator[None]:
-    """Have SIGHUP, where there is one, set the event."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.signal(signal.SIGHUP, lambda *_: wanted.set())
+def _signals() -> Iterator[queue.SimpleQueue[int]]:
+    """Lend a queue of the signals that come, none of which interrupts anything: SIGINT, SIGTERM and SIGHUP."""
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one queue that a signal handler may put something into
+    before = {
+        number: signal.signal(number, lambda number, _: came.put(number))
+        for number in (signal.SIGINT, signal.SIGTERM, _HANGUP)
+        if number is not None
+    }
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _next(signals: queue.SimpleQueue[int]) -> int:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return signals.get(timeout=_SLICE)
 
 
 @contextlib.contextmanager

@@ -14,15 +14,15 @@ import click
 from hvsock import services
 from hvsock._addresses import as_service_id
 from hvsock._cli.options import as_json, checking_arguments, examples
-from hvsock._cli.output import Failure, doing, print_json, print_lines, print_table, stdout, writing
+from hvsock._cli.output import Failure, doing, print_json, print_lines, print_table, print_text, stdout, writing
 
 __all__ = ["command"]
 
 EXAMPLES = """
   hvsock service list
-  hvsock service register 5000 "My service"             in an elevated terminal
-  hvsock service unregister 5000                        the same
-  hvsock service export -o my.reg 5000 "My service"     for another machine, from any
+  hvsock service register 5000 "My service"           in an elevated terminal
+  hvsock service unregister 5000                      the same
+  hvsock service export -o my.reg 5000 "My service"   for another machine
 """
 
 
@@ -43,13 +43,16 @@ def _parse(ctx: click.Context, param: click.Parameter, text: str) -> uuid.UUID:
 service_argument = click.argument("service", callback=_parse)
 
 
-@click.group("service", no_args_is_help=False, epilog=examples(EXAMPLES))
-def command() -> None:
+@click.group("service", invoke_without_command=True, epilog=examples(EXAMPLES))
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Register services on a Windows host, so that VMs reach them.
 
     A SERVICE is a port or a GUID. Only administrators may register and unregister. Loopback and WSL2 need no
     registration.
     """
+    if ctx.invoked_subcommand is None:
+        print_text(ctx.get_help())
 
 
 @command.command("list", epilog=examples("  hvsock service list --json | jq '.[] | select(.owned)'"))
@@ -94,7 +97,7 @@ def unregister(service: uuid.UUID, missing_ok: bool, force: bool) -> None:
     "export",
     epilog=examples("""
   hvsock service export -o my.reg 5000 "My service" 5001 "Its log"
-  reg import my.reg /reg:64                             there, in an elevated terminal
+  reg import my.reg /reg:64               there, in an elevated terminal
 """),
 )
 @click.argument("pairs", metavar="SERVICE NAME...", nargs=-1, required=True)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import errno
 import io
+import math
 import os
+import shlex
+import shutil
 import socket
+import stat
+import subprocess
 import sys
 import threading
+import time
 from typing import Any, Final
 
 import click
 
 import hvsock
-from hvsock._cli.options import Seconds, address_argument, examples, transport_option
-from hvsock._cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.clients import Clients
+from hvsock._cli.options import Seconds, address_argument, examples, transport_option, until_interrupted
+from hvsock._cli.output import Failure, console, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.streams import Whole, read
 
 __all__ = ["connect", "listen", "pump"]
 
@@ -26,16 +33,24 @@ CHUNK: Final = 64 << 10
 TICK: Final = 0.05 if sys.platform == "win32" else 1.0
 
 CONNECT_EXAMPLES = """
-  hvsock connect parent/5000                       type, and end with Ctrl-D (Windows: Ctrl-Z)
+  hvsock connect parent/5000             end with Ctrl-D (Windows: Ctrl-Z)
   hvsock connect parent/5000 < request > reply
+  hvsock connect --check parent/5000     exit code 0 if the service is there
   tar c . | hvsock connect parent/5000
 """
 
 LISTEN_EXAMPLES = """
   hvsock listen wildcard/5000 > file
   hvsock listen --verbose wildcard/5000 | tar x
+  hvsock listen --keep-open wildcard/5000 > log
+  hvsock listen --keep-open --exec 'git daemon --inetd' wildcard/9418
 """
 
+progress_option = click.option(
+    "--progress",
+    is_flag=True,
+    help="On a terminal, show on stderr how much was sent and received, and how fast.",
+)
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report connections on stderr.")
 
 
@@ -50,10 +65,24 @@ verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report conn
     default=0.0,
     help="Keep trying for this many seconds while the service does not answer.",
 )
+@click.option("-z", "--check", is_flag=True, help="Only connect, to see whether the service is there; send nothing.")
+@click.option(
+    "--end-after",
+    type=Seconds(positive=False),
+    help="End this many seconds after the service has closed, unless stdin has more; else at the end of stdin.",
+)
+@progress_option
 @verbose_option
 @transport_option()
 def connect(
-    address: hvsock.HyperVAddress, timeout: float, retry_for: float, verbose: bool, transport: str | None
+    address: hvsock.HyperVAddress,
+    timeout: float,
+    retry_for: float,
+    check: bool,
+    end_after: float | None,
+    progress: bool,
+    verbose: bool,
+    transport: str | None,
 ) -> None:
     """Connect stdin and stdout to a service.
 
@@ -69,67 +98,252 @@ def connect(
     with connection:
         if verbose:
             print_note(f"connected to {address}")
-        pump(connection, str(address))
+        if not check:
+            pump(connection, str(address), end_after=end_after, progress=progress)
 
 
 @click.command("listen", epilog=examples(LISTEN_EXAMPLES))
 @address_argument
 @click.option("-t", "--timeout", type=Seconds(), help="Seconds to wait for the connection; no limit by default.")
+@click.option("-k", "--keep-open", is_flag=True, help="Serve one client after the other until Ctrl-C.")
+@click.option(
+    "--exec",
+    "program",
+    metavar="PROGRAM",
+    help="Start PROGRAM, with its arguments, and give it the connection as stdin and stdout.",
+)
+@progress_option
 @verbose_option
 @transport_option()
-def listen(address: hvsock.HyperVAddress, timeout: float | None, verbose: bool, transport: str | None) -> None:
+def listen(
+    address: hvsock.HyperVAddress,
+    timeout: float | None,
+    keep_open: bool,
+    program: str | None,
+    progress: bool,
+    verbose: bool,
+    transport: str | None,
+) -> None:
     """Wait for one connection and join it to stdin and stdout.
 
     Listens at ADDRESS and accepts one client. Then stdin is sent to it, and what it sends is written to stdout, as
     with `hvsock connect`.
 
+    With --keep-open, what clients send is written to stdout, one client after the other, and stdin is not read. With
+    --exec too, each client has a PROGRAM of its own, up to 100 at the same time. PROGRAM is started without a shell;
+    its environment has the client's address in HVSOCK_PEER.
+
     PowerShell before 7.4, such as Windows' own, changes the bytes at `>` and `|`, and `cmd` does not:
     `cmd /c "hvsock listen wildcard/5000 > file"`.
     """
+    if keep_open and timeout is not None:
+        raise click.UsageError("--timeout is for one connection: it cannot be used with --keep-open")
+    words = None if program is None else program_words(program)
     with doing(f"listen on {address}"):
-        server = hvsock.create_server(address, backlog=1, transport=transport)
+        server = hvsock.create_server(address, backlog=None if keep_open else 1, transport=transport)
         server.settimeout(timeout)
     with server:
         if verbose:
             print_note(f"listening on {address}")
+        if keep_open:
+            clients = Sink(server, verbose) if words is None else Programs(server, verbose, words)
+            with until_interrupted(), doing(f"accept on {address}"):
+                clients.run()
+            return
         with doing(f"accept on {address}"):
             connection, peer = server.accept()
     with connection:
         if verbose:
             print_note(f"connection from {peer}")
-        pump(connection, str(peer))
+        if words is None:
+            pump(connection, str(peer), progress=progress)
+        elif ending := run_program(words, connection, peer):
+            raise Failure(ending)
 
 
-def pump(connection: hvsock.HyperVSocket, peer: str) -> None:
+class Sink(Clients):
+    """Writes what one client after the other sends to stdout."""
+
+    def __init__(self, server: hvsock.HyperVSocket, verbose: bool) -> None:
+        super().__init__(server, most=1)
+        self._verbose = verbose
+
+    def serve(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> str:
+        """Write it."""
+        connection.settimeout(None)
+        receive(connection, Counts(), is_last=False)
+        return "ended"
+
+    def tell(self, line: str) -> None:
+        """Report it on stderr if asked to."""
+        if self._verbose:
+            print_note(line)
+
+
+class Programs(Clients):
+    """Gives each client a program."""
+
+    def __init__(self, server: hvsock.HyperVSocket, verbose: bool, words: str | list[str]) -> None:
+        super().__init__(server)
+        self._verbose = verbose
+        self._words = words
+
+    def serve(self, connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> str:
+        """Run the program until it has ended."""
+        ending = run_program(self._words, connection, peer)
+        if ending and not self._verbose:
+            print_note(f"{peer}: {ending}")
+        return ending or "ended"
+
+    def tell(self, line: str) -> None:
+        """Report it on stderr if asked to."""
+        if self._verbose:
+            print_note(line)
+
+
+def program_words(text: str) -> str | list[str]:
+    """Return what `subprocess` is to start: the words of a command line, or on Windows the line as it is."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}", param_hint="'--exec'") from None
+    if not words:
+        raise click.BadParameter("there is no program", param_hint="'--exec'")
+    if sys.platform == "win32":
+        return text
+    if shutil.which(words[0]) is None:
+        raise click.BadParameter(f"there is no program {words[0]!r}", param_hint="'--exec'")
+    return words
+
+
+def run_program(words: str | list[str], connection: hvsock.HyperVSocket, peer: hvsock.HyperVAddress) -> str:
+    """Run a program whose stdin and stdout are the connection; return how it failed, or an empty text.
+
+    Pipes and threads join them: on Windows a program cannot use a socket as a file.
+
+    Raises:
+        OSError: the program was not started, or the connection failed.
+    """
+    connection.settimeout(None)
+    environment = {**os.environ, "HVSOCK_PEER": str(peer)}
+    with subprocess.Popen(words, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        connection._at_close(process.terminate)  # Ctrl-C ends the service, and its programs with it
+        feeding = threading.Thread(target=feed, args=(process, connection), daemon=True)
+        feeding.start()
+        assert process.stdout is not None
+        with process.stdout as answers:
+            while data := answers.read(CHUNK):
+                connection.sendall(data)
+        with contextlib.suppress(OSError):  # the client has gone: the program may go on without it
+            connection.shutdown(socket.SHUT_WR)
+        code = process.wait()
+        failed = code != 0 and connection.fileno() != -1
+    connection.close()  # which ends the thread
+    feeding.join()
+    return f"the program ended with exit code {code}" if failed else ""
+
+
+def feed(process: subprocess.Popen[bytes], connection: hvsock.HyperVSocket) -> None:
+    """Write what comes to a program's stdin until one of them has ended."""
+    assert process.stdin is not None
+    whole = Whole(process.stdin)  # type: ignore[arg-type] # unbuffered, it is a raw stream
+    buffer = memoryview(bytearray(CHUNK))
+    with contextlib.suppress(OSError), process.stdin:  # the program need not read to the end
+        while size := connection.recv_into(buffer):
+            whole.write(buffer[:size])
+
+
+def pump(connection: hvsock.HyperVSocket, peer: str, *, end_after: float | None = None, progress: bool = False) -> None:
     """Carry bytes and ends of streams both ways until both have ended.
 
-    On a terminal, the end of what comes is enough. Blocks without limit; stdin is read on a thread, because it cannot
-    be waited for together with a socket on Windows.
+    On a terminal, the end of what comes is enough; otherwise so is a stdin that has been silent for `end_after` seconds
+    since then. Blocks without limit; stdin is read on a thread, because it cannot be waited for together with a socket
+    on Windows.
 
     Raises:
         Failure: stdin, stdout or the connection failed; what had come before was written.
     """
     connection.settimeout(None)
-    sender = Sender(connection, peer)
+    counts = Counts()
+    sender = Sender(connection, peer, counts)
+    with Meter(counts) if progress else contextlib.nullcontext():
+        carry(connection, peer, sender, end_after)
+
+
+def carry(connection: hvsock.HyperVSocket, peer: str, sender: Sender, end_after: float | None) -> None:
+    """Receive until the end, then wait for the sender's."""
     try:
         with doing(f"receive from {peer}"):
-            receive(connection)
+            receive(connection, sender.counts)
     except Failure:
         if sender.failure is not None:
             raise sender.failure from None  # it came first and caused the other
         raise
+    ended = time.monotonic()
     while sender.is_alive() and not sender.terminal:
-        sender.join(TICK)
+        left = TICK if end_after is None else max(ended, sender.silent_since) + end_after - time.monotonic()
+        if left <= 0.0:
+            return
+        sender.join(min(left, TICK))
     if sender.failure is not None:
         raise sender.failure
+
+
+class Counts:
+    """Bytes moved so far."""
+
+    sent = received = 0
+
+
+class Meter:
+    """A context in which a terminal at stderr shows what was moved; it needs a second to begin."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hvsock progress", daemon=True)
+
+    def __enter__(self) -> None:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if self._ended.wait(1.0):  # what is over sooner needs no meter, nor the time that importing one takes
+            return
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with contextlib.suppress(OSError), Progress(*columns, console=console(sys.stderr), auto_refresh=False) as bars:
+            sent, received = bars.add_task("sent", total=size_of_stdin()), bars.add_task("received", total=None)
+            while not self._ended.wait(0.25):
+                bars.update(sent, completed=self._counts.sent)
+                bars.update(received, completed=self._counts.received)
+                bars.refresh()
+            bars.update(sent, completed=self._counts.sent)
+            bars.update(received, completed=self._counts.received)
+
+
+def size_of_stdin() -> int | None:
+    """Return how much there is to send, if stdin is a file."""
+    if sys.stdin is None:
+        return None
+    status = os.fstat(sys.stdin.fileno())
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 class Sender(threading.Thread):
     """Sends stdin to a connection, then ends the stream. `failure` is what went wrong."""
 
-    def __init__(self, connection: hvsock.HyperVSocket, peer: str) -> None:
+    def __init__(self, connection: hvsock.HyperVSocket, peer: str, counts: Counts) -> None:
         super().__init__(name="hvsock stdin", daemon=True)
+        self.counts = counts
         self.failure: Failure | None = None
+        self.silent_since = math.inf  # monotonic seconds; inf while there is something to send
         self.terminal = sys.stdin is not None and sys.stdin.isatty()
         self._connection = connection
         self._peer = peer
@@ -141,6 +355,7 @@ class Sender(threading.Thread):
             while data := self._read():
                 with doing(f"send to {self._peer}"):
                     self._connection.sendall(data)
+                self.counts.sent += len(data)
             with contextlib.suppress(OSError):  # all was sent; receive() finds out whether the peer is still there
                 self._connection.shutdown(socket.SHUT_WR)
         except Failure as failure:
@@ -149,21 +364,19 @@ class Sender(threading.Thread):
     def _read(self) -> bytes:
         if sys.stdin is None:
             return b""
-        # Unbuffered: a thread that waits in a buffer keeps its lock, and then the interpreter cannot shut down.
-        stream: Any = sys.stdin.buffer
+        self.silent_since = time.monotonic()
         try:
-            data: bytes | None = getattr(stream, "raw", stream).read(CHUNK)
-            if data is None:  # stdin is non-blocking and empty, which is not its end
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            data = read(sys.stdin.buffer, CHUNK)
         except OSError as error:
             self.failure = Failure(f"standard input: {Failure.of(error).message}")
             self._connection.close()
             raise self.failure from error
+        self.silent_since = math.inf
         return data
 
 
-def receive(connection: hvsock.HyperVSocket) -> None:
-    """Write what comes to stdout, at once, and close stdout at the end of the stream."""
+def receive(connection: hvsock.HyperVSocket, counts: Counts, *, is_last: bool = True) -> None:
+    """Write what comes to stdout, at once, and close stdout at the end of the last stream."""
     out = stdout()
     terminal = out.isatty()
     utf8 = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -178,8 +391,9 @@ def receive(connection: hvsock.HyperVSocket) -> None:
             else:
                 out.buffer.write(buffer[:size])
                 out.buffer.flush()
+        counts.received += size
         if not size:
-            if not terminal:
+            if is_last and not terminal:
                 drop_output()
             return
 

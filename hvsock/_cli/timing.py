@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import select
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Final, TypedDict
 import hvsock
 from hvsock._cli.output import Failure
 
-__all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Times", "in_words", "round_trip"]
+__all__ = ["FITS", "NO_ECHO", "Bucket", "Durations", "Intervals", "Span", "Times", "in_words", "round_trip"]
 
 BITS: Final = 12  # significant bits that are kept of a duration: it is exact to 0.05 %
 #: The bounds of a histogram's buckets: these, times powers of ten, in ns.
@@ -29,10 +30,15 @@ class Times(TypedDict):
     count: int
     min_us: float
     mean_us: float
+    deviation_us: float
     p50_us: float
     p99_us: float
     p999_us: float
     max_us: float
+
+
+#: From which second to which.
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Durations:
 
     def __init__(self, durations: Iterable[int] = ()) -> None:
         self._counts: Counter[int] = Counter()
-        self._sum = 0
+        self._sum = self._squares = 0
         self._min = self._max = 0
         self.count = 0
         for duration in durations:
@@ -60,6 +66,7 @@ class Durations:
         shift = max(duration.bit_length() - BITS, 0)
         self._counts[duration >> shift << shift] += 1
         self._sum += duration
+        self._squares += duration * duration
         self._min = min(self._min, duration) if self.count else duration
         self._max = max(self._max, duration)
         self.count += 1
@@ -73,6 +80,11 @@ class Durations:
                 return min(max(duration, self._min), self._max)
         raise ValueError("there are no durations")
 
+    def deviation(self) -> float:
+        """Return the standard deviation of these durations, as `ping` computes its mdev."""
+        # In whole numbers until the end: the difference of two floats this large would be none.
+        return math.sqrt(self.count * self._squares - self._sum * self._sum) / self.count
+
     def times(self) -> Times:
         """Return the numbers, in microseconds."""
 
@@ -83,6 +95,7 @@ class Durations:
             "count": self.count,
             "min_us": us(self._min),
             "mean_us": us(self._sum / self.count),
+            "deviation_us": us(self.deviation()),
             "p50_us": us(self.percentile(500)),
             "p99_us": us(self.percentile(990)),
             "p999_us": us(self.percentile(999)),
@@ -108,6 +121,44 @@ def _bounds() -> Iterator[tuple[int, int]]:
             yield start, step * scale
             start = step * scale
         scale *= 10
+
+
+class Intervals:
+    """The parts of a measurement of `duration` seconds: each `length` seconds long, the last up to half as long again.
+
+    Times are of any one clock, in seconds; the spans count from `start`. Without a length there are no parts.
+    """
+
+    def __init__(self, length: float | None, duration: float, start: float) -> None:
+        self._length = length
+        self._duration = duration
+        self._start = start
+        self._from = 0.0
+        self._due = self._next(0.0)
+
+    def left(self, now: float) -> float:
+        """Return the seconds until the next part but the last is over."""
+        return self._start + self._due - now
+
+    def cut(self, now: float) -> Span | None:
+        """Return the span of a part that is over, but not the last."""
+        passed = now - self._start
+        if passed < self._due:
+            return None
+        span = self._from, passed
+        self._from, self._due = passed, self._next(passed)
+        return span
+
+    def rest(self, now: float) -> Span | None:
+        """Return the span of the last part."""
+        passed = now - self._start
+        return None if self._length is None or passed <= self._from else (self._from, passed)
+
+    def _next(self, passed: float) -> float:
+        if self._length is None:
+            return math.inf
+        due = (passed // self._length + 1) * self._length
+        return due if due <= self._duration - self._length / 2 else math.inf
 
 
 def in_words(microseconds: float) -> str:

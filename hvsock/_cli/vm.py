@@ -6,14 +6,14 @@ import click
 
 from hvsock import vms
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples
-from hvsock._cli.output import Failure, print_json, print_lines, print_note, print_table
+from hvsock._cli.output import Failure, print_json, print_lines, print_note, print_table, print_text
 
 __all__ = ["command"]
 
 EXAMPLES = """
   hvsock vm list
-  hvsock vm id --source wmi "My VM"                   as Hyper-V Manager calls it
-  hvsock vm id --source wsl WSL                       the VM of WSL2, on either side
+  hvsock vm id --source wmi "My VM"      as Hyper-V Manager calls it
+  hvsock vm id --source wsl WSL          the VM of WSL2, on either side
   hvsock ping "$(hvsock vm id --source wmi 'My VM')/5000"
 """
 
@@ -39,13 +39,16 @@ timeout_option = click.option(
 )
 
 
-@click.group("vm", no_args_is_help=False, epilog=examples(EXAMPLES))
-def command() -> None:
+@click.group("vm", invoke_without_command=True, epilog=examples(EXAMPLES))
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """Find the ids of virtual machines.
 
     Sources: hcs is the Host Compute Service of a Windows host, wmi its Hyper-V management (through PowerShell), wsl is
     wslinfo, guest is what the host told this guest about itself, and vsock is a Linux guest's own CID.
     """
+    if ctx.invoked_subcommand is None:
+        print_text(ctx.get_help())
 
 
 @command.command("list", epilog=examples("  hvsock vm list --source hcs --source wmi --json"))

@@ -5,13 +5,23 @@ import enum
 import errno
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from hvsock._addresses import HyperVAddress
 from hvsock._errors import code_of
 from hvsock._hvsock import Socket
 
 __all__ = ["Option", "Transport"]
+
+# Of every family.
+_SHORTAGES: Final = {
+    errno.EMFILE: ("This process has as many descriptors open as it may", "ulimit -n allows more"),
+    errno.ENFILE: ("The system has as many files open as it may", "sysctl fs.file-max allows more"),
+    errno.ENOBUFS: ("The system has no memory left for a socket", "close some, or end what uses it"),
+    errno.ENOMEM: ("The system has no memory left for a socket", "end what uses it"),
+    10024: ("This process has as many sockets open as it may", "close some"),
+    10055: ("The system has no memory left for a socket", "close some, or end what uses it"),
+}
 
 
 class Option(enum.IntFlag):
@@ -35,6 +45,7 @@ class Transport(abc.ABC):
         unsupported: why this platform cannot have it at all, or None.
         causes: what is known to cause an error of bind(), listen() or connect(), by the system's code.
         timed_out: the code among these that a connect() stands for whose timeout has passed.
+        refusals: what is known to keep the system from making a socket, and what helps, by the system's code.
         options: level and number of each option that it has.
     """
 
@@ -44,6 +55,7 @@ class Transport(abc.ABC):
     unsupported: ClassVar[str | None]
     causes: ClassVar[Mapping[int, str]] = {}
     timed_out: ClassVar[int] = errno.ETIMEDOUT
+    refusals: ClassVar[Mapping[int, tuple[str, str]]] = {}
     options: ClassVar[Mapping[Option, tuple[int, int]]] = {}
 
     @property
@@ -65,13 +77,20 @@ class Transport(abc.ABC):
             return self._refused(exc)
         return None
 
-    @abc.abstractmethod
     def _refused(self, exc: OSError) -> str:
-        """Return why the system did not make a socket."""
+        """Return why the system did not make a socket: a sentence."""
+        code = code_of(exc)
+        unknown = f"The system makes no socket of family {self.family}", ""
+        what, cure = unknown if code is None else self.refusals.get(code) or _SHORTAGES.get(code, unknown)
+        return f"{what} ({exc.strerror}){cure and f': {cure}'}."
 
     @abc.abstractmethod
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None] | None:
-        """Bind; return a function to call before the socket is closed, or None."""
+        """Bind; return a function to call after the socket was closed, or None."""
+
+    def adopt(self, sock: Socket) -> Callable[[], None] | None:
+        """Return a function to call after a socket was closed that has come by its handle, or None."""
+        return None
 
     @abc.abstractmethod
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
@@ -109,7 +128,7 @@ class Transport(abc.ABC):
             parts.append(f"peer {peer}")
         exc.add_note(", ".join(parts))
         cause = self.known_cause(exc) if operation in ("bind", "listen", "connect") else None
-        if cause is not None:
+        if cause is not None and not any(note.startswith("known cause: ") for note in getattr(exc, "__notes__", ())):
             exc.add_note(f"known cause: {cause}")
 
     def __repr__(self) -> str:

@@ -33,9 +33,15 @@ _CAUSES: Final = {
     10051: "the VM is not running, its id is unknown here, or this machine has no parent",
     10054: "the peer's process or VM ended",
     10060: "nothing listens, the service is not registered on the host, or the VM is still starting",
-    10061: "nothing listens on this service, or, in a guest, it is not registered on the host, "
+    10061: "nothing listens on this service, or its backlog is full; or, in a guest, it is not registered on the host, "
     "or its listener is bound to another VM id; "
     "a wildcard listener is never reached from WSL or where AllowWildcardBinds is off",
+}
+# 10106 is what a program sees that was started with an empty environment.
+_REFUSALS: Final = {
+    10013: ("This process may not make such sockets", "an AppContainer or a policy of this machine forbids it"),
+    10047: ("Windows has no AF_HYPERV here", "enable Hyper-V or the Virtual Machine Platform"),
+    10106: ("Windows cannot load what makes sockets", "the process needs the environment variable SystemRoot"),
 }
 _OPTIONS: Final = {
     Option.CONNECTED_SUSPEND: (HV_PROTOCOL_RAW, HVSOCKET_CONNECTED_SUSPEND),
@@ -54,10 +60,8 @@ class HyperVTransport(Transport):
     unsupported = None if sys.platform == "win32" else "AF_HYPERV exists on Windows only."
     causes = _CAUSES
     timed_out = 10060
+    refusals = _REFUSALS
     options = _OPTIONS
-
-    def _refused(self, exc: OSError) -> str:
-        return f"Windows has no AF_HYPERV here ({exc.strerror}): enable Hyper-V or the Virtual Machine Platform."
 
     def bind(self, sock: Socket, address: HyperVAddress) -> None:
         """Bind. A duplicate is refused by listen(), not here."""

@@ -42,6 +42,9 @@ from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._transports.base import Transport
 
+if sys.platform != "win32":
+    import fcntl  # here, and not at the first bind(), when there may be no descriptor left to import it with
+
 __all__ = ["LocalTransport", "bind_path", "directory", "partition"]
 
 _HOST: Final = "host"
@@ -53,6 +56,7 @@ _NAME_OF: Final = {
 }
 _ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
 _NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
+_CHOICE: Final = "set HVSOCK_LOCAL_DIR to a directory that you can use, the same for both ends"
 _PATIENCE: Final = 5.0  # seconds to wait for the lock, which another user could keep in a shared directory
 _PAUSE: Final = 0.005  # seconds between two attempts to get it
 _NOWHERE: Final = HyperVAddress(HV_GUID_ZERO, HV_GUID_ZERO)  # the address of a socket that has no name of ours
@@ -61,8 +65,21 @@ _CAUSES: Final = {
     errno.EADDRINUSE: "another socket listens on this address",
     errno.EADDRNOTAVAIL: "wildcard and children can be bound, not connected to; the host has no parent to bind to",
     errno.ECONNREFUSED: "nothing listens there, or only with a VM id that does not let this process in",
+    errno.ETIMEDOUT: "the listener's backlog is full: it accepts more slowly than clients come",
     errno.ENETUNREACH: "the host has no parent: set HVSOCK_LOCAL_VM=<GUID> to play a guest, or use loopback; "
     "a guest reaches only its parent and itself",
+}
+
+_REFUSALS: Final = {
+    errno.EAFNOSUPPORT: (
+        "This kernel has no AF_UNIX, or a filter denies it to this process",
+        "a unit of systemd needs AF_UNIX in RestrictAddressFamilies=",
+    ),
+    errno.EPERM: ("A seccomp filter denies AF_UNIX to this process", "the profile of its container has to permit it"),
+    errno.EACCES: (
+        "A security policy denies AF_UNIX to this process",
+        "journalctl -k and ausearch -m avc show what SELinux or AppArmor has denied",
+    ),
 }
 
 
@@ -73,17 +90,21 @@ class LocalTransport(Transport):
     family = getattr(socket, "AF_UNIX", -2)
     unsupported = None if hasattr(socket, "AF_UNIX") else "Python has no AF_UNIX on this platform."
     causes = _CAUSES
-
-    def _refused(self, exc: OSError) -> str:
-        return f"This kernel has no AF_UNIX ({exc.strerror})."
+    refusals = _REFUSALS
 
     def bind(self, sock: Socket, address: HyperVAddress) -> Callable[[], None]:
-        """Bind, replacing the name of a listener that was killed; it is removed again before the socket is closed."""
+        """Bind, replacing the name of a listener that was killed; its last owner's close() removes it."""
         me = partition()
         unbindable = {HV_GUID_BROADCAST, HV_GUID_SILOHOST} | ({HV_GUID_PARENT} if me is None else set())
         if address.vm_id in unbindable:
             raise os_error(errno.EADDRNOTAVAIL)
         return bind_path(sock, _path(_made_directory(), me, address))
+
+    def adopt(self, sock: Socket) -> Callable[[], None] | None:
+        """Have a listener that was dup()ed or inherited remove its name, as the one does that has bound it."""
+        path = Socket.getsockname(sock)
+        is_listener = Socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return functools.partial(_remove, path) if is_listener and _parse(path) is not None else None
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect to the listener whose VM id is the most specific one that lets this process in."""
@@ -120,7 +141,10 @@ class LocalTransport(Transport):
 
 
 def bind_path(sock: Socket, path: str) -> Callable[[], None]:
-    """Bind to a path, replacing the name of a listener that was killed; return a function that removes the name.
+    """Bind to a path, replacing the name of a listener that was killed.
+
+    Return a function that removes the name, to be called after the socket was closed: it has an effect only once no
+    process has the socket any more.
 
     Raises:
         OSError: another socket has this name, or as the system says.
@@ -136,7 +160,7 @@ def bind_path(sock: Socket, path: str) -> Callable[[], None]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             Socket.bind(sock, path)
-    return _remover(path)
+    return functools.partial(_remove, path)
 
 
 def partition() -> UUID | None:
@@ -166,45 +190,50 @@ def directory() -> str:
         PermissionError: it belongs to another user, other users may write to it, or any user may replace it.
         NotADirectoryError: it is something else.
     """
-    path = _chosen_directory()
+    chosen_by, path = _chosen_directory()
     with contextlib.suppress(FileNotFoundError):
-        _check_directory(path)
+        _check_directory(chosen_by, path)
     return path
 
 
 def _made_directory() -> str:
-    path = _chosen_directory()
+    chosen_by, path = _chosen_directory()
     try:
-        _check_directory(path)
+        _check_directory(chosen_by, path)
     except FileNotFoundError:
         try:
             os.mkdir(path, mode=0o700)
         except FileExistsError:
             pass  # another process was faster, perhaps another user's
         except OSError as exc:
-            reason = (
-                f"the directory of the local transport cannot be made ({exc.strerror}); choose another HVSOCK_LOCAL_DIR"
-            )
-            raise OSError(exc.errno, reason, path) from None
-        _check_directory(path)
+            raise OSError(exc.errno, f"{chosen_by}: cannot make {path}: {exc.strerror}; {_CHOICE}") from None
+        _check_directory(chosen_by, path)
     return path
 
 
-def _chosen_directory() -> str:
+def _chosen_directory() -> tuple[str, str]:
+    """Return what has chosen the directory, for errors, and its path."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
     chosen = os.environ.get("HVSOCK_LOCAL_DIR")
+    chosen_by = "HVSOCK_LOCAL_DIR"
     if not chosen:
         runtime = os.environ.get("XDG_RUNTIME_DIR")
+        chosen_by = "XDG_RUNTIME_DIR" if runtime else "transport local"
         # Not TMPDIR's, which could differ between two ends.
         chosen = f"{runtime}/hvsock" if runtime else f"/tmp/hvsock-{os.getuid()}"
-    return os.path.abspath(chosen)  # without a slash at its end, which would follow a link
+    return chosen_by, os.path.abspath(chosen)  # without a slash at its end, which would follow a link
 
 
-def _check_directory(path: str) -> None:
+def _check_directory(chosen_by: str, path: str) -> None:
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    status = os.lstat(path)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:  # XDG_RUNTIME_DIR is another user's, for example, after su
+        raise OSError(exc.errno, f"{chosen_by}: cannot use {path}: {exc.strerror}; {_CHOICE}") from None
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(
             errno.ENOTDIR,
@@ -325,8 +354,6 @@ def _locked(path: str) -> Iterator[None]:
     """Keep other processes from binding names in the directory during the block."""
     if sys.platform == "win32":
         raise NotImplementedError(LocalTransport.unsupported)
-    import fcntl
-
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
     try:
@@ -345,18 +372,8 @@ def _locked(path: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _remover(path: str) -> Callable[[], None]:
-    """Return a function that removes the name just bound, in this process only, while it is still that socket's."""
-    process = os.getpid()
-    bound = [os.stat(path)]
-
-    def remove() -> None:
-        if not bound:  # already removed: the inode may be another socket's by now
-            return
-        status = bound.pop()
-        with contextlib.suppress(FileNotFoundError):
-            now = os.stat(path)
-            if os.getpid() == process and (now.st_dev, now.st_ino) == (status.st_dev, status.st_ino):
-                os.unlink(path)
-
-    return remove
+def _remove(path: str) -> None:
+    """Remove a name, unless a socket has it: the one that was closed, in another object or process, or a newer one."""
+    with contextlib.suppress(OSError), _locked(os.path.dirname(path)):  # what stays is replaced by the next bind()
+        if not _is_live(path):
+            os.unlink(path)

@@ -16,21 +16,25 @@ from uuid import UUID
 from hvsock._addresses import (
     HV_GUID_CHILDREN,
     VMADDR_CID_ANY,
+    VMADDR_CID_LOCAL,
     HyperVAddress,
     cid_from_vm_id,
     vsock_address,
     vsock_port_from_service_id,
 )
+from hvsock._errors import os_error
 from hvsock._hvsock import Socket
 from hvsock._transports.base import Transport
 
 __all__ = ["VsockTransport", "has_loopback", "local_cid"]
 
 # linux/vm_sockets.h; the socket module names them only where its build saw that header.
+_VMADDR_PORT_ANY: Final = 0xFFFFFFFF
 _AF_VSOCK: Final = 40
 _SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
 _DEVICE: Final = Path("/dev/vsock")
+_PROTOCOLS: Final = Path("/proc/net/protocols")
 
 # Where a meaning was seen: Linux net/vmw_vsock, nbdd0121/wsld issues 5, 8 and 28.
 _CAUSES: Final = {
@@ -38,11 +42,26 @@ _CAUSES: Final = {
     errno.EADDRINUSE: "another socket has this port",
     errno.EADDRNOTAVAIL: "parent and other VMs' ids are not addresses of this machine; a guest binds to wildcard",
     errno.ECONNREFUSED: "nothing listens on this port",
-    errno.ECONNRESET: "nothing listens on this port, or the peer ended",
+    errno.ECONNRESET: "nothing listens on this port, its backlog is full, or the peer ended",
     errno.ENETUNREACH: "no transport to that CID: loopback needs the module vsock_loopback",
     errno.ENODEV: "no transport to that CID: loopback needs the module vsock_loopback, "
     "a parent needs a hypervisor; or, on a KVM host, no VM with that CID runs",
     errno.ETIMEDOUT: "nothing listens, or the service is not registered on a Windows host, which refuses silently",
+}
+
+_REFUSALS: Final = {
+    errno.EAFNOSUPPORT: (
+        "This kernel has no AF_VSOCK",
+        "load its module: modprobe hv_sock in a Hyper-V guest, modprobe vmw_vsock_virtio_transport in one of KVM",
+    ),
+    errno.EPERM: (
+        "A seccomp filter denies AF_VSOCK to this process",
+        "Docker, containerd and podman have one by default; --security-opt seccomp=profile.json can permit family 40",
+    ),
+    errno.EACCES: (
+        "A security policy denies AF_VSOCK to this process",
+        "journalctl -k and ausearch -m avc show what SELinux or AppArmor has denied",
+    ),
 }
 
 
@@ -55,12 +74,16 @@ class VsockTransport(Transport):
     # another struct sockaddr_vm.
     unsupported = None if sys.platform == "linux" else "AF_VSOCK exists on Linux only."
     causes = _CAUSES
+    refusals = _REFUSALS
+    _has_had_loopback = False  # a module that is in use is not unloaded
 
     def _refused(self, exc: OSError) -> str:
-        return (
-            f"This kernel has no AF_VSOCK ({exc.strerror}): load its module, in a Hyper-V guest by modprobe hv_sock, "
-            "in a guest of KVM by modprobe vmw_vsock_virtio_transport."
-        )
+        if exc.errno == errno.EAFNOSUPPORT and _kernel_has_vsock():
+            return (
+                f"This kernel has AF_VSOCK, and a filter denies it to this process ({exc.strerror}): "
+                "a unit of systemd needs AF_VSOCK in RestrictAddressFamilies=."
+            )
+        return super()._refused(exc)
 
     def bind(self, sock: Socket, address: HyperVAddress) -> None:
         """Bind to the CID, which in a Hyper-V guest can only be VMADDR_CID_ANY: wildcard or children."""
@@ -68,8 +91,16 @@ class VsockTransport(Transport):
         Socket.bind(sock, (cid, _port(address)))
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
-        """Connect to the CID and port."""
-        Socket.connect(sock, _cid_and_port(address.vm_id.int, address.service_id.int))
+        """Connect to the CID and port.
+
+        Without a loopback the kernel asks the hypervisor for CID 1 too, which does not answer: that is ENODEV, at once.
+        """
+        to = _cid_and_port(address.vm_id.int, address.service_id.int)
+        if to[0] == VMADDR_CID_LOCAL and not self._has_had_loopback:
+            if _lacks_loopback():
+                raise os_error(errno.ENODEV, "known cause: this kernel has no vsock loopback: modprobe vsock_loopback")
+            self._has_had_loopback = True
+        Socket.connect(sock, to)
 
     def limit_connect(self, sock: Socket, seconds: float) -> None:
         """Set SO_VM_SOCKETS_CONNECT_TIMEOUT."""
@@ -113,6 +144,27 @@ def _port(address: HyperVAddress) -> int:
             "use a port, or a service id made by service_id_from_port(), at both ends"
         )
     return port
+
+
+def _kernel_has_vsock() -> bool:
+    try:
+        return "AF_VSOCK" in _PROTOCOLS.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+
+
+def _lacks_loopback() -> bool:
+    """Whether the kernel has no CID 1 now.
+
+    A socket can be bound to a CID that a transport has, and to no other: `__vsock_bind` in the kernel's af_vsock.c.
+    Files tell less: a module that is built in need not be in them.
+    """
+    try:
+        with Socket(_AF_VSOCK, socket.SOCK_STREAM) as probe:
+            probe.bind((VMADDR_CID_LOCAL, _VMADDR_PORT_ANY))
+    except OSError as exc:
+        return exc.errno == errno.EADDRNOTAVAIL
+    return False
 
 
 def local_cid() -> int | None:

@@ -1,7 +1,6 @@
 """Hyper-V sockets with asyncio: streams, transports and protocols as asyncio's own, and streams of messages.
 
-It works on asyncio's own event loops, the Proactor among them, and on uvloop, which has no `start_tls` for it; on
-winloop, messages do.
+It works on asyncio's own event loops, the Proactor among them, and on uvloop; on winloop, messages do.
 """
 
 from hvsock import _names

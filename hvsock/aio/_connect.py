@@ -11,16 +11,16 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from hvsock._addresses import Address, HyperVAddress, as_address
 from hvsock._errors import os_error
 from hvsock._retries import Reconnects, Retries
 from hvsock._sockets import HyperVSocket
-from hvsock._transports import Transport, default_transport, transport_named
+from hvsock._transports import Transport, default_transport, transport_named, transport_of_family
 from hvsock._transports.vsock import VsockTransport
 
-__all__ = ["call_in_thread", "connect", "connect_watched", "connections", "end_with_peer", "settle", "watches_sockets"]
+__all__ = ["call_in_thread", "connect", "connect_socket", "connections", "end_with_peer", "settle", "watches_sockets"]
 
 _T = TypeVar("_T")
 
@@ -88,32 +88,38 @@ async def connections(connect: Callable[[], Awaitable[_T]], *, retry_for: float 
 
 
 async def _attempt(to: HyperVAddress, carrier: Transport, timeout: float | None) -> HyperVSocket:
-    loop = asyncio.get_running_loop()
     sock = HyperVSocket(transport=carrier.name)
     try:
-        sock.settimeout(timeout)
-        if watches_sockets(loop):
-            sock.setblocking(False)
-            try:
-                if timeout is not None:
-                    carrier.limit_connect(sock, timeout)
-                async with asyncio.timeout(timeout):
-                    await connect_watched(loop, sock, lambda: carrier.connect(sock, to))
-            except OSError as exc:
-                sock._note(exc, "connect", peer=to)
-                raise
-        else:
-            await call_in_thread(loop, sock, lambda: sock.connect(to))
-            sock.setblocking(False)
+        await connect_socket(asyncio.get_running_loop(), sock, to, timeout)
     except BaseException:
         sock.close()
         raise
-    end_with_peer(loop, sock)
     return sock
 
 
-async def connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
-    """Connect a non-blocking socket, which `start` does or begins to do."""
+async def connect_socket(
+    loop: asyncio.AbstractEventLoop, sock: HyperVSocket, to: HyperVAddress, timeout: float | None
+) -> None:
+    """Connect a socket of a transport, which is non-blocking then. After an error it can only be closed."""
+    carrier = cast(Transport, transport_of_family(sock.family))
+    if watches_sockets(loop):
+        sock.setblocking(False)
+        try:
+            if timeout is not None:
+                carrier.limit_connect(sock, timeout)
+            async with asyncio.timeout(timeout):
+                await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
+        except OSError as exc:
+            sock._note(exc, "connect", peer=to)
+            raise
+    else:
+        sock.settimeout(timeout)
+        await call_in_thread(loop, sock, lambda: sock.connect(to))
+        sock.setblocking(False)
+    end_with_peer(loop, sock)
+
+
+async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
     pause = _FIRST_POLL
     while True:
         try:

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from hvsock._addresses import as_address
 from hvsock._sockets import HyperVSocket
-from hvsock.aio._connect import call_in_thread, connect_watched, watches_sockets
+from hvsock._transports import transport_of_family
+from hvsock.aio._connect import call_in_thread, connect_socket, end_with_peer, watches_sockets
 from hvsock.aio._streams import create_server
 from hvsock.aio._uvloop import NamedTransport, attach
 
@@ -23,6 +25,26 @@ _OF_NEW_SOCKETS: Final = {"family", "flags", "keep_alive", "reuse_address", "reu
 _Factory = Callable[[], asyncio.BaseProtocol]
 
 
+def _has_transport(sock: Any) -> bool:
+    """Whether it is a `HyperVSocket` with Hyper-V addresses."""
+    return isinstance(sock, HyperVSocket) and transport_of_family(sock.family) is not None
+
+
+async def _accept_in_thread(loop: asyncio.AbstractEventLoop, sock: HyperVSocket) -> tuple[HyperVSocket, Any]:
+    accepted: list[Any] = []
+    with sock.dup() as listening:  # which is closed to end the call
+        listening.settimeout(None)
+        try:
+            await call_in_thread(loop, listening, lambda: accepted.extend(listening.accept()))
+        except BaseException:
+            for made in accepted[:1]:
+                made.close()
+            raise
+    made, address = accepted
+    made.setblocking(False)
+    return made, address
+
+
 class _TakesHyperVSockets(asyncio.AbstractEventLoop):
     """The methods that an event loop lacks for a `HyperVSocket`, with the loop's own for all other sockets.
 
@@ -30,40 +52,27 @@ class _TakesHyperVSockets(asyncio.AbstractEventLoop):
     """
 
     async def sock_connect(self, sock: Any, address: Any) -> None:
-        if not isinstance(sock, HyperVSocket):
-            await super().sock_connect(sock, address)
-        elif watches_sockets(self):
-            await connect_watched(self, sock, lambda: sock.connect(address))
+        if _has_transport(sock):
+            await connect_socket(self, sock, as_address(address), None)
         else:
-            sock.settimeout(None)
-            await call_in_thread(self, sock, lambda: sock.connect(address))
-            sock.setblocking(False)
+            await super().sock_connect(sock, address)
 
     async def sock_accept(self, sock: Any) -> tuple[Any, Any]:
-        if watches_sockets(self) or not isinstance(sock, HyperVSocket):
+        if not _has_transport(sock):
             return await super().sock_accept(sock)
-        accepted: list[Any] = []
-        with sock.dup() as listening:  # which is closed to end the call
-            listening.settimeout(None)
-            try:
-                await call_in_thread(self, listening, lambda: accepted.extend(listening.accept()))
-            except BaseException:
-                for made in accepted[:1]:
-                    made.close()
-                raise
-        made, address = accepted
-        made.setblocking(False)
-        return made, address
+        accepted = await (super().sock_accept(sock) if watches_sockets(self) else _accept_in_thread(self, sock))
+        end_with_peer(self, cast(HyperVSocket, accepted[0]))
+        return accepted
 
     async def create_connection(self, protocol_factory: _Factory, *args: Any, sock: Any = None, **kwargs: Any) -> Any:
         make = super().create_connection
-        if not isinstance(sock, HyperVSocket):
+        if not _has_transport(sock):
             return await make(protocol_factory, *args, sock=sock, **kwargs)
         return await attach(lambda factory, lent: make(factory, *args, sock=lent, **kwargs), protocol_factory, sock)
 
     async def connect_accepted_socket(self, protocol_factory: _Factory, sock: Any, **kwargs: Any) -> Any:
         make = super().connect_accepted_socket
-        if not isinstance(sock, HyperVSocket):
+        if not _has_transport(sock):
             return await make(protocol_factory, sock, **kwargs)
         return await attach(lambda factory, lent: make(factory, lent, **kwargs), protocol_factory, sock)
 
@@ -79,7 +88,7 @@ class _TakesHyperVSockets(asyncio.AbstractEventLoop):
         **kwargs: Any,
     ) -> Any:
         kwargs.update(sock=sock, backlog=backlog, start_serving=start_serving)
-        if host is None and port is None and isinstance(sock, HyperVSocket):
+        if host is None and port is None and _has_transport(sock):
             kept = {name: value for name, value in kwargs.items() if name not in _OF_NEW_SOCKETS}
             return await create_server(protocol_factory, **kept)
         return await super().create_server(protocol_factory, host, port, **kwargs)

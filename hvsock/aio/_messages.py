@@ -282,7 +282,7 @@ class MessageServer(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         handler: Callable[[MessageStream], Awaitable[None]],
         max_connections: int | None,
     ) -> None:
@@ -331,7 +331,7 @@ async def serve_messages(
     *,
     sock: socket.socket | None = None,
     max_connections: int | None = None,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     start_serving: bool = True,
@@ -344,7 +344,7 @@ async def serve_messages(
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
         sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
         max_connections: how many may be open at a time; further ones wait to be accepted. None: any number.
-        backlog: connections that may wait to be accepted.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
         start_serving: False waits for the server's start_serving() or serve_forever().

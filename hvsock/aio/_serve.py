@@ -22,7 +22,7 @@ class SocketServer(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         handler: Callable[[HyperVSocket], Awaitable[None]],
         max_connections: int | None,
     ) -> None:
@@ -73,7 +73,7 @@ async def serve(
     *,
     sock: socket.socket | None = None,
     max_connections: int | None = None,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     start_serving: bool = True,

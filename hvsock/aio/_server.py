@@ -18,6 +18,7 @@ from hvsock.aio._connect import end_with_peer, watches_sockets
 
 __all__ = ["BaseServer", "listener"]
 
+_BURST: Final = 100  # connections accepted in one turn of the loop, unless the server has a limit of its own
 _RETRY_DELAY: Final = 1.0  # seconds without accepting after an error that is not the peer's, as in asyncio
 
 
@@ -46,7 +47,7 @@ class BaseServer(asyncio.AbstractServer):
     The methods are those of `asyncio.Server`, on every version of Python as on the newest.
     """
 
-    def __init__(self, sock: HyperVSocket, backlog: int, max_connections: int | None = None) -> None:
+    def __init__(self, sock: HyperVSocket, backlog: int | None, max_connections: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._backlog = backlog
@@ -121,7 +122,7 @@ class BaseServer(asyncio.AbstractServer):
             self._sock.listen(self._backlog)
             kind = _WatchingAcceptor if watches_sockets(self._loop) else _ThreadAcceptor
             acceptor = kind(self._loop, self._sock, self._accepted)
-            acceptor.start(self._max_connections or max(self._backlog, 1))
+            acceptor.start(self._max_connections or max(_BURST if self._backlog is None else self._backlog, 1))
             self._acceptor = acceptor
 
     async def serve_forever(self) -> None:
@@ -213,7 +214,7 @@ class BaseServer(asyncio.AbstractServer):
     def _accepted(self, sock: HyperVSocket) -> None:
         connection = weakref.ref(sock, self._ended)  # a socket that was forgotten is closed, too
         self._open.add(connection)
-        sock._before_close(functools.partial(self._ended, connection))
+        sock._at_close(functools.partial(self._ended, connection))
         if self._max_connections is None:
             self._release()
         end_with_peer(self._loop, sock)

@@ -14,7 +14,7 @@ from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import connect
 from hvsock.aio._server import BaseServer, listener
-from hvsock.aio._uvloop import attach
+from hvsock.aio._uvloop import attach, loop_of_streams
 
 __all__ = ["Server", "create_connection", "create_server", "open_connection", "start_server"]
 
@@ -33,7 +33,7 @@ class _ClientTLS(_TLS, total=False):
 
 class _ServerOptions(_TLS, total=False):
     sock: socket.socket | None
-    backlog: int
+    backlog: int | None
     transport: str | None
     connected_suspend: bool
     start_serving: bool
@@ -69,11 +69,13 @@ async def create_connection(
     Raises:
         TimeoutError: no answer in time.
         OSError: as the system says.
-        ValueError: an unknown transport, an address that it cannot express, or a number out of range.
+        ValueError: an unknown transport, an address that it cannot express, a number out of range, or an argument about
+            TLS without `ssl`.
         NotImplementedError: the loop is winloop, whose transports are TCP only.
     """
     loop = _loop_with_transports()
-    tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    timeouts = {"ssl_handshake_timeout": ssl_handshake_timeout, "ssl_shutdown_timeout": ssl_shutdown_timeout}
+    tls = _tls(ssl, server_hostname=server_hostname, **timeouts)
     if ssl is not None:
         if ssl.check_hostname and not server_hostname:
             raise ValueError("the TLS context has check_hostname set, which needs a server_hostname to check for")
@@ -98,15 +100,16 @@ def _loop_with_transports() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _tls(
-    context: ssl_module.SSLContext | None, handshake_timeout: float | None, shutdown_timeout: float | None
-) -> dict[str, Any]:
-    """Return the keywords about TLS, all of which the loop refuses where there is none."""
+def _tls(context: ssl_module.SSLContext | None, **others: Any) -> dict[str, Any]:
+    """Return the keywords about TLS, which are refused where there is none."""
     if context is None:
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name} is only meaningful with ssl")
         return {}
     if not isinstance(context, ssl_module.SSLContext):
         raise TypeError(f"ssl must be an ssl.SSLContext, not {context!r}")
-    return {"ssl": context, "ssl_handshake_timeout": handshake_timeout, "ssl_shutdown_timeout": shutdown_timeout}
+    return {"ssl": context, **others}
 
 
 async def open_connection(
@@ -122,7 +125,7 @@ async def open_connection(
 
     `limit` bounds the reader's buffer, in bytes. The other arguments and the errors are `create_connection`'s.
     """
-    loop = asyncio.get_running_loop()
+    loop = loop_of_streams(asyncio.get_running_loop())
     reader = asyncio.StreamReader(limit, loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     made, _ = await create_connection(
@@ -157,7 +160,7 @@ class Server(BaseServer):
     def __init__(
         self,
         sock: HyperVSocket,
-        backlog: int,
+        backlog: int | None,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         tls: dict[str, Any],
     ) -> None:
@@ -206,7 +209,7 @@ async def create_server(
     address: Address | None = None,
     *,
     sock: socket.socket | None = None,
-    backlog: int = 100,
+    backlog: int | None = None,
     transport: str | None = None,
     connected_suspend: bool = False,
     ssl: ssl_module.SSLContext | None = None,
@@ -220,7 +223,7 @@ async def create_server(
         protocol_factory: makes the protocol of a connection.
         address: any (vm, service) pair that `as_address` takes; a host's service usually binds to ``wildcard``.
         sock: instead of an address, a bound or listening socket, which the server takes over: any stream socket.
-        backlog: connections that may wait to be accepted.
+        backlog: connections that may wait to be accepted; by default as many as the system allows.
         transport: the name of a transport; by default `default_transport()`.
         connected_suspend: as in `hvsock.create_server`.
         ssl: speak TLS in this context.
@@ -230,11 +233,12 @@ async def create_server(
 
     Raises:
         OSError: the address is in use, or as the system says.
-        ValueError: an unknown transport, an address that it cannot express, or both an address and a socket or neither.
+        ValueError: an unknown transport, an address that it cannot express, or both an address and a socket or neither,
+            or an argument about TLS without `ssl`.
         NotImplementedError: the loop is winloop, whose transports are TCP only.
     """
     _loop_with_transports()
-    tls = _tls(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
+    tls = _tls(ssl, ssl_handshake_timeout=ssl_handshake_timeout, ssl_shutdown_timeout=ssl_shutdown_timeout)
     taken = listener(address, sock, transport, connected_suspend)
     server = Server(taken, backlog, protocol_factory, tls)
     return await server._started(start_serving)
@@ -255,7 +259,7 @@ async def start_server(
         limit: of the readers' buffers, in bytes.
         **kwargs: as for `create_server`.
     """
-    loop = asyncio.get_running_loop()
+    loop = loop_of_streams(asyncio.get_running_loop())
 
     def factory() -> asyncio.StreamReaderProtocol:
         reader = asyncio.StreamReader(limit, loop)

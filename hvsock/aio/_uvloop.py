@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import end_with_peer
 
-__all__ = ["NamedTransport", "attach"]
+__all__ = ["NamedTransport", "attach", "loop_of_streams"]
 
 
 async def attach(
@@ -151,3 +151,24 @@ class NamedTransport(asyncio.Transport):
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
         self.inner.writelines(list_of_data)
+
+
+class _LoopOfStreams:
+    """The loop, but for start_tls(), which takes a `NamedTransport` for its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def start_tls(self, transport: NamedTransport, *args: Any, **kwargs: Any) -> asyncio.Transport:
+        over = await self._loop.start_tls(transport.inner, *args, **kwargs)
+        return transport.over(cast(asyncio.Transport, over))
+
+
+def loop_of_streams(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    """Return the loop as a `StreamWriter` needs it, which starts TLS by calling the loop."""
+    if isinstance(loop, asyncio.BaseEventLoop):
+        return loop
+    return cast(asyncio.AbstractEventLoop, _LoopOfStreams(loop))

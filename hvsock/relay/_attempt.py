@@ -8,7 +8,7 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 
@@ -66,11 +66,6 @@ class Attempt(NamedTuple):
     abortable: Callable[[Socket], AbstractContextManager[None]]
     room: Callable[[], AbstractContextManager[None]]
 
-    def first_of(self, count: int) -> Self:
-        """Return the first of so many attempts, which share the time that is left."""
-        left = time_left(self.deadline)
-        return self if left is None else self._replace(deadline=time.monotonic() + left / count)
-
     def limit(self, sock: socket.socket) -> None:
         """Set the socket's timeout to what is left.
 
@@ -83,22 +78,24 @@ class Attempt(NamedTuple):
         sock.settimeout(left)
 
 
-def wait_for(sock: socket.socket, event: int, wake: Wake, deadline: float | None) -> None:
-    """Wait until the socket is ready.
+def wait_for(
+    socks: Collection[socket.socket], event: int, wake: Wake, deadline: float | None
+) -> Collection[socket.socket]:
+    """Wait until some of the sockets are ready and return them; none of them once the deadline has passed.
 
     Raises:
-        TimeoutError: the deadline passed.
         OSError: `wake` was set.
     """
     with _Selector() as selector:
-        selector.register(sock, event)
+        for sock in socks:
+            selector.register(sock, event)
         selector.register(wake.reader, selectors.EVENT_READ)
         while True:
             left = time_left(deadline)
             if left is not None and left <= 0.0:
-                raise TimeoutError("timed out")
-            ready = [key.fileobj for key, _ in selector.select(left)]
+                return ()
+            ready = {key.fileobj for key, _ in selector.select(left)}
             if wake.reader in ready:
                 raise OSError(errno.ECANCELED, "the relay stops")
             if ready:
-                return
+                return [sock for sock in socks if sock in ready]

@@ -7,9 +7,7 @@ import contextlib
 import errno
 import os
 import re
-import selectors
 import socket
-import sys
 from pathlib import Path
 from typing import ClassVar, Final, Self
 from urllib.parse import unquote
@@ -21,20 +19,20 @@ from hvsock._addresses import (
     service_id_from_vsock_port,
     vm_id_from_cid,
 )
-from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._shown import shown
 from hvsock._sockets import HyperVSocket, create_server
-from hvsock._transports import default_transport, transport_named
+from hvsock._transports import Transport, default_transport, transport_named
 from hvsock._transports.local import bind_path
-from hvsock.relay._attempt import Attempt, Wake, wait_for
-from hvsock.relay._listeners import Listener, OwnListener, TcpListener, tcp_text, tune
+from hvsock.relay._attempt import Attempt, Wake
+from hvsock.relay._listeners import Listener, OwnListener, TcpListener
+from hvsock.relay._native import Native, to_tcp, to_unix, to_vsock
+from hvsock.relay._tcp import connect, listen, tcp_text
 
 __all__ = ["Endpoint", "Hybrid", "HyperV", "Tcp", "Unix", "Vsock", "parse"]
 
 _BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
 _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
-_IN_PROGRESS: Final = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK, 10035})  # 10035: WSAEWOULDBLOCK
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
 _MAX_U32: Final = 0xFFFFFFFF
 _URI: Final = re.compile(r"([a-z]+)://([^/?#@\s]*)(/[^?#]*)?(?:\?([^?#\s]*))?", re.IGNORECASE)
@@ -46,6 +44,8 @@ class Endpoint(abc.ABC):
     """The endpoint that a URI names."""
 
     form: ClassVar[str]
+    hold: ClassVar[float | None] = None
+    """Seconds for which a client's end is kept from a silent target, whose answer it would end; or None."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -57,6 +57,18 @@ class Endpoint(abc.ABC):
     @abc.abstractmethod
     def connect(self, attempt: Attempt) -> socket.socket:
         """Connect."""
+
+    def addresses(self) -> tuple[Native, ...]:
+        """Return where an `Engine` can connect by itself, in order; nothing if connect() has to do more than that."""
+        return ()
+
+    def explain(self, exc: OSError) -> None:  # noqa: B027 - not every kind knows more
+        """Add to the error of an engine's connect what is known about it."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its connections are nothing but their handles, which an `Engine` can have."""
+        return True
 
     def no_target(self) -> str | None:
         """Return why clients cannot be connected to it, or None."""
@@ -86,7 +98,23 @@ class HyperV(Endpoint):
         return "it names several VMs; use loopback, parent or a VM's id" if self._address.vm_id in SEVERAL_VMS else None
 
     def listen(self, closing: Wake) -> Listener:
-        return OwnListener(self.text, create_server(self._address, backlog=_BACKLOG, transport=self._transport))
+        sock = create_server(self._address, backlog=_BACKLOG, transport=self._transport)
+        return OwnListener(self.text, sock)
+
+    @property
+    def is_plain(self) -> bool:
+        return self._carrier.name == "vsock"
+
+    @property
+    def _carrier(self) -> Transport:
+        return default_transport() if self._transport is None else transport_named(self._transport)
+
+    def addresses(self) -> tuple[Native, ...]:
+        native = to_vsock(self._address) if self.is_plain else None
+        return () if native is None else (native,)
+
+    def explain(self, exc: OSError) -> None:
+        self._carrier.explain(exc, "connect", peer=self._address)
 
     def connect(self, attempt: Attempt) -> socket.socket:
         with attempt.room():
@@ -97,9 +125,8 @@ class HyperV(Endpoint):
         return sock
 
     def unavailable(self) -> str | None:
-        transport = default_transport() if self._transport is None else transport_named(self._transport)
-        reason = transport.reason
-        return None if reason is None else f"transport {transport.name} is not available: {reason}"
+        reason = self._carrier.reason
+        return None if reason is None else f"transport {self._carrier.name} is not available: {reason}"
 
 
 class Vsock(HyperV):
@@ -136,58 +163,16 @@ class Tcp(Endpoint):
         return "port 0 only means any free port to listen on" if self._port == 0 else None
 
     def listen(self, closing: Wake) -> Listener:
-        family, kind, proto, _, address = self._resolve()[0]
-        sock = socket.socket(family, kind, proto)
-        try:
-            if sys.platform == "win32":
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            else:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(_BACKLOG)
-            return TcpListener(f"tcp://{tcp_text(sock.getsockname())}", sock, closing)
-        except BaseException:
-            sock.close()
-            raise
+        socks = listen(self._host, self._port)
+        address = socks[0].getsockname()
+        text = tcp_text(address if len(socks) == 1 else (self._host, address[1]))
+        return TcpListener(f"tcp://{text}", socks, closing)
 
     def connect(self, attempt: Attempt) -> socket.socket:
-        errors: list[OSError] = []
-        addresses = self._resolve()
-        for number, (family, kind, proto, _, address) in enumerate(addresses):
-            with attempt.room():
-                sock = socket.socket(family, kind, proto)
-            try:
-                tune(sock)
-                self._connect(sock, address, attempt.first_of(len(addresses) - number))
-            except OSError as exc:
-                sock.close()
-                errors.append(exc)
-                if attempt.aborting.is_set:
-                    break
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        try:
-            raise errors[-1]
-        finally:
-            errors.clear()  # their tracebacks refer to this frame and would keep the pump until the next collection
+        return connect(self._host, self._port, attempt)
 
-    def _resolve(self) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
-        # typeshed: the address of AF_INET6 has two members more.
-        return socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
-
-    def _connect(self, sock: socket.socket, address: tuple[str, int], attempt: Attempt) -> None:
-        sock.setblocking(False)
-        error = sock.connect_ex(address)
-        if error in _IN_PROGRESS:
-            wait_for(sock, selectors.EVENT_WRITE, attempt.aborting, attempt.deadline)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error:
-            raise os_error(error, f"connect to {tcp_text(address)}")
+    def addresses(self) -> tuple[Native, ...]:
+        return to_tcp(self._host, self._port)
 
 
 class Unix(Endpoint):
@@ -212,11 +197,10 @@ class Unix(Endpoint):
     def _listen(self, path: Path) -> Listener:
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
-            remove = bind_path(sock, str(path))
-            undo.callback(remove)
+            listener = undo.enter_context(OwnListener(self.text, sock, bind_path(sock, str(path))))
             sock.listen(_BACKLOG)
             undo.pop_all()
-        return OwnListener(self.text, sock, remove)
+        return listener
 
     def connect(self, attempt: Attempt) -> socket.socket:
         with attempt.room():
@@ -227,6 +211,9 @@ class Unix(Endpoint):
             self._greet(sock, attempt)
         return sock
 
+    def addresses(self) -> tuple[Native, ...]:
+        return (to_unix(self._path),)
+
     def _greet(self, sock: Socket, attempt: Attempt) -> None:
         """Do the handshake before the stream, if there is one."""
 
@@ -236,6 +223,10 @@ class Unix(Endpoint):
 
 class Hybrid(Unix):
     form = "hybrid:///PATH?port=PORT"
+    # Seen with Firecracker 1.12, and cloud-hypervisor has the same code: the end of the host's stream is a
+    # VSOCK_OP_SHUTDOWN of both to the guest (csm/connection.rs), and what the guest sends after it is dropped.
+    hold = 5.0
+    is_plain = False
 
     def __init__(self, text: str, path: Path, port: int) -> None:
         super().__init__(text, path)

@@ -6,21 +6,22 @@ import abc
 import contextlib
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from hvsock._hvsock import Socket
 from hvsock.relay._attempt import Wake, wait_for
+from hvsock.relay._native import text_of
+from hvsock.relay._tcp import tcp_text, tune
 
-__all__ = ["Listener", "OwnListener", "TcpListener", "tcp_text", "tune"]
+__all__ = ["Listener", "OwnListener", "TcpListener"]
 
 
 class Listener(abc.ABC):
-    """A socket that listens. Its thread accepts and closes; interrupt() is for another one."""
+    """Sockets that listen. Their thread accepts and closes; interrupt() is for another one."""
 
-    def __init__(self, text: str, sock: socket.socket) -> None:
+    def __init__(self, text: str) -> None:
         self.text = text
-        self._sock = sock
 
     @abc.abstractmethod
     def accept(self) -> tuple[socket.socket, str]:
@@ -30,8 +31,17 @@ class Listener(abc.ABC):
     def interrupt(self) -> None:
         """Make accept() raise, now and from now on."""
 
+    @abc.abstractmethod
+    def sockets(self) -> Sequence[socket.socket]:
+        """Return the sockets, non-blocking: an `Engine` accepts on them in place of accept()."""
+
+    def name_of(self, client: bytes) -> str:
+        """Return a client's name for the log, from the bytes of its sockaddr, as many as there are."""
+        return text_of(client) or f"a client of {self.text}"
+
+    @abc.abstractmethod
     def close(self) -> None:
-        self._sock.close()
+        """Close the sockets."""
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +54,8 @@ class OwnListener(Listener):
     """A listener whose class knows its family, so that close() ends accept()."""
 
     def __init__(self, text: str, sock: Socket, remove: Callable[[], None] | None = None) -> None:
-        super().__init__(text, sock)
+        super().__init__(text)
+        self._sock = sock
         self._sock.settimeout(None)
         self._remove = remove
 
@@ -55,38 +66,44 @@ class OwnListener(Listener):
     def interrupt(self) -> None:
         self.close()
 
+    def sockets(self) -> Sequence[socket.socket]:
+        self._sock.setblocking(False)
+        return (self._sock,)
+
     def close(self) -> None:
+        self._sock.close()
         if self._remove is not None:
             self._remove()
-        self._sock.close()
 
 
 class TcpListener(Listener):
-    """A listener that is waited for together with the order to stop."""
+    """The listeners on every address of a host, which are waited for together with the order to stop."""
 
-    def __init__(self, text: str, sock: socket.socket, closing: Wake) -> None:
-        super().__init__(text, sock)
-        self._sock.setblocking(False)
+    def __init__(self, text: str, socks: Sequence[socket.socket], closing: Wake) -> None:
+        super().__init__(text)
+        self._socks = socks
+        for sock in socks:
+            sock.setblocking(False)
+        self._ready: list[socket.socket] = []  # each of them once, before any of them again
         self._closing = closing
 
     def accept(self) -> tuple[socket.socket, str]:
         while True:
-            wait_for(self._sock, selectors.EVENT_READ, self._closing, None)
+            if not self._ready:
+                self._ready += wait_for(self._socks, selectors.EVENT_READ, self._closing, None)
             with contextlib.suppress(BlockingIOError):  # it has gone again
-                client, peer = self._sock.accept()
+                client, peer = self._ready.pop().accept()
                 tune(client)
                 return client, tcp_text(peer)
 
     def interrupt(self) -> None:
         pass  # the order to stop does
 
+    def sockets(self) -> Sequence[socket.socket]:
+        for sock in self._socks:
+            tune(sock)  # Linux: those that are accepted inherit it
+        return self._socks
 
-def tune(sock: socket.socket) -> None:
-    """Send at once, since the relay has no more to add to a packet, and detect vanished peers."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def tcp_text(address: tuple[str, int]) -> str:
-    host, port, *_ = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def close(self) -> None:
+        for sock in self._socks:
+            sock.close()

@@ -19,6 +19,7 @@ from hvsock._hvsock import Pump, Socket
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left
 from hvsock.relay._endpoints import parse
+from hvsock.relay._engine import Engine, error_text
 from hvsock.relay._listeners import Listener
 
 __all__ = ["Counters", "Relay"]
@@ -76,7 +77,8 @@ class Relay:
     and counted, and does not end the relay.
 
     As a context manager it starts, and at the end of the block stops at once. Methods may be called from any thread.
-    A connection has two descriptors and a thread, which runs in C without the GIL.
+    A connection has two descriptors. On Linux, one thread in C for each processor serves all of them without the GIL,
+    but for those of hybrid vsock and of the transport local; there, and on other systems, each has a thread.
 
     Args:
         listen: the URI of the address to listen on; TCP's port 0 is any free one.
@@ -116,7 +118,8 @@ class Relay:
         self._state = _State.NEW
         self._parts: _Parts | None = None  # once started
         self._pump: Pump | None = None  # while running
-        self._transferred = (0, 0)  # afterwards
+        self._engine: Engine | None = None  # while running, on Linux
+        self._counted = (0,) * len(Counters._fields)  # by these two, afterwards
         self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
         self._running = 0  # threads at work
         self._done: list[threading.Thread] = []  # threads to be joined
@@ -140,8 +143,16 @@ class Relay:
     def counters(self) -> Counters:
         """The numbers so far; they stay after the end."""
         with self._changed:
-            numbers = self._open, self._total, self._refused, self._failed, self._aborted
-            return Counters(*numbers, *(self._transferred if self._pump is None else self._pump.transferred))
+            own = self._open, self._total, self._refused, self._failed, self._aborted, 0, 0
+            return Counters(*map(sum, zip(own, self._moved(), strict=True)))
+
+    def _moved(self) -> tuple[int, ...]:
+        """Return the part of the counters that is not counted here."""
+        if self._pump is None:
+            return self._counted
+        if self._engine is not None:
+            return self._engine.counters
+        return (0, 0, 0, 0, 0, *self._pump.transferred)
 
     def start(self) -> None:
         """Listen, and serve in threads of its own.
@@ -166,14 +177,31 @@ class Relay:
                 except (OSError, ValueError) as exc:
                     exc.add_note(f"listen on {self._source.text}")
                     raise
-                thread = threading.Thread(target=self._accept, args=(listener, pump), name="relay-accept", daemon=True)
-                thread.start()  # it waits for the lock
+                engine = self._start_engine(listener, undo) if Engine.serves(self._source, self._target) else None
+                if engine is None or not engine.accepts:
+                    thread = threading.Thread(
+                        target=self._accept, args=(listener, pump), name="relay-accept", daemon=True
+                    )
+                    thread.start()  # it waits for the lock
+                    self._running = 1
                 undo.pop_all()
             self._parts = _Parts(listener, closing, aborting)
             self._pump = pump
-            self._running = 1
+            self._engine = engine
             self._state = _State.RUNNING
         logger.info("listening on %s for %s", self.address, self.target)
+
+    def _start_engine(self, listener: Listener, undo: contextlib.ExitStack) -> Engine:
+        engine = Engine(
+            listener,
+            self._target,
+            connect_timeout=self._connect_timeout,
+            idle_timeout=self._idle_timeout,
+            max_connections=self._max_connections,
+        )
+        undo.callback(engine.end)
+        engine.start()
+        return engine
 
     def serve_forever(self) -> None:
         """Start unless started, and return when another thread's stop() has ended everything.
@@ -208,21 +236,30 @@ class Relay:
                 return
             self._state = _State.STOPPING
             parts.closing.set()
+        engine = self._engine
+        if engine is not None:
+            engine.stop_listening()
+            if engine.accepts:
+                parts.listener.close()
         parts.listener.interrupt()
-        if not self._wait(lambda: self._running == 0, timeout):
+        if not self._drain(engine, timeout):
             with self._changed:
                 if self._pump is not None:
                     self._pump.stop()
                 parts.aborting.set()
                 for sock in self._reaching:
                     sock.close()
-            self._wait(lambda: self._running == 0, None)
+            if engine is not None:
+                engine.abort()
+            self._drain(engine, None)
         self._join()
+        if engine is not None:
+            engine.end()
         with self._changed:
             if self._pump is None:  # another stop() was faster
                 return
-            self._transferred = self._pump.transferred
-            self._pump = None  # and its descriptor
+            self._counted = self._moved()
+            self._pump = self._engine = None  # and their descriptors
             parts.closing.close()
             parts.aborting.close()
             self._state = _State.STOPPED
@@ -230,7 +267,11 @@ class Relay:
         logger.info("stopped listening on %s", self.address)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C, when all of it runs already
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -245,6 +286,19 @@ class Relay:
                 if left is not None and left <= 0.0:
                     return False
                 self._changed.wait(_SLICE if left is None else min(left, _SLICE))
+        return True
+
+    def _drain(self, engine: Engine | None, timeout: float | None) -> bool:
+        """Wait until there is no connection any more, and return whether that is so."""
+        deadline = deadline_after(timeout)
+        if not self._wait(lambda: self._running == 0, timeout):
+            return False
+        while engine is not None:
+            left = time_left(deadline)
+            if engine.wait(_SLICE if left is None else max(0.0, min(left, _SLICE))):
+                break
+            if left is not None and left <= 0.0:
+                return False
         return True
 
     def _join(self) -> None:
@@ -278,7 +332,7 @@ class Relay:
                     except OSError as exc:
                         if self._is_running():
                             hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
-                            logger.warning("%s: cannot accept: %s%s", self.address, _text(exc), hint)
+                            logger.warning("%s: cannot accept: %s%s", self.address, error_text(exc), hint)
                         self._wait(functools.partial(self._has_news, running), pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
                     else:
@@ -295,10 +349,12 @@ class Relay:
         """Accept only while a descriptor for the target is reserved; otherwise leave the client in the backlog.
 
         What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
+        It is a copy of one that is there, since a new one's family could be one that this process must not use.
         """
+        assert self._parts is not None
         with contextlib.ExitStack() as undo:
             with self._accounting:
-                place = undo.enter_context(socket.socket())
+                place: socket.socket = undo.enter_context(self._parts.closing.reader.dup())
                 with place.dup(), place.dup():
                     pass  # there is one for the client, and one to look a name up with
             client, name = listener.accept()
@@ -339,14 +395,20 @@ class Relay:
         ended = False
         try:
             target = self._reach(place)
+            if self._engine is not None:
+                self._engine.adopt(client.fileno(), target.fileno(), name)
+                client.detach()
+                target.detach()
+                ended = True
+                return
             logger.debug("%s: connected to %s", name, self.target)
-            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout)
+            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout, self._target.hold)
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
         except (OSError, ValueError) as exc:
             if target is None:
-                logger.warning("%s: %s was not reached: %s", name, self.target, _text(exc))
+                logger.warning("%s: %s was not reached: %s", name, self.target, error_text(exc))
             else:
-                logger.info("%s: aborted: %s", name, _text(exc))
+                logger.info("%s: aborted: %s", name, error_text(exc))
         finally:
             with self._changed:
                 self._open -= 1
@@ -386,10 +448,6 @@ class Relay:
         finally:
             with self._changed:
                 self._reaching.discard(sock)
-
-
-def _text(exc: BaseException) -> str:
-    return "; ".join([str(exc) or type(exc).__name__, *getattr(exc, "__notes__", ())])
 
 
 def _close(sock: socket.socket) -> None:

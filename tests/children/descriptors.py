@@ -139,11 +139,8 @@ def leaks(transport: str, what: str) -> None:
                 lambda: hvsock.HyperVSocket(socket.AF_UNIX, socket.SOCK_DGRAM, transport=transport),
                 lambda: hvsock.HyperVSocket(fileno=1 << 20),
                 lambda: hvsock.HyperVSocket(transport="pigeon"),
-                *[
-                    lambda bad=bad: hvsock.create_connection(bad, transport=transport)  # type: ignore[misc]
-                    for bad in bad_addresses
-                ],
-                *[lambda bad=bad: hvsock.create_server(bad, transport=transport) for bad in bad_addresses],  # type: ignore[misc]
+                *[lambda bad=bad: hvsock.create_connection(bad, transport=transport) for bad in bad_addresses],
+                *[lambda bad=bad: hvsock.create_server(bad, transport=transport) for bad in bad_addresses],
             ]
             for attempt in attempts:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 
@@ -21,6 +22,23 @@ def listen_and_wait(vm: str, port: str) -> None:
         with accepted:
             accepted.settimeout(LIMIT)
             say("accepted", accepted.recv(100).decode())
+
+
+def hand_over_by_fork(port: str) -> None:
+    """Listen, and leave the listener to a child; end it when told to."""
+    assert sys.platform != "win32"
+    listener = hvsock.create_server(("wildcard", int(port)), transport="local")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(reader, 1)
+        listener.close()
+        os._exit(0)
+    listener.close()
+    say("closed")
+    sys.stdin.readline()
+    os.write(writer, b"x")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def race_to_listen(vm: str, port: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import sys
 from collections.abc import Callable
@@ -120,11 +121,9 @@ def leaks(rounds: str, tolerated: str) -> None:
         operations[f"whole {size}"] = whole
         for close in (False, True):
             for call in ("recv_message", "recv_message_into", "recv_exactly", "exchange"):
-                operations[f"partly {size} {call} {close}"] = lambda size=size, close=close, call=call: partly(
-                    size, close, call
-                )
-        operations[f"ends {size}"] = lambda size=size: partly(size, True, "recv_message", ends)
-        operations[f"refuses {size}"] = lambda size=size: partly(size, True, "recv_message", refuses)
+                operations[f"partly {size} {call} {close}"] = functools.partial(partly, size, close, call)
+        operations[f"ends {size}"] = functools.partial(partly, size, True, "recv_message", ends)
+        operations[f"refuses {size}"] = functools.partial(partly, size, True, "recv_message", refuses)
 
     def partly_sent() -> None:
         a, b = utils.make_pair("adopted", 0)
@@ -136,8 +135,8 @@ def leaks(rounds: str, tolerated: str) -> None:
 
     large = bytes(8 * MIB)
     operations["partly sent"] = partly_sent
-    for name, (error, call) in MISUSES.items():
-        operations[name] = lambda error=error, call=call: expect(lambda: call(pair[0]), error)
+    for name, (error, misuse) in MISUSES.items():
+        operations[name] = functools.partial(expect, functools.partial(misuse, pair[0]), error)
 
     def incomplete() -> None:
         a, b = utils.make_pair("adopted")

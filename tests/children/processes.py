@@ -66,7 +66,7 @@ def hand_over(implementation: str, method: str) -> None:
     def pair() -> Any:
         a, b = utils.make_pair(implementation)
         if implementation != "stdlib":
-            b.busy_poll = 7  # type: ignore[attr-defined]
+            b.busy_poll = 7
         return a, b
 
     with pipe, utils.listen(implementation, **suspend) as listener:

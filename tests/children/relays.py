@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 
 import utils
@@ -54,11 +55,11 @@ def with_few_descriptors() -> None:
 
 
 def that_only_an_end_wakes(target: str, room: str) -> None:
-    """Serve with few descriptors and endless pauses; print how many were accepted, each time that they are too few."""
+    """Serve by threads, with few descriptors and endless pauses; print the number accepted when there are too few."""
     import logging
     import resource
 
-    from hvsock.relay import Relay, _relay
+    from hvsock.relay import Relay, _engine, _relay
 
     class Totals(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -66,6 +67,7 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
                 say(it.counters.total)
 
     logging.getLogger("hvsock.relay").addHandler(Totals())
+    _engine.Engine.serves = lambda *_: False  # type: ignore[method-assign]
     _relay._FIRST_PAUSE = _relay._LONGEST_PAUSE = 2 * LIMIT  # type: ignore[misc]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
@@ -73,3 +75,30 @@ def that_only_an_end_wakes(target: str, room: str) -> None:
         say(it.address)
         sys.stdin.readline()
         say("refused", it.counters.refused, "failed", it.counters.failed)
+
+
+def whose_clients_wait(target: str, room: str) -> None:
+    """Serve with descriptors for a few connections, and print at the end how many were turned away."""
+    import resource
+
+    from hvsock.relay import Relay
+
+    with Relay("tcp://:0", target) as it:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (utils.open_descriptors() + int(room), hard))
+        say(it.address)
+        sys.stdin.readline()
+        say(it.counters.total, "accepted, refused", it.counters.refused, "failed", it.counters.failed)
+
+
+def with_two_families(target: str, place: str) -> None:
+    """Serve where socket() knows no families but AF_UNIX and AF_VSOCK, and print the counters at the end."""
+    from children.denied import deny_all_families_but
+    from hvsock.relay import Relay
+
+    deny_all_families_but(socket.AF_UNIX, socket.AF_VSOCK)
+    with Relay(f"unix://{place}/two", target) as relay:
+        say(relay.address)
+        sys.stdin.readline()
+        relay.stop(LIMIT)
+    say(relay.counters)

@@ -104,7 +104,8 @@ def during_explanation() -> None:
 
     signal.signal(signal.SIGALRM, handler)
     with connected("local", TICK) as (a, b), mock.patch("hvsock.Transport.explain", add_notes):
-        for call in (lambda: a.recv(1), a.recv_message, lambda: a.exchange(b"")):
+        calls: list[Callable[[], object]] = [lambda: a.recv(1), a.recv_message, lambda: a.exchange(b"")]
+        for call in calls:
             context = None
             try:
                 call()

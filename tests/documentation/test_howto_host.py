@@ -8,7 +8,6 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import registry
@@ -22,7 +21,7 @@ from hvsock import services, vms
 FIND, REGISTER, WSL = (f"docs/howto/{name}.md" for name in ("find-a-vm", "register-a-service", "wsl2"))
 
 
-def marked(page: str, mark: str) -> Any:
+def marked(page: str, mark: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("page", "block"), each_block(page, mark=mark))
 
 

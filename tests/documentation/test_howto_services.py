@@ -122,7 +122,7 @@ def pywin32(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     def handle(cls: type) -> None:
         calls.append(("command line", cls))
 
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "servicemanager": {"LogWarningMsg": lambda text: calls.append(("warning", text))},
         "win32service": {"SERVICE_STOP_PENDING": 3},
         "win32serviceutil": {"ServiceFramework": ServiceFramework, "HandleCommandLine": handle},

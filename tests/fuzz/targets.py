@@ -99,7 +99,7 @@ class Stream:
             assert len(data) == size
             self.take(data)
 
-    def _check_cut(self, exc: hvsock.IncompleteReadError, partial: bytes, expected: int | None) -> None:
+    def _check_cut(self, exc: hvsock.IncompleteReadError, partial: bytes | bytearray, expected: int | None) -> None:
         assert self._ended
         if expected is None:
             partial, expected = self._bytes, 4

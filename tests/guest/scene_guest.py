@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -81,6 +82,19 @@ def nobody_listens() -> None:
         raise AssertionError("connected to a service that nobody serves")
 
 
+def no_loopback() -> None:
+    """This guest has no vsock_loopback: its kernel asks the hypervisor for CID 1, which does not answer."""
+    start = time.monotonic()
+    caught: OSError | None = None
+    try:
+        hvsock.create_connection(("loopback", NOBODY), timeout=WAIT, transport="vsock").close()
+    except OSError as error:
+        caught = error
+    assert caught is not None and caught.errno == errno.ENODEV, caught
+    assert "known cause: this kernel has no vsock loopback: modprobe vsock_loopback" in caught.__notes__
+    ok(f"loopback without its module: {caught.strerror} after {time.monotonic() - start:.1f} s")
+
+
 def service_is_killed() -> None:
     with dial("kill") as conn:
         try:
@@ -110,6 +124,7 @@ def power_goes() -> None:
 if __name__ == "__main__":
     hello(retry_for=WAIT)
     nobody_listens()
+    no_loopback()
     transfer()
     half_close()
     service_is_killed()

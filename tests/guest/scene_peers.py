@@ -212,7 +212,7 @@ def both_ways(conn: hvsock.HyperVSocket, peer: Peer) -> str:
     return compared(here, THEIRS) + ", " + compared(there.result(WAIT), OURS)
 
 
-def compared(data: bytes, sent: bytes) -> str:
+def compared(data: bytes | bytearray, sent: bytes) -> str:
     if hashlib.sha256(data).digest() == hashlib.sha256(sent).digest():
         return "whole"
     return f"{len(data)} of {len(sent)} bytes" if sent.startswith(data) else "altered"

@@ -215,6 +215,7 @@ async def serve_aiohttp(transport: str, uri: str) -> None:
 
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/who":
+            assert request.transport is not None
             peername = request.transport.get_extra_info("peername")
             return web.Response(text=f"{request.remote} {peername.port or peername.service_id.int}")
         if request.path == "/slow":

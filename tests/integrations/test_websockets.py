@@ -28,6 +28,7 @@ async def test_both_roles(bed: Bed) -> None:
     async with await serve(echo, bed.address, transport=bed.transport, max_size=None) as server:
         async with connect("ws://agent/", bed.address, transport=bed.transport, max_size=None) as it:
             assert it.remote_address == hvsock.as_address(bed.address)
+            assert it.response is not None
             assert it.response.headers["Sec-WebSocket-Extensions"].startswith("permessage-deflate")
             for body in ("a", BIG):
                 await it.send(body)
@@ -52,6 +53,7 @@ async def test_options(bed: Bed) -> None:
     async with await serve(echo, bed.address, transport=bed.transport, max_size=10, **options) as server:
         async with connect("ws://agent/", bed.address, transport=bed.transport, subprotocols=["b", "a"]) as it:
             assert it.subprotocol == "a"
+            assert it.response is not None
             assert "Sec-WebSocket-Extensions" not in it.response.headers
             (there,) = server.connections
             assert there.ping_interval is None
@@ -66,7 +68,7 @@ async def test_connecting_again(bed: Bed) -> None:
     async def once(connection: Any) -> None:
         await connection.send(f"hello {len(seen)}")
 
-    seen: list[str] = []
+    seen: list[str | bytes] = []
     async with await serve(once, bed.address, transport=bed.transport):
         async for connection in connect("ws://agent/", bed.address, transport=bed.transport):
             seen.append(await connection.recv())

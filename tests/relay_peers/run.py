@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -88,6 +89,10 @@ def serving(directory: Path, *command: str | Path) -> Iterator[subprocess.Popen[
             process.wait(WAIT)
 
 
+def is_idle(relay: Relay) -> bool:
+    return relay.counters.open == 0
+
+
 @contextlib.contextmanager
 def relayed(listen: str, server: str) -> Iterator[Relay]:
     """Two relays, joined by a Hyper-V socket; yield the client's. None of its connections may fail, or stay."""
@@ -95,7 +100,7 @@ def relayed(listen: str, server: str) -> Iterator[Relay]:
     with Relay(service, server) as far, Relay(listen, service) as near:
         yield near
         for relay in (near, far):
-            wait_for(lambda relay=relay: relay.counters.open == 0, f"the end of all connections of {relay!r}")
+            wait_for(functools.partial(is_idle, relay), f"the end of all connections of {relay!r}")
             assert relay.counters.failed == relay.counters.refused == 0, relay.counters
             assert relay.counters.total > 0
 

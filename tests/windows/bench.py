@@ -23,7 +23,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
@@ -65,7 +65,7 @@ class Missing(Exception):
     """Something that the user has to install first."""
 
 
-def run(command: list[str | Path], **options: object) -> None:
+def run(command: list[str | Path], **options: Any) -> None:
     """Run a command and show what it printed only if it failed."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
     if done.returncode:
@@ -225,7 +225,7 @@ def python_tree(work: Path, source: Interpreter, dlls: Path) -> Path:
     """A Windows installation: python.exe, the DLLs, python3.dll and the standard library."""
     tree = work / f"python-{source.version}"
     tag = source.version.replace(".", "")
-    inputs = [source.build, str(source.stdlib), dlls, HERE / "python_main.c", Path(__file__)]
+    inputs: list[Path | str] = [source.build, str(source.stdlib), dlls, HERE / "python_main.c", Path(__file__)]
     with stamped(work / f"python-{source.version}.stamp", *inputs) as stale:
         if not stale:
             return tree
@@ -352,7 +352,7 @@ def install_computecore(work: Path, system: Path) -> None:
 def build_extension(work: Path, source: Interpreter, stable_abi: Path) -> Path:
     """_hvsock.pyd, one for all versions."""
     product = work / "_hvsock.pyd"
-    inputs = [PROJECT / "src", stable_abi, HERE / "pyconfig_win.h", " ".join(EXTENSION_FLAGS)]
+    inputs: list[Path | str] = [PROJECT / "src", stable_abi, HERE / "pyconfig_win.h", " ".join(EXTENSION_FLAGS)]
     with stamped(work / "extension.stamp", *inputs) as stale:
         if stale:
             run([
@@ -493,7 +493,14 @@ def build_wheel_with_msvc(work: Path, source: Interpreter, tree: Path, stable_ab
     """The wheel that setuptools makes in one Windows Python, with warnings as errors."""
     folder = work / f"msvc-{source.version}"
     names = [name for name in project_files() if not name.startswith((".", "tests/", "benchmarks/"))]
-    inputs = [str(tools), tree / "python.exe", HERE / "pyconfig_win.h", HERE / "sdk.c", stable_abi, Path(__file__)]
+    inputs: list[Path | str] = [
+        str(tools),
+        tree / "python.exe",
+        HERE / "pyconfig_win.h",
+        HERE / "sdk.c",
+        stable_abi,
+        Path(__file__),
+    ]
     with stamped(work / f"msvc-{source.version}.stamp", *[PROJECT / name for name in names], *inputs) as stale:
         if stale:
             shutil.rmtree(folder, ignore_errors=True)

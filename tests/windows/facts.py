@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import platform
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-try:
-    import hvsim
-except ModuleNotFoundError:  # the real AF_HYPERV
-    hvsim = None
+hvsim: Any = None
+with contextlib.suppress(ModuleNotFoundError):  # the real AF_HYPERV
+    hvsim = importlib.import_module("hvsim")
 
 Look = Callable[[], str]
 

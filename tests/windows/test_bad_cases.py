@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import wintypes
 from typing import Any
 
 import pytest
 import utils
-from utils import LIMIT, SLACK, TICK
+from utils import LIMIT, SLACK, TICK, Address, Pair
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -33,19 +33,12 @@ from hvsock._hvsock import Pump
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
-Address = tuple[str, uuid.UUID]
-Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 #: What Hyper-V takes each way before the other end reads.
 RING = 24576
 #: Every word once, so that what is missing, or there twice, is seen.
 PAYLOAD = b"".join(index.to_bytes(4, "big") for index in range(128 << 10))
 HEADER = len(PAYLOAD).to_bytes(4, "big")
-
-
-@pytest.fixture
-def address() -> Address:
-    return "loopback", uuid.uuid4()
 
 
 @pytest.fixture
@@ -59,13 +52,6 @@ def pair(address: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
             client.settimeout(LIMIT)
             accepted.settimeout(LIMIT)
             yield client, accepted
-
-
-@pytest.fixture
-def server(address: Address) -> Iterator[hvsock.HyperVSocket]:
-    with hvsock.create_server(address) as listener:
-        listener.settimeout(LIMIT)
-        yield listener
 
 
 class Reader:
@@ -122,6 +108,7 @@ def within(seconds: float) -> Iterator[None]:
 def test_send_returns_what_fits(pair: Pair, timeout: float | None) -> None:
     client, accepted = pair
     client.settimeout(timeout)
+    send: Callable[[], int]
     for send in (lambda: client.send(PAYLOAD), lambda: client.sendmsg([PAYLOAD[:7], PAYLOAD[7:]])):
         hvsim.reset_counts()
         sent = send()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 import utils
-from utils import LIMIT, TICK
+from utils import LIMIT, TICK, Address, Pair
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -28,9 +28,6 @@ from facts import hvsim
 import hvsock
 from hvsock import aio
 from hvsock._cli.timing import round_trip
-
-Address = tuple[str, uuid.UUID]
-Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 #: What Hyper-V takes each way before the other end reads.
 RING = 24576
@@ -54,18 +51,6 @@ def hyperv() -> None:
 
 def ways(*switches: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("way", switches if hvsim else [""], indirect=True)
-
-
-@pytest.fixture
-def address() -> Address:
-    return "loopback", uuid.uuid4()
-
-
-@pytest.fixture
-def server(address: Address) -> Iterator[hvsock.HyperVSocket]:
-    with hvsock.create_server(address) as listener:
-        listener.settimeout(LIMIT)
-        yield listener
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import utils
+from utils import LIMIT, Address, Pair
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -21,19 +22,12 @@ import hvsock
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
-LIMIT = 30.0
 #: How long the kernel lets a connect be pending when nobody tells it otherwise, in seconds.
 KERNEL_TIMEOUT = 2.0
-Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
-
-
-@pytest.fixture
-def address() -> tuple[str, uuid.UUID]:
-    return "loopback", uuid.uuid4()
 
 
 @pytest.fixture(params=[None, LIMIT], ids=["no timeout", "timeout"])
-def pair(address: tuple[str, uuid.UUID], request: pytest.FixtureRequest) -> Iterator[Pair]:
+def pair(address: Address, request: pytest.FixtureRequest) -> Iterator[Pair]:
     with hvsock.create_server(address) as server, hvsock.create_connection(address, timeout=LIMIT) as client:
         server.settimeout(LIMIT)
         accepted, _ = server.accept()

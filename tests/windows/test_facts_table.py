@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import facts
 import pytest
 
 
 def refuse() -> str:
-    error = OSError("refused")
+    error: Any = OSError("refused")
     error.winerror = 10061
     raise error
 

@@ -22,6 +22,7 @@ from ctypes import wintypes
 from typing import Any
 
 import pytest
+from utils import LIMIT, Address, Pair
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -31,7 +32,6 @@ from hvsock import aio
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
-LIMIT = 30.0
 #: Calls that do not wait take 0.03 to 2 ms under Wine, connections included.
 MANY = 10_000
 #: Calls that wait for a timeout or for another thread take a few ms.
@@ -45,9 +45,6 @@ TOLERANCE = 2
 SHORT = 0.001
 #: How long the number of handles may take to come down again, in seconds.
 SETTLED = 5.0
-
-Address = tuple[str, uuid.UUID]
-Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 _kernel = ctypes.WinDLL("kernel32", use_last_error=True)
 _native = ctypes.WinDLL("ntdll")
@@ -111,18 +108,6 @@ def check_flat(operation: Callable[[], object], times: int) -> None:
         if time.monotonic() > deadline:
             pytest.fail(f"{after.total() - before.total()} handles more after {times} times, by type: {after - before}")
         time.sleep(0.05)
-
-
-@pytest.fixture
-def address() -> Address:
-    return "loopback", uuid.uuid4()
-
-
-@pytest.fixture
-def server(address: Address) -> Iterator[hvsock.HyperVSocket]:
-    with hvsock.create_server(address) as listener:
-        listener.settimeout(LIMIT)
-        yield listener
 
 
 @pytest.fixture
@@ -624,7 +609,7 @@ def test_bad_arguments(pair: Pair, server: hvsock.HyperVSocket, address: Address
         lambda: client.sendmsg([b"a", 1]),  # type: ignore[list-item]
         lambda: client.recv(-1),
         lambda: client.recv("1"),  # type: ignore[arg-type]
-        lambda: client.recv_into(b"read-only"),  # type: ignore[arg-type]
+        lambda: client.recv_into(b"read-only"),
         lambda: client.recv_into(bytearray(1), 2),
         lambda: client.settimeout(-1),
         lambda: client.connect(address),  # connected already
@@ -637,8 +622,8 @@ def test_bad_arguments(pair: Pair, server: hvsock.HyperVSocket, address: Address
         lambda: hvsock.HyperVSocket(proto=7),
         lambda: hvsock.HyperVSocket(fileno=1 << 20),
         lambda: hvsock.HyperVSocket(transport="pigeon"),
-        *[lambda bad=bad: hvsock.create_connection(bad) for bad in bad_addresses],  # type: ignore[misc]
-        *[lambda bad=bad: hvsock.create_server(bad) for bad in bad_addresses],  # type: ignore[misc]
+        *[lambda bad=bad: hvsock.create_connection(bad) for bad in bad_addresses],
+        *[lambda bad=bad: hvsock.create_server(bad) for bad in bad_addresses],
     ]
 
     def fail() -> None:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from utils import LIMIT, Address, Pair
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -30,14 +31,10 @@ import hvsock
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
-LIMIT = 30.0
 SHORT = 0.05
 SIZE = 1 << 20
 VM = "11111111-2222-4333-8444-555555555555"
 HOST = "parent"
-
-Address = tuple[str, uuid.UUID]
-Pair = tuple[hvsock.HyperVSocket, hvsock.HyperVSocket]
 
 with_cpythons_own = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="CPython's socket.AF_HYPERV is new in 3.12: Windows CPython 3.13 runs this"
@@ -48,7 +45,7 @@ def data_of(seed: int) -> bytes:
     return random.Random(seed).randbytes(SIZE)
 
 
-def hash_of(data: bytes) -> str:
+def hash_of(data: bytes | bytearray) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -197,11 +194,6 @@ class Peer:
         """Wait for its end, which must be a good one, with nothing more to say."""
         assert self.line() == "(the end)"
         assert self.process.wait(LIMIT) == 0
-
-
-@pytest.fixture
-def address() -> Address:
-    return "loopback", uuid.uuid4()
 
 
 @pytest.fixture
@@ -370,7 +362,7 @@ def test_streams(loop: str, pair: Pair) -> None:
 
     async def main() -> None:
         client, accepted = pair
-        found = await asyncio.gather(end(client, 1), end(accepted, 2))
+        found: list[str] = list(await asyncio.gather(end(client, 1), end(accepted, 2)))
         assert found == [hash_of(data_of(2)), hash_of(data_of(1))]
 
     assert run_on(loop, main()) == []

@@ -232,6 +232,7 @@ def test_killed_listener_frees_its_name(service: str) -> None:
         "print('ready', flush=True); sys.stdin.read()"
     ).replace("sys.argv[1]", repr(service))
     with child(code, HOST) as other:
+        assert other.stdout
         assert other.stdout.readline() == "ready\n"
         with new() as sock:
             sock.bind((HV_GUID_WILDCARD, service))

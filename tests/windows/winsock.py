@@ -7,8 +7,9 @@ import ctypes
 import socket
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import wintypes
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,9 @@ class Operation:
         self.overlapped = Overlapped(event=self.event | 1 if hide_from_port else self.event)
         _lent.append(self.overlapped)
 
-    def start(self, function: object, *arguments: object) -> None:
+    def start(self, function: Callable[..., object], *arguments: object) -> None:
         """Begin; an error that is known at once is raised, a pending operation is not an error."""
-        done = function(*arguments, ctypes.byref(self.overlapped))  # type: ignore[operator]
+        done = function(*arguments, ctypes.byref(self.overlapped))
         if not done and ctypes.get_last_error() != ERROR_IO_PENDING:
             raise ctypes.WinError(ctypes.get_last_error())
 
@@ -88,7 +89,7 @@ class Operation:
         return self.told
 
 
-def _extension(owner: socket.socket, name: str, *types: object, restype: object = wintypes.BOOL) -> object:
+def _extension(owner: socket.socket, name: str, *types: Any, restype: Any = wintypes.BOOL) -> Any:
     wanted = (ctypes.c_ubyte * 16).from_buffer_copy(uuid.UUID(name).bytes_le)
     pointer, size = ctypes.c_void_p(), wintypes.DWORD()
     if _winsock.WSAIoctl(
@@ -103,6 +104,7 @@ def _extension(owner: socket.socket, name: str, *types: object, restype: object 
         None,
     ):
         raise ctypes.WinError(ctypes.get_last_error())
+    assert pointer.value
     return ctypes.WINFUNCTYPE(restype, *types, use_last_error=True)(pointer.value)
 
 
@@ -191,7 +193,7 @@ class Accept(Operation):
         )  # fmt: skip
         pointers = (ctypes.c_void_p(), ctypes.c_void_p())
         lengths = (ctypes.c_int(), ctypes.c_int())
-        function(  # type: ignore[operator]
+        function(
             self.buffer, 0, self.slot, self.slot,
             ctypes.byref(pointers[0]), ctypes.byref(lengths[0]),
             ctypes.byref(pointers[1]), ctypes.byref(lengths[1]),
@@ -285,7 +287,7 @@ def transmit_file(sock: socket.socket, file: int) -> Operation:
         Socket, wintypes.HANDLE, wintypes.DWORD, wintypes.DWORD, ctypes.c_void_p, ctypes.c_void_p, wintypes.DWORD,
     )  # fmt: skip
     operation = Operation(sock)
-    done = function(Socket(sock.fileno()), file, 0, 0, ctypes.byref(operation.overlapped), None, 0)  # type: ignore[operator]
+    done = function(Socket(sock.fileno()), file, 0, 0, ctypes.byref(operation.overlapped), None, 0)
     checked(not done and ctypes.get_last_error() != ERROR_IO_PENDING)
     return operation
 
@@ -294,7 +296,7 @@ def disconnect_ex(sock: socket.socket) -> None:
     function = _extension(
         sock, "7fda2e11-8630-436f-a031-f536a6eec157", Socket, ctypes.c_void_p, wintypes.DWORD, wintypes.DWORD
     )
-    checked(not function(Socket(sock.fileno()), None, 0, 0))  # type: ignore[operator]
+    checked(not function(Socket(sock.fileno()), None, 0, 0))
 
 
 def registered_io_socket() -> socket.socket:

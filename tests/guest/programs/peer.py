@@ -78,4 +78,5 @@ if __name__ == "__main__":
     elif command == "listen":
         join(first_client(*arguments))
     else:
-        {"echo": echo, "many": many}[command](*arguments)
+        programs: dict[str, Callable[..., None]] = {"echo": echo, "many": many}
+        programs[command](*arguments)

@@ -1,0 +1,91 @@
+"""Addresses as the bytes of Linux's struct sockaddr, as the engine takes and returns them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from hvsock._addresses import HyperVAddress, cid_from_vm_id, vsock_address, vsock_port_from_service_id
+from hvsock._transports.vsock import VsockTransport
+from hvsock.relay._tcp import tcp_text
+
+__all__ = ["Native", "text_of", "to_tcp", "to_unix", "to_vsock"]
+
+Native = tuple[int, int, bytes]  # family, protocol, struct sockaddr
+
+_AF_UNIX: Final = 1
+_FAMILY: Final = struct.Struct("=H")
+_IN: Final = struct.Struct("!H4s8x")  # port, address
+_IN6: Final = struct.Struct("!HI16s")  # port, flow information, address; the scope follows, in the machine's order
+_SCOPE: Final = struct.Struct("=I")
+_VM: Final = struct.Struct("=HII4x")  # reserved, port, CID
+
+
+def to_tcp(host: str, port: int) -> tuple[Native, ...]:
+    """Return the addresses of a number or of localhost; nothing for other names, which may change their meaning."""
+    if host != "localhost" and not _is_number(host):
+        return ()
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return tuple(
+        (family, proto, _pack_tcp(family, address)) for family, _, proto, _, address in found if _is_usable(family)
+    )
+
+
+def _is_number(host: str) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, host.partition("%")[0])
+            return True
+    return False
+
+
+def _pack_tcp(family: int, address: Sequence[Any]) -> bytes:
+    host, port, *rest = address
+    number = socket.inet_pton(family, host.partition("%")[0])
+    if family == socket.AF_INET:
+        return _FAMILY.pack(family) + _IN.pack(port, number)
+    flow, scope = rest
+    return _FAMILY.pack(family) + _IN6.pack(port, flow, number) + _SCOPE.pack(scope)
+
+
+def _is_usable(family: int) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def to_unix(path: Path) -> Native:
+    """Return the address of a Unix socket."""
+    return _AF_UNIX, 0, _FAMILY.pack(_AF_UNIX) + os.fsencode(path) + b"\0"
+
+
+def to_vsock(address: HyperVAddress) -> Native | None:
+    """Return the address on AF_VSOCK, or None if it cannot be expressed there."""
+    cid, port = cid_from_vm_id(address.vm_id), vsock_port_from_service_id(address.service_id)
+    if cid is None or port is None:
+        return None
+    family = VsockTransport.family
+    return family, 0, _FAMILY.pack(family) + _VM.pack(0, port, cid)
+
+
+def text_of(native: bytes) -> str | None:
+    """Return a client's address for the log, or None if it has none."""
+    family = _FAMILY.unpack_from(native)[0] if len(native) >= _FAMILY.size else socket.AF_UNSPEC
+    rest = native[_FAMILY.size :]
+    if family == socket.AF_INET and len(rest) >= _IN.size:
+        port, number = _IN.unpack_from(rest)
+        return tcp_text((socket.inet_ntop(family, number), port))
+    if family == socket.AF_INET6 and len(rest) >= _IN6.size:
+        port, _flow, number = _IN6.unpack_from(rest)
+        return tcp_text((socket.inet_ntop(family, number), port))
+    if family == VsockTransport.family and len(rest) >= _VM.size:
+        _reserved, port, cid = _VM.unpack_from(rest)
+        return str(vsock_address(cid, port))
+    return None
