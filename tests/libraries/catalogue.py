@@ -52,7 +52,7 @@ LIBRARIES: dict[str, Library] = {
     "asyncssh": Library("asyncssh", "asyncssh", LOOPS, POSIX),
     "redis": Library("redis-py", "redis", (THREADS, *LOOPS), EVERYWHERE),
     "docker": Library("Docker SDK", "docker", (THREADS,), EVERYWHERE),
-    "grpc": Library("gRPC", "grpcio", (THREADS, ASYNCIO), POSIX, peer=False),
+    "grpc": Library("gRPC", "grpcio", (THREADS, *LOOPS), POSIX, peer=False),
     "pycapnp": Library("pycapnp", "pycapnp", (ASYNCIO,), POSIX),
     "thrift": Library("Thrift", "thrift", (THREADS,), POSIX),
     "tornado": Library("tornado", "tornado", LOOPS, EVERYWHERE),
