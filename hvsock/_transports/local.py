@@ -362,8 +362,7 @@ def _is_live(path: str) -> bool:
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Keep other processes from binding names in the directory during the block."""
-    if sys.platform == "win32":
-        raise NotImplementedError(LocalTransport.unsupported)
+    assert sys.platform != "win32"  # where there is no fcntl
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
     try:
