@@ -42,7 +42,9 @@ from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._transports.base import Transport
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    fcntl = None
+else:
     import fcntl  # here, and not at the first bind(), when there may be no descriptor left to import it with
 
 __all__ = ["LocalTransport", "bind_path", "directory", "partition"]
@@ -362,7 +364,8 @@ def _is_live(path: str) -> bool:
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Keep other processes from binding names in the directory during the block."""
-    assert sys.platform != "win32"  # where there is no fcntl
+    if sys.platform == "win32":
+        raise NotImplementedError(LocalTransport.unsupported)
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     deadline = time.monotonic() + _PATIENCE
     try:
