@@ -77,6 +77,23 @@ def test_listen(served: str) -> None:
     assert client.result() == b"hello"
 
 
+def test_a_client_that_has_gone_again_is_none(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = hvsock.HyperVSocket.accept
+    gone = [ConnectionAbortedError("gone again")]
+
+    def accept(self: hvsock.HyperVSocket) -> tuple[Any, Any]:
+        if gone:
+            raise gone.pop()
+        return real(self)
+
+    monkeypatch.setattr(hvsock.HyperVSocket, "accept", accept)
+    address = new_address()
+    client = Task(talk, served, address, b"x")
+    result = run("listen", "--transport", served, "--timeout", str(utils.LIMIT), str(address), input=b"hello")
+    assert (result.exit_code, result.stdout_bytes) == (0, b"x")
+    assert client.result() == b"hello"
+
+
 def talk(transport: str, address: Any, data: bytes) -> bytes:
     with dial(transport, address) as sock:
         sock.sendall(data)

@@ -762,6 +762,8 @@ def test_directory_whose_parent_is_missing(
         with pytest.raises(FileNotFoundError) as info:
             call(HOST, LOOPBACK)
         assert info.value.strerror == f"{variable}: cannot make {path}: No such file or directory; {CHOICE}"
+    with pytest.raises(FileNotFoundError, match="cannot make"):  # which is what `hvsock info` asks
+        local_module.directory()
 
 
 def test_directory_that_cannot_be_looked_at(local_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def listen(
                 clients.run()
             return
         with doing(f"accept on {address}"):
-            connection, peer = server.accept()
+            connection, peer = accept(server)
     with connection:
         if verbose:
             print_note(f"connection from {peer}")
@@ -159,6 +159,13 @@ def listen(
             pump(connection, str(peer), progress=progress)
         elif ending := run_program(words, connection, peer):
             raise Failure(ending)
+
+
+def accept(server: hvsock.HyperVSocket) -> tuple[hvsock.HyperVSocket, hvsock.HyperVAddress]:
+    """Accept the first client that is still there."""
+    while True:
+        with contextlib.suppress(ConnectionError):  # one that has gone again
+            return server.accept()
 
 
 class Sink(Clients):

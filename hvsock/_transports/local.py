@@ -42,7 +42,9 @@ from hvsock._errors import os_error
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._transports.base import Transport
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    fcntl = None
+else:
     import fcntl  # here, and not at the first bind(), when there may be no descriptor left to import it with
 
 __all__ = ["LocalTransport", "bind_path", "directory", "partition"]
@@ -189,10 +191,16 @@ def directory() -> str:
     Raises:
         PermissionError: it belongs to another user, other users may write to it, or any user may replace it.
         NotADirectoryError: it is something else.
+        OSError: it cannot be made.
     """
     chosen_by, path = _chosen_directory()
-    with contextlib.suppress(FileNotFoundError):
+    try:
         _check_directory(chosen_by, path)
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if not os.access(parent, os.W_OK | os.X_OK):
+            code = errno.EACCES if os.path.exists(parent) else errno.ENOENT
+            raise _cannot_make(chosen_by, path, code) from None
     return path
 
 
@@ -206,9 +214,13 @@ def _made_directory() -> str:
         except FileExistsError:
             pass  # another process was faster, perhaps another user's
         except OSError as exc:
-            raise OSError(exc.errno, f"{chosen_by}: cannot make {path}: {exc.strerror}; {_CHOICE}") from None
+            raise _cannot_make(chosen_by, path, exc.errno or errno.ENOENT) from None
         _check_directory(chosen_by, path)
     return path
+
+
+def _cannot_make(chosen_by: str, path: str, code: int) -> OSError:
+    return OSError(code, f"{chosen_by}: cannot make {path}: {os.strerror(code)}; {_CHOICE}")
 
 
 def _chosen_directory() -> tuple[str, str]:
