@@ -139,7 +139,7 @@ def test_one_direction_in_a_table(served: str) -> None:
 @pytest.mark.parametrize("size", ["1", "4194304"])
 def test_sending_to_a_service_that_sends_back(served: str, size: str) -> None:
     """Whether all of it has room on the way back or not."""
-    options = ("--direction", "send", "-s", size, "-t", str(4 * utils.TICK))
+    options = ("--direction", "send", "-s", size, "-t", str(20 * utils.TICK))
     with service(served) as address:
         line = failure("bench", "--duration", "1e-9", *options, "--transport", served, address)
     assert line.startswith("the service sends something back; --direction send needs one that only reads")
@@ -152,7 +152,7 @@ def test_sending_to_a_service_that_does_not_end(served: str) -> None:
 
     held = threading.Event()
     with service(served, hold) as address:
-        options = ("--direction", "send", "-t", str(2 * utils.TICK))
+        options = ("--direction", "send", "-t", str(20 * utils.TICK))
         line = failure("bench", *QUICK, *options, "--transport", served, address)
         held.set()
     assert line == f"exchange with {address}: timed out"

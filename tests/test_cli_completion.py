@@ -28,16 +28,26 @@ def test_the_script_is_the_shells(shell: str) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def completed(*words: str) -> list[str]:
-    """Return what bash is offered for the last word."""
-    env = {
+def asked(*words: str) -> dict[str, str]:
+    """Return the environment in which bash asks for completions of the last word."""
+    return {
         "_HVSOCK_COMPLETE": "bash_complete",
         "COMP_WORDS": " ".join(["hvsock", *words]),
         "COMP_CWORD": str(len(words)),
     }
-    done = subprocess.run(command(), env={**os.environ, **env}, capture_output=True, text=True, timeout=utils.LIMIT)
-    assert done.stderr == ""
-    return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+
+def completed(*words: str) -> list[str]:
+    """Return what bash is offered for the last word."""
+    result = run(env=asked(*words))
+    assert result.stderr == ""
+    return [line.partition(",")[2] for line in result.stdout.splitlines() if line]
+
+
+def test_the_command_answers_the_shell() -> None:
+    env = {**os.environ, **asked("pi")}
+    done = subprocess.run(command(), env=env, capture_output=True, text=True, timeout=utils.LIMIT)
+    assert (done.stdout, done.stderr) == ("plain,ping\n", "")
 
 
 def test_commands_options_and_addresses_are_completed() -> None:

@@ -1096,7 +1096,7 @@ def test_exchange_has_one_deadline(our_pair: Pair) -> None:
     """It covers the wait to send, and the wait for the reply."""
     a, b = our_pair
     filled = utils.fill(a)
-    timeout = 20 * TICK
+    timeout = 50 * TICK
     a.settimeout(timeout)
 
     def make_room() -> None:
@@ -1328,7 +1328,7 @@ def test_end_of_a_turn_wakes_one_thread(our_pair: Pair) -> None:
 def test_exchange_has_one_deadline_for_both_turns(our_pair: Pair) -> None:
     """First the turn to receive is long in coming, then the turn to send does not come at all."""
     a, b = our_pair
-    timeout = 40 * TICK
+    timeout = 60 * TICK
     with taken(a, b, "send"):
         receiving = Task(a.recv_message)
         assert not receiving.wait(TICK)

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from utils import (
     LIMIT,
+    SLACK,
     TICK,
     WINDOWS,
     WINE,
@@ -658,7 +659,7 @@ def test_ctrl_c() -> None:
         child.tell("press")
         start = time.monotonic()
         assert re.fullmatch("interrupted <Relay tcp:.+ -> tcp://:1, stopped>", child.line())
-        assert time.monotonic() - start < 100 * TICK
+        assert time.monotonic() - start < SLACK
         child.finish()
 
 
@@ -854,7 +855,7 @@ def test_hybrid_answers_that_are_none(
 ) -> None:
     with (
         Guest(local_directory, answer) as guest,
-        Relay("tcp://:0", f"hybrid://{guest.path}?port=7", connect_timeout=8 * TICK) as relay,
+        Relay("tcp://:0", f"hybrid://{guest.path}?port=7", connect_timeout=20 * TICK) as relay,
         contextlib.suppress(ConnectionError),  # cut before it was looked at
         dial(relay.address) as client,
     ):

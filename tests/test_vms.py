@@ -237,13 +237,13 @@ def test_a_program_that_hangs(program: Program, code: str) -> None:
 
 def test_a_program_whose_child_holds_the_pipes(program: Program) -> None:
     """Waiting for the end of its output would take as long as that child lives."""
-    lives = 40 * utils.TICK
+    lives = 100 * utils.TICK
     child = f"import time; time.sleep({lives})"
     program.code = (
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-I', '-c', {child!r}], stdout=sys.stdout)"
     )
     with pytest.raises(vms.VMLookupError, match="did not end within"):
-        vms.list_vms("wmi", timeout=20 * utils.TICK)
+        vms.list_vms("wmi", timeout=50 * utils.TICK)
     time.sleep(lives)  # it must not outlive the test
 
 

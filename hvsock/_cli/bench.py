@@ -226,7 +226,7 @@ def interrupted_once() -> Iterator[None]:
     type=click.Choice(list(DIRECTIONS)),
     default="both",
     show_default=True,
-    help="Only send, to a service that only reads, or only receive from one that sends: throughput alone.",
+    help="send: to a service that only reads; receive: from one that only sends. Both measure throughput alone.",
 )
 @click.option(
     "-P",
@@ -234,9 +234,9 @@ def interrupted_once() -> Iterator[None]:
     type=click.IntRange(1, MOST_STREAMS),
     default=1,
     show_default=True,
-    help="Connections that stream at the same time.",
+    help="Stream over this many connections at the same time.",
 )
-@click.option("-i", "--interval", type=Seconds(), help="Also print a line each time that many seconds have passed.")
+@click.option("-i", "--interval", type=Seconds(), help="Also print a line each time this many seconds have passed.")
 @click.option(
     "--busy-poll",
     type=click.IntRange(0, 1_000_000),

@@ -452,7 +452,9 @@ EXAMPLES = """
 
 @click.command("demo", epilog=examples(EXAMPLES))
 @transport_option("the best one that works here")
-@click.option("--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips.")
+@click.option(
+    "--count", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="Round trips to measure."
+)
 @click.option("--size", type=click.IntRange(1, 65_536), default=256, show_default=True, help="MiB to stream.")
 @as_json
 def command(transport: str | None, count: int, size: int, as_json: bool) -> None:

@@ -260,13 +260,13 @@ def show(count: int | None, line_of: Callable[[Outcome], str], *, quiet: bool) -
     type=Seconds(),
     default=5.0,
     show_default=True,
-    help="Seconds to wait for a connection, and for a reply.",
+    help="Give up on a connection, or on a reply, after this many seconds.",
 )
 @click.option(
     "-w",
     "--deadline",
     type=Seconds(),
-    help="End after this many seconds; --count is then of the pings that came back.",
+    help="End after this many seconds, or once --count pings came back.",
 )
 @click.option("-D", "--timestamps", is_flag=True, help="Begin each line with the seconds since 1970.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only the pings that were lost; --interval 0 implies it.")
