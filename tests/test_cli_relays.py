@@ -151,6 +151,10 @@ def test_hangup(local: str, tmp_path: Path) -> None:
                 assert process.stderr.readline().startswith(b"hvsock: nothing was reloaded: ")
                 assert echoes(one)
                 assert echoes(two)
+                process.send_signal(signal.SIGUSR1)
+                assert re.split(r" {2,}", line().rstrip())[:3] == ["listen", "connections", "open"]
+                rows = [re.split(r" {2,}", line().rstrip()) for _ in range(4)]
+                assert sum(int(row[2]) for row in rows) == 2
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=utils.LIMIT)
     assert (process.returncode, err) == (0, b"")
