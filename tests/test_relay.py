@@ -992,7 +992,7 @@ def test_hybrid_listen(local_directory: Path) -> None:
         ("unix://run/a", "three slashes"),
         ("unix:///run/a/", "three slashes"),
         ("unix:///a%00b", "three slashes"),
-        ("unix:///run/a?mode=600", "no option 'mode'"),
+        ("unix:///run/a?owner=1", "no option 'owner'"),
         ("hvsock://parent", "VM/SERVICE"),
         ("hvsock://parent/", "neither a GUID nor a port number"),
         ("hvsock://nowhere/5000", "neither a GUID nor one of"),

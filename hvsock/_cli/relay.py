@@ -138,8 +138,9 @@ def command(
     """Connect each client of one address to another address.
 
     Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Both are URIs: hvsock://VM/SERVICE,
-    tcp://HOST:PORT, unix:///PATH, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this machine's
-    loopback, because anything that reaches the port reaches the target.
+    tcp://HOST:PORT, unix:///PATH, unix:@NAME, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this
+    machine's loopback, because anything that reaches the port reaches the target. LISTEN may be fd:NUMBER, a listener
+    with which systemd starts the command.
 
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
     printed at the end, and when the relay gets SIGUSR1 (on Windows, Ctrl-Break).
