@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import selectors
 import shutil
 import socket
 import statistics
@@ -182,13 +183,21 @@ def serve_streams(place: str) -> None:
 
 
 def hold(place: str) -> None:
-    """Accept for ever, and say a byte to each client."""
+    """Accept for ever, say a byte to each client, and wait until it ends."""
     listener = listen(place)
-    held = []
-    while True:
-        sock, _ = listener.accept()
-        sock.sendall(b"k")
-        held.append(sock)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                if sock is listener:
+                    client, _ = listener.accept()
+                    client.sendall(b"k")
+                    selector.register(client, selectors.EVENT_READ)
+                else:
+                    selector.unregister(sock)
+                    sock.close()
 
 
 # The contenders
