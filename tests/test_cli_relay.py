@@ -184,6 +184,24 @@ def test_a_signal_prints_the_counters_as_json(tmp_path: Path) -> None:
 
 
 @posix
+def test_retry_for(tmp_path: Path) -> None:
+    """The target starts after its client."""
+    path = tmp_path / "s"
+    with (
+        ended(start("relay", "--retry-for", str(utils.LIMIT), "tcp://:0", f"unix://{path}")) as process,
+        socket.create_connection(("127.0.0.1", listening_port(process)), utils.LIMIT) as client,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        time.sleep(2 * utils.TICK)
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(utils.LIMIT)
+        with listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
+
+
+@posix
 def test_grace(local: str) -> None:
     """A connection that is open at the end may go on for as long as it was told."""
     arguments = ("relay", "--grace", str(utils.LIMIT), "tcp://:0")

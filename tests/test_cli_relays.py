@@ -58,9 +58,9 @@ def test_options_of_a_pair(tmp_path: Path) -> None:
     path = written(
         tmp_path / "relays.toml",
         ("tcp://:7", "tcp://:1"),
-        more="connect-timeout = 1\nidle-timeout = 2.5\nmax-connections = 3\n",
+        more="connect-timeout = 1\nidle-timeout = 2.5\nmax-connections = 3\nretry-for = 60\n",
     )
-    assert relays.read(path) == [relays.Pair("tcp://:7", "tcp://:1", 1, 2.5, 3)]
+    assert relays.read(path) == [relays.Pair("tcp://:7", "tcp://:1", 1, 2.5, 3, 60)]
 
 
 def test_wrong_usage(tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ class Notes(logging.Handler):
     show_default=True,
     help="Give up on CONNECT after this many seconds.",
 )
+@click.option(
+    "--retry-for",
+    type=Seconds(positive=False),
+    default=0.0,
+    show_default=True,
+    help="Have a client wait this long for a CONNECT that is still booting: try again and again.",
+)
 @click.option("--idle-timeout", type=Seconds(), help="Close a connection after this many seconds without data.")
 @click.option(
     "--max-connections",
@@ -129,6 +136,7 @@ def command(
     connect: str | None,
     config: Path | None,
     connect_timeout: float,
+    retry_for: float,
     idle_timeout: float | None,
     max_connections: int,
     grace: float,
@@ -160,6 +168,7 @@ def command(
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             max_connections=max_connections,
+            retry_for=retry_for,
         )
     orders = Orders({_COUNTERS: lambda: _print_counters(relay.counters, as_json)})
     with _logging(verbose), doing(f"relay {listen}"), orders, relay:
