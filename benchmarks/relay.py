@@ -1,4 +1,4 @@
-"""Measure hvsock.relay beside socat and beside no relay at all, on Linux: see README.md.
+"""Measure hvsock.relay beside haproxy, nginx and socat, on Linux: see README.md.
 
 The contenders relay from the same kind of socket to the same server and take turns within each round.
 """
@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
+import os
+import re
 import resource
+import selectors
 import shutil
 import socket
 import statistics
@@ -26,12 +30,56 @@ from run import machine, number
 HOST: Final = "127.0.0.1"
 LIMIT: Final = 120.0  # seconds that anything may take
 CHUNK: Final = 256 << 10
-REQUEST: Final = 64
+TICKS: Final = os.sysconf("SC_CLK_TCK")
+CPUCLOCK_SCHED: Final = 2
+PROGRAMS: Final = ("haproxy", "nginx", "socat", "redis-server", "redis-benchmark", "wrk")
+STREAM_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 RELAY: Final = """
 import sys
 from hvsock.relay import Relay
-Relay(sys.argv[1], sys.argv[2], max_connections=5000).serve_forever()
+Relay(sys.argv[1], sys.argv[2], max_connections=int(sys.argv[3])).serve_forever()
+"""
+
+HAPROXY: Final = """
+global
+    maxconn {most}
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 1h
+    timeout server 1h
+listen relay
+    maxconn {most}
+    bind {source}
+    server target {target}
+"""
+
+NGINX: Final = """
+daemon off;
+{head}
+pid {directory}/{name}.pid;
+error_log stderr crit;
+worker_processes auto;
+worker_rlimit_nofile {files};
+events {{ worker_connections {files}; }}
+{body}
+"""
+
+NGINX_STREAM: Final = """
+stream {{
+    server {{ listen {source} backlog=4096; proxy_pass {target}; proxy_timeout 1h; }}
+}}
+"""
+
+NGINX_HTTP: Final = """
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    sendfile on;
+    {temporary}
+    server {{ listen {listen} backlog=4096; root {directory}/files; }}
+}}
 """
 
 
@@ -39,13 +87,14 @@ class Effort(NamedTuple):
     """How much is measured."""
 
     rounds: int
-    volume: int  # bytes of a throughput round
-    trips: int
-    connections: int
+    seconds: int  # of a round of HTTP
+    requests: int  # of a round of Redis
+    volume: int  # bytes of a round of a stream
+    idle: int  # connections
 
 
-FULL: Final = Effort(rounds=15, volume=512 << 20, trips=2000, connections=1000)
-QUICK: Final = Effort(rounds=3, volume=128 << 20, trips=500, connections=200)
+FULL: Final = Effort(rounds=7, seconds=2, requests=20_000, volume=512 << 20, idle=10_000)
+QUICK: Final = Effort(rounds=1, seconds=1, requests=2_000, volume=64 << 20, idle=1_000)
 
 
 class Address(NamedTuple):
@@ -58,15 +107,22 @@ class Address(NamedTuple):
         """What the relay calls it."""
         return f"tcp://{HOST}:{self.place}" if isinstance(self.place, int) else f"unix://{self.place}"
 
+    @property
+    def nginx(self) -> str:
+        """What nginx calls it."""
+        return f"{HOST}:{self.place}" if isinstance(self.place, int) else f"unix:{self.place}"
+
+    @property
+    def haproxy(self) -> str:
+        """What haproxy calls it."""
+        return f"{HOST}:{self.place}" if isinstance(self.place, int) else f"unix@{self.place}"
+
     def socat(self, *, listens: bool) -> str:
         """Return what socat calls it."""
         if isinstance(self.place, int):
-            return (
-                f"TCP4-LISTEN:{self.place},bind={HOST},reuseaddr,backlog=1024,fork"
-                if listens
-                else f"TCP4:{HOST}:{self.place}"
-            )
-        return f"UNIX-LISTEN:{self.place},backlog=1024,fork" if listens else f"UNIX-CONNECT:{self.place}"
+            options = f"{self.place},bind={HOST},reuseaddr,backlog=4096,fork,nodelay"
+            return f"TCP4-LISTEN:{options}" if listens else f"TCP4:{HOST}:{self.place},nodelay"
+        return f"UNIX-LISTEN:{self.place},backlog=4096,fork" if listens else f"UNIX-CONNECT:{self.place}"
 
     def connect(self) -> socket.socket:
         """Connect."""
@@ -80,7 +136,7 @@ class Address(NamedTuple):
         return sock
 
 
-# The server, in a process of its own: the first byte of a connection says what it does.
+# The servers that are not other people's, each in a process of its own.
 
 
 def receive(sock: socket.socket, room: memoryview) -> None:
@@ -92,18 +148,12 @@ def receive(sock: socket.socket, room: memoryview) -> None:
         room = room[got:]
 
 
-def serve_one(sock: socket.socket) -> None:
-    """Serve one connection."""
+def serve_stream(sock: socket.socket) -> None:
+    """Serve one connection, whose first byte says in which direction it transfers."""
     with sock, contextlib.suppress(EOFError, ConnectionError):
-        if not (command := sock.recv(1)):
-            return
-        if command == b"e":
-            room = memoryview(bytearray(REQUEST))
-            while True:
-                receive(sock, room)
-                sock.sendall(room)
+        command = sock.recv(1)
         room = memoryview(bytearray(CHUNK))
-        while True:  # a transfer is announced by its number of chunks
+        while command:  # a transfer is announced by its number of chunks
             head = bytearray(8)
             receive(sock, memoryview(head))
             for _ in range(int.from_bytes(head)):
@@ -114,28 +164,54 @@ def serve_one(sock: socket.socket) -> None:
             sock.sendall(b"k")
 
 
-def serve(place: str) -> None:
-    """Serve for ever, with a thread for each connection."""
+def listen(place: str) -> socket.socket:
+    """Listen as a server of this file."""
     if place.isdecimal():
-        listener = socket.create_server((HOST, int(place)), backlog=1024)
-    else:
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(place)
-        listener.listen(1024)
+        return socket.create_server((HOST, int(place)), backlog=4096)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen(4096)
+    return listener
+
+
+def serve_streams(place: str) -> None:
+    """Serve for ever, with a thread for each connection."""
+    listener = listen(place)
     while True:
         sock, _ = listener.accept()
-        if sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=serve_one, args=(sock,), daemon=True).start()
+        threading.Thread(target=serve_stream, args=(sock,), daemon=True).start()
+
+
+def hold(place: str) -> None:
+    """Accept for ever, say a byte to each client, and wait until it ends."""
+    listener = listen(place)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                if sock is listener:
+                    client, _ = listener.accept()
+                    client.sendall(b"k")
+                    selector.register(client, selectors.EVENT_READ)
+                else:
+                    selector.unregister(sock)
+                    sock.close()
 
 
 # The contenders
 
 
+def most_connections() -> int:
+    """Return how many connections the limit of descriptors allows a relay."""
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200) // 2
+
+
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[int]:
     """Run a process meanwhile; lend its id."""
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             yield process.pid
         finally:
@@ -143,7 +219,7 @@ def running(command: list[str]) -> Iterator[int]:
 
 
 def wait_until_served(address: Address) -> None:
-    """Wait until somebody listens."""
+    """Wait until a connection can be made."""
     end = time.monotonic() + LIMIT
     while True:
         try:
@@ -157,7 +233,7 @@ def wait_until_served(address: Address) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that nothing listens on."""
     with socket.create_server((HOST, 0)) as sock:
         return int(sock.getsockname()[1])
 
@@ -166,11 +242,11 @@ class Contender(NamedTuple):
     """Where its clients connect, and its process."""
 
     address: Address
-    pid: int | None
+    pid: int
 
     def processes(self) -> list[int]:
         """Return its process and its children's."""
-        found = [] if self.pid is None else [self.pid]
+        found = [self.pid]
         for pid in found:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
@@ -178,61 +254,193 @@ class Contender(NamedTuple):
         return found
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that its living threads have used."""
-        total = 0
+        """Return the seconds of CPU that it has used, threads and children that have ended among them."""
+        ended = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[13:15]
+        total = sum(map(int, ended)) / TICKS
         for pid in self.processes():
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
-        return total / 1e9
+            with contextlib.suppress(OSError):  # it has just ended
+                total += time.clock_gettime((~pid << 3) | CPUCLOCK_SCHED)
+        return total
 
     def memory(self) -> float:
-        """Return the MiB that it uses, shared pages counted in parts."""
+        """Return the KiB that it uses, shared pages counted in parts."""
         total = 0
         for pid in self.processes():
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
             total += int(rollup.partition("\nPss:")[2].split()[0])
-        return total / 1024
+        return total
+
+    def threads(self) -> int:
+        """Return how many threads it has."""
+        return sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in self.processes())
 
 
-DIRECT: Final = "no relay"
 OURS: Final = "hvsock"
+HAPROXY_NAME: Final = "haproxy"
+NGINX_NAME: Final = "nginx"
 SOCAT: Final = "socat"
-LARGE: Final = "socat -b131072"
+OTHERS: Final = (HAPROXY_NAME, NGINX_NAME, SOCAT)
 
 
-def start(stack: contextlib.ExitStack, kind: str, directory: str) -> dict[str, Contender]:
-    """Start a server and every contender for a pair of kinds, ``tcp-unix`` or another."""
-    source, _, target = kind.partition("-")
-    paths = iter(range(100))
+class Bench:
+    """The servers and contenders of a pair of kinds, ``tcp-unix`` or another, as far as they were needed."""
 
-    def new(what: str) -> Address:
-        return Address(free_port() if what == "tcp" else f"{directory}/{kind}-{next(paths)}")
+    def __init__(self, stack: contextlib.ExitStack, kind: str, directory: str) -> None:
+        self._stack = stack
+        self._source, _, self._target = kind.partition("-")
+        self._directory = directory
+        self._numbers = iter(range(1000))
+        self._contenders: dict[str, dict[str, Contender]] = {}
+        self.taken: set[str] = {OURS, *OTHERS}
 
-    server = new(target)
-    stack.enter_context(running([sys.executable, __file__, "--serve", str(server.place)]))
-    wait_until_served(server)
-    contenders = {DIRECT: Contender(server, None)}
-    for name, options in ((OURS, []), (SOCAT, []), (LARGE, ["-b131072"])):
-        address = new(source)
-        command = (
-            [sys.executable, "-c", RELAY, address.uri, server.uri]
-            if name == OURS
-            else ["socat", *options, address.socat(listens=True), server.socat(listens=False)]
+    def _new(self, what: str) -> Address:
+        return Address(free_port() if what == "tcp" else f"{self._directory}/{next(self._numbers)}")
+
+    def _file(self, text: str) -> str:
+        path = Path(self._directory, f"{next(self._numbers)}.conf")
+        path.write_text(text, encoding="ascii")
+        return str(path)
+
+    def _nginx(self, body: str, head: str = "") -> list[str]:
+        user = "user root;" if os.geteuid() == 0 else ""  # whose the directory is
+        text = NGINX.format(
+            head=f"{user} {head}",
+            directory=self._directory,
+            name=next(self._numbers),
+            files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            body=body,
         )
-        contenders[name] = Contender(address, stack.enter_context(running(command)))
-        wait_until_served(address)
-    return contenders
+        return ["nginx", "-e", "stderr", "-p", self._directory, "-c", self._file(text)]
+
+    def _http(self, server: Address) -> list[str]:
+        files = Path(self._directory, "files")
+        files.mkdir(exist_ok=True)
+        for name, size in (("1k", 1 << 10), ("1m", 1 << 20)):
+            (files / name).write_bytes(bytes(size))
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        temporary = " ".join(f"{kind}_temp_path {self._directory}/{kind};" for kind in kinds)
+        return self._nginx(NGINX_HTTP.format(listen=server.nginx, directory=self._directory, temporary=temporary))
+
+    def _redis(self, server: Address) -> list[str]:
+        listens = (
+            ["--port", str(server.place), "--bind", HOST]
+            if isinstance(server.place, int)
+            else ["--port", "0", "--unixsocket", server.place]
+        )
+        return ["redis-server", *listens, "--save", "", "--appendonly", "no", "--maxclients", "10000"]
+
+    def _server(self, name: str, server: Address) -> list[str]:
+        if name == "http":
+            return self._http(server)
+        if name == "redis":
+            return self._redis(server)
+        return [sys.executable, __file__, f"--{name}", str(server.place)]
+
+    def _command(self, who: str, source: Address, target: Address) -> list[str]:
+        if who == OURS:
+            return [sys.executable, "-c", RELAY, source.uri, target.uri, str(most_connections())]
+        if who == HAPROXY_NAME:
+            text = HAPROXY.format(source=source.haproxy, target=target.haproxy, most=most_connections())
+            return ["haproxy", "-q", "-f", self._file(text)]
+        if who == NGINX_NAME:
+            stream = NGINX_STREAM.format(source=source.nginx, target=target.nginx)
+            return self._nginx(stream, f"load_module {STREAM_MODULE};")
+        return ["socat", "-lf/dev/null", source.socat(listens=True), target.socat(listens=False)]
+
+    def contenders(self, server: str) -> dict[str, Contender]:
+        """Start a server by its name, and every contender in front of it; or return those that run."""
+        if server in self._contenders:
+            return self._contenders[server]
+        target = self._new(self._target)
+        self._stack.enter_context(running(self._server(server, target)))
+        wait_until_served(target)
+        found: dict[str, Contender] = {}
+        for who in (OURS, *OTHERS):
+            if who in self.taken:
+                source = self._new(self._source)
+                pid = self._stack.enter_context(running(self._command(who, source, target)))
+                wait_until_served(source)
+                found[who] = Contender(source, pid)
+        self._contenders[server] = found
+        return found
 
 
 # The measures: each returns numbers by what they are.
 
+Numbers = dict[str, float]
+Measure = Callable[[Contender, Effort], Numbers]
 
-def transfer(contender: Contender, effort: Effort, command: bytes) -> dict[str, float]:
-    """Move the volume in one direction over one connection."""
-    chunks = effort.volume // CHUNK
-    room = memoryview(bytearray(CHUNK))
+_WRK: Final = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+def per_operation(contender: Contender, work: Callable[[], tuple[int, float]]) -> Numbers:
+    """Do the work, which returns how many operations it had and the seconds they took."""
+    before = contender.cpu()
+    count, seconds = work()
+    return {"a second": count / seconds, "CPU us": (contender.cpu() - before) / count * 1e6}
+
+
+def http(path: str, connections: int, *headers: str) -> Measure:
+    """Return a measure of HTTP requests."""
+
+    def measure(contender: Contender, effort: Effort) -> Numbers:
+        output = ""
+
+        def work() -> tuple[int, float]:
+            nonlocal output
+            options = ["-t1", f"-c{connections}", f"-d{effort.seconds}s", "--latency", "--timeout", "30s"]
+            url = f"http://{HOST}:{contender.address.place}/{path}"
+            output = subprocess.run(
+                ["wrk", *options, *(part for header in headers for part in ("-H", header)), url],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+            ).stdout
+            done = re.search(r"(\d+) requests in ([\d.]+)(us|ms|s|m),", output)
+            assert done, output
+            return int(done[1]), float(done[2]) * (60.0 if done[3] == "m" else _WRK[done[3]] / 1e6)
+
+        numbers = per_operation(contender, work)
+        p99 = re.search(r" 99% +([\d.]+)(us|ms|s)\s", output)
+        assert p99, output
+        wrong = re.search(r"(?:Non-2xx|Socket errors).*", output)
+        assert wrong is None, output
+        return numbers | {"p99 us": float(p99[1]) * _WRK[p99[2]]}
+
+    return measure
+
+
+def redis(clients: int, pipelined: int = 1) -> Measure:
+    """Return a measure of Redis' GET."""
+
+    def measure(contender: Contender, effort: Effort) -> Numbers:
+        count = effort.requests * pipelined
+        row: dict[str, str] = {}
+
+        def work() -> tuple[int, float]:
+            nonlocal row
+            options = ["-c", str(clients), "-n", str(count), "-P", str(pipelined), "-t", "get", "--csv"]
+            output = subprocess.run(
+                ["redis-benchmark", "-h", HOST, "-p", str(contender.address.place), *options],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+            ).stdout
+            row = next(csv.DictReader(output.splitlines()))
+            return count, count / float(row["rps"])
+
+        return per_operation(contender, work) | {"p99 us": float(row["p99_latency_ms"]) * 1e3}
+
+    return measure
+
+
+def stream(command: bytes) -> Measure:
+    """Return a measure of one connection that transfers in one direction; operations are MiB."""
 
     def move(sock: socket.socket, count: int) -> None:
+        room = memoryview(bytearray(CHUNK))
         sock.sendall(count.to_bytes(8))
         for _ in range(count):
             if command == b"u":
@@ -241,150 +449,147 @@ def transfer(contender: Contender, effort: Effort, command: bytes) -> dict[str, 
                 receive(sock, room)
         receive(sock, memoryview(bytearray(1)))
 
-    with contender.address.connect() as sock:
-        sock.sendall(command)
-        move(sock, 16)
-        cpu, began = contender.cpu(), time.perf_counter()
-        move(sock, chunks)
-        seconds, used = time.perf_counter() - began, contender.cpu() - cpu
-    volume = chunks * CHUNK
-    numbers = {"MiB/s": volume / (1 << 20) / seconds}
-    return numbers if contender.pid is None else numbers | {"CPU s/GiB": used / (volume / (1 << 30))}
+    def measure(contender: Contender, effort: Effort) -> Numbers:
+        def work() -> tuple[int, float]:
+            began = time.perf_counter()
+            move(sock, effort.volume // CHUNK)
+            return effort.volume >> 20, time.perf_counter() - began
+
+        with contender.address.connect() as sock:
+            sock.sendall(command)
+            move(sock, 16)
+            return per_operation(contender, work)
+
+    return measure
 
 
-def upload(contender: Contender, effort: Effort) -> dict[str, float]:
-    """From the client to the server."""
-    return transfer(contender, effort, b"u")
-
-
-def download(contender: Contender, effort: Effort) -> dict[str, float]:
-    """From the server to the client."""
-    return transfer(contender, effort, b"d")
-
-
-def round_trip(contender: Contender, effort: Effort) -> dict[str, float]:
-    """Send a request and wait for a reply as long."""
-    request, room = b"\xaa" * REQUEST, memoryview(bytearray(REQUEST))
-    samples = []
-    with contender.address.connect() as sock:
-        sock.sendall(b"e")
-        for _ in range(effort.trips):
-            began = time.perf_counter_ns()
-            sock.sendall(request)
-            receive(sock, room)
-            samples.append(time.perf_counter_ns() - began)
-    return {"p50 us": statistics.median(samples) / 1e3}
-
-
-def concurrent(contender: Contender, effort: Effort) -> dict[str, float]:
-    """Open many connections, and have round trips on each while all are open."""
-    request, room = b"\xaa" * REQUEST, memoryview(bytearray(REQUEST))
-    with contextlib.ExitStack() as stack:
-        began = time.perf_counter()
-        socks = [stack.enter_context(contender.address.connect()) for _ in range(effort.connections)]
-        for sock in socks:
-            sock.sendall(b"e" + request)
-        for sock in socks:
-            receive(sock, room)
-        opened = time.perf_counter() - began
-        began = time.perf_counter()
-        for _ in range(5):
-            for sock in socks:
-                sock.sendall(request)
-            for sock in socks:
-                receive(sock, room)
-        trips = 5 * len(socks) / (time.perf_counter() - began)
-        numbers = {"open ms": opened * 1e3, "replies/s": trips}
-        if contender.pid is not None:
-            numbers["MiB"] = contender.memory()
-    settle(contender)
-    return numbers
-
-
-def settle(contender: Contender) -> None:
-    """Wait until the processes of the last round's connections have ended."""
-    end = time.monotonic() + LIMIT
-    while len(contender.processes()) > 1 and time.monotonic() < end:
-        time.sleep(0.05)
-
-
-MEASURES: Final[dict[str, Callable[[Contender, Effort], dict[str, float]]]] = {
-    "upload": upload,
-    "download": download,
-    "round trip": round_trip,
-    "concurrent": concurrent,
+MEASURES: Final[dict[str, tuple[str, Measure]]] = {
+    "HTTP 1 KiB, kept": ("http", http("1k", 64)),
+    "HTTP 1 KiB, a connection each": ("http", http("1k", 64, "Connection: close")),
+    "HTTP 1 MiB": ("http", http("1m", 16)),
+    "stream to the target": ("streams", stream(b"u")),
+    "stream to the client": ("streams", stream(b"d")),
+    "redis, 1 client": ("redis", redis(1)),
+    "redis, 50 clients": ("redis", redis(50)),
+    "redis, 50 clients, pipelined": ("redis", redis(50, 16)),
 }
-#: What the relay is to be compared to socat: the number, its limit, and whether more is better.
-BARS: Final = {
-    "MiB/s": (1.0, True),
-    "CPU s/GiB": (1.0, False),
-    "added p50 us": (1.2, False),
-}
+IDLE: Final = "idle"
+#: What the relay's numbers are to be, divided by haproxy's: the limit, and whether more is better.
+BARS: Final = {"a second": (1.0, True), "CPU us": (1.1, False), "p99 us": (1.2, False)}
+IDLE_BARS: Final = {"KiB each": 4.0, "threads": 6}
+
+Rounds = dict[str, dict[str, list[float]]]
 
 
-def measure(contenders: dict[str, Contender], name: str, effort: Effort) -> dict[str, dict[str, list[float]]]:
+def measure(contenders: dict[str, Contender], what: Measure, effort: Effort) -> Rounds:
     """Return the rounds of each number by contender."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Rounds = {}
     names = list(contenders)
     for turn in range(effort.rounds):
-        now: dict[str, dict[str, float]] = {}
         for step in range(len(names)):
             who = names[(turn + step) % len(names)]
-            now[who] = MEASURES[name](contenders[who], effort)
-        for who, numbers in now.items():
-            if "p50 us" in numbers and who != DIRECT:
-                numbers["added p50 us"] = numbers["p50 us"] - now[DIRECT]["p50 us"]
-            for what, value in numbers.items():
-                found.setdefault(what, {}).setdefault(who, []).append(value)
+            for name, value in what(contenders[who], effort).items():
+                found.setdefault(name, {}).setdefault(who, []).append(value)
     return found
 
 
-def show(case: str, found: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+def show(case: str, found: Rounds) -> dict[str, Any]:
     """Print the numbers of a case, and return them for the JSON."""
     rows: dict[str, Any] = {}
     for what, rounds in found.items():
         medians = {who: statistics.median(values) for who, values in rounds.items()}
         ratios = {
             other: statistics.median(a / b for a, b in zip(rounds[OURS], rounds[other], strict=True))
-            for other in (SOCAT, LARGE)
+            for other in rounds
+            if other != OURS
         }
-        line = "  ".join(f"{who} {number(value) if value >= 10 else f'{value:.3f}'}" for who, value in medians.items())
-        text = f"{case:24} {what:13} {line}  | {OURS}/{SOCAT} {ratios[SOCAT]:.2f}, /{LARGE} {ratios[LARGE]:.2f}"
-        if what in BARS:
+        line = "  ".join(f"{who} {number(value) if value >= 10 else f'{value:.2f}'}" for who, value in medians.items())
+        text = f"{case:39} {what:9} {line}  | of {', '.join(f'{who} {ratio:.2f}' for who, ratio in ratios.items())}"
+        if HAPROXY_NAME in ratios:
             limit, more = BARS[what]
-            kept = ratios[SOCAT] >= limit if more else ratios[SOCAT] <= limit
-            text += f"  bar {'>=' if more else '<='} {limit:.1f}: {'reached' if kept else 'NOT reached'}"
+            ratio = ratios[HAPROXY_NAME]
+            text += f"  bar {'>=' if more else '<='} {limit}: {reached(ratio >= limit if more else ratio <= limit)}"
         print(text, flush=True)
         rows[what] = {"medians": medians, "ratios": ratios, "rounds": rounds}
     return rows
 
 
+def reached(kept: bool) -> str:
+    """Return what is said of a bar."""
+    return "reached" if kept else "NOT reached"
+
+
+def idle(bench: Bench, case: str, effort: Effort) -> dict[str, Any]:
+    """Open connections that stay silent after their first byte, one contender after another; print what each costs."""
+    bench.taken -= {SOCAT}  # a process for each
+    rows: dict[str, Any] = {}
+    for who, contender in bench.contenders("hold").items():
+        before = contender.memory()
+        count = min(effort.idle, most_connections() - 10)  # some were made before, to see that it listens
+        with contextlib.ExitStack() as stack:
+            for _ in range(count):
+                sock = stack.enter_context(contender.address.connect())
+                receive(sock, memoryview(bytearray(1)))
+            numbers = {
+                "KiB each": (contender.memory() - before) / count,
+                "connections": float(count),
+                "threads": float(contender.threads()),
+            }
+        text = "  ".join(f"{what} {value:.2f}" for what, value in numbers.items())
+        if who == OURS:
+            bars = (f"{what} <= {limit:.0f}: {reached(numbers[what] <= limit)}" for what, limit in IDLE_BARS.items())
+            text += f"  bar {', '.join(bars)}"
+        print(f"{case:39} {who:9} {text}", flush=True)
+        rows[who] = numbers
+    return rows
+
+
+def missing() -> list[str]:
+    """Return the programs that this machine lacks."""
+    lacking = [name for name in PROGRAMS if shutil.which(name) is None]
+    return lacking if STREAM_MODULE.exists() else [*lacking, STREAM_MODULE.name]
+
+
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
+    names = [*MEASURES, IDLE]
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, to see that it runs")
-    parser.add_argument("--only", metavar="NAME", choices=MEASURES, help=f"one measure: {', '.join(MEASURES)}")
-    parser.add_argument("--pair", metavar="A-B", choices=("tcp-unix", "unix-tcp", "tcp-tcp", "unix-unix"))
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help=f"measures with it in their name: {'; '.join(names)}"
+    )
+    parser.add_argument("--pair", metavar="A-B", choices=("tcp-tcp", "tcp-unix"), help="one pair: tcp-tcp or tcp-unix")
+    parser.add_argument("--rounds", type=int, help="how often each contender has its turn")
     parser.add_argument("--json", metavar="FILE", help="write the numbers of every round")
-    parser.add_argument("--serve", metavar="PLACE", help=argparse.SUPPRESS)
+    for server in ("streams", "hold"):
+        parser.add_argument(f"--{server}", metavar="PLACE", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        serve(options.serve)
-    if sys.platform != "linux" or shutil.which("socat") is None:
-        parser.error("this needs Linux and socat: apt-get install socat")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.streams:
+        serve_streams(options.streams)
+    if options.hold:
+        hold(options.hold)
+    if sys.platform != "linux" or missing():
+        parser.error(f"this needs Linux and {', '.join(missing())}: see README.md")
     effort = QUICK if options.quick else FULL
+    effort = effort if options.rounds is None else effort._replace(rounds=options.rounds)
     report: dict[str, Any] = {"machine": machine(), "effort": effort._asdict(), "cases": {}}
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
+    cases = report["cases"]
     with tempfile.TemporaryDirectory(prefix="hvsock-bench-") as directory:
-        for pair in [options.pair] if options.pair else ["tcp-unix", "unix-tcp"]:
-            with contextlib.ExitStack() as stack:
-                contenders = start(stack, pair, directory)
-                for name in MEASURES:
-                    if options.only in (None, name):
-                        found = measure(contenders, name, effort)
-                        report["cases"][f"{pair} {name}"] = show(f"{pair} {name}", found)
+        for pair in [options.pair] if options.pair else ["tcp-tcp", "tcp-unix"]:
+            for name in names:
+                if options.only not in name:
+                    continue
+                case = f"{pair} {name}"
+                with contextlib.ExitStack() as stack:
+                    bench = Bench(stack, pair, directory)
+                    if name == IDLE:
+                        cases[case] = idle(bench, case, effort)
+                    else:
+                        server, what = MEASURES[name]
+                        cases[case] = show(case, measure(bench.contenders(server), what, effort))
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

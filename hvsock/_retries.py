@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Final, TypeVar
 
-from hvsock._errors import is_transient
+from hvsock._errors import code_of, is_transient
 
 __all__ = ["Reconnects", "Retries", "connections"]
 
@@ -41,10 +41,13 @@ class Retries:
         left = self._deadline - time.monotonic()
         return max(min(_LONGEST_ATTEMPT if timeout is None else timeout, left), _SHORTEST_ATTEMPT)
 
-    def pause_after(self, error: OSError) -> float | None:
-        """Return the seconds to wait before the next attempt, or None if this error is the call's."""
+    def pause_after(self, error: OSError, *, also: Collection[int] = ()) -> float | None:
+        """Return the seconds to wait before the next attempt, or None if this error is the call's.
+
+        Errors in `also` pass too.
+        """
         pause = self._pause
-        if time.monotonic() + pause >= self._deadline or not is_transient(error):
+        if time.monotonic() + pause >= self._deadline or not (is_transient(error) or code_of(error) in also):
             return None
         self._pause = min(2 * pause, _LONGEST_PAUSE)
         return pause

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from command_line import NASTY, ended, failure, posix, run, service, start
 from utils import Task
 
 import hvsock
-from hvsock.relay import Relay
+from hvsock._cli.relay import Orders
+from hvsock.relay import Counters, Relay
 
 TO_CLIENT = b"from the service"
 
@@ -41,14 +43,23 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Have the relay end, as by Ctrl-C, after some work that is done in place of its waiting."""
 
     def set_work(work: Any) -> None:
-        def serve_forever(self: Any) -> None:
-            work(int(self.address.rpartition(":")[2]))
+        began = []
+        begin = Relay.start
+
+        def start(self: Any) -> None:
+            begin(self)
+            began.append(self)
+
+        def carry_out(self: Any) -> None:
+            (it,) = began
+            work(int(it.address.rpartition(":")[2]))
             end = time.monotonic() + utils.LIMIT
-            while self.counters.open and time.monotonic() < end:
+            while it.counters.open and time.monotonic() < end:
                 time.sleep(utils.TICK / 10)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(Relay, "serve_forever", serve_forever)
+        monkeypatch.setattr(Relay, "start", start)
+        monkeypatch.setattr(Orders, "carry_out", carry_out)
 
     return set_work
 
@@ -64,6 +75,7 @@ def test_relay(served: str, in_process: Any) -> None:
     assert re.fullmatch(rf"listening on tcp://127\.0\.0\.1:\d+ for {re.escape(address)}\?transport={served}", first)
     assert dict(re.split(r" {2,}", row) for row in rows) == {
         "connections": "2",
+        "open": "0",
         "refused": "0",
         "target not reached": "0",
         "aborted": "0",
@@ -96,7 +108,8 @@ def test_what_happens_is_said_on_stderr(served: str, in_process: Any) -> None:
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
     assert any("was not reached" in line for line in lines)
-    assert all(line.startswith("hvsock: ") and line.isprintable() for line in lines)
+    assert all(re.match(r"hvsock: \d\d:\d\d:\d\d\.\d{3} ", line) and line.isprintable() for line in lines)
+    assert any(re.match(r"hvsock: [\d:.]{12} 127\.0\.0\.1:\d+: ", line) for line in lines), "the peer"
     assert re.search(r"^target not reached +1$", result.stdout, re.MULTILINE)
     assert (logger.level, list(logger.handlers)) == before
 
@@ -123,6 +136,69 @@ def test_a_signal_ends_it(local: str, number: signal.Signals) -> None:
         out, err = process.communicate(timeout=utils.LIMIT)
     assert (process.returncode, err) == (0, b"")
     assert re.search(rb"^bytes to client +16$", out, re.MULTILINE)
+
+
+def next_row(process: Any) -> list[str]:
+    return re.split(r" {2,}", process.stdout.readline().decode().rstrip())
+
+
+@posix
+def test_a_signal_prints_the_counters(local: str) -> None:
+    """And changes nothing: the connection continues, and the signal is heard again."""
+    with service(local) as address, ended(start("relay", "tcp://:0", f"{address}?transport=local")) as process:
+        with socket.create_connection(("127.0.0.1", listening_port(process)), utils.LIMIT) as sock:
+            for number in (1, 2):
+                sock.sendall(b"x")
+                assert sock.recv(1) == b"x"
+                process.send_signal(signal.SIGUSR1)
+                *rows, (name, last) = [next_row(process) for _ in range(7)]
+                assert rows == [
+                    ["connections", "1"],
+                    ["open", "1"],
+                    ["refused", "0"],
+                    ["target not reached", "0"],
+                    ["aborted", "0"],
+                    ["bytes to target", f"{number}"],
+                ]
+                assert name == "bytes to client"
+                assert int(last) in (number - 1, number), (
+                    "they are counted once they are sent: the client may be sooner"
+                )
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=utils.LIMIT)
+    assert (process.returncode, err) == (0, b"")
+
+
+@posix
+def test_a_signal_prints_the_counters_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with ended(start("relay", "--json", f"unix://{path}", "tcp://:1")) as process:
+        utils.wait_for(path.exists)
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout
+        lines = iter(process.stdout.readline, b"}\n")
+        assert json.loads(b"".join(lines) + b"}") == dict.fromkeys(Counters._fields, 0)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=utils.LIMIT)
+    assert json.loads(out) == dict.fromkeys(Counters._fields, 0)
+
+
+@posix
+def test_retry_for(tmp_path: Path) -> None:
+    """The target starts after its client."""
+    path = tmp_path / "s"
+    with (
+        ended(start("relay", "--retry-for", str(utils.LIMIT), "tcp://:0", f"unix://{path}")) as process,
+        socket.create_connection(("127.0.0.1", listening_port(process)), utils.LIMIT) as client,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        time.sleep(2 * utils.TICK)
+        listener.bind(str(path))
+        listener.listen()
+        listener.settimeout(utils.LIMIT)
+        with listener.accept()[0] as server:
+            server.sendall(b"x")
+            assert client.recv(1) == b"x"
 
 
 @posix

@@ -58,9 +58,9 @@ def test_options_of_a_pair(tmp_path: Path) -> None:
     path = written(
         tmp_path / "relays.toml",
         ("tcp://:7", "tcp://:1"),
-        more="connect-timeout = 1\nidle-timeout = 2.5\nmax-connections = 3\n",
+        more="connect-timeout = 1\nidle-timeout = 2.5\nmax-connections = 3\nretry-for = 60\n",
     )
-    assert relays.read(path) == [relays.Pair("tcp://:7", "tcp://:1", 1, 2.5, 3)]
+    assert relays.read(path) == [relays.Pair("tcp://:7", "tcp://:1", 1, 2.5, 3, 60)]
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
@@ -151,6 +151,10 @@ def test_hangup(local: str, tmp_path: Path) -> None:
                 assert process.stderr.readline().startswith(b"hvsock: nothing was reloaded: ")
                 assert echoes(one)
                 assert echoes(two)
+                process.send_signal(signal.SIGUSR1)
+                assert re.split(r" {2,}", line().rstrip())[:3] == ["listen", "connections", "open"]
+                rows = [re.split(r" {2,}", line().rstrip()) for _ in range(4)]
+                assert sum(int(row[2]) for row in rows) == 2
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=utils.LIMIT)
     assert (process.returncode, err) == (0, b"")

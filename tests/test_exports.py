@@ -52,6 +52,7 @@ TESTED_ELSEWHERE = {
     "integrations_pairs": "test_integrations_uvicorn",
     "integrations_watched": "test_integrations_trio",
     "names": "test_exports",
+    "relay_access": "test_relay_endpoints",
     "relay_attempt": "test_relay",
     "relay_endpoints": "test_relay",
     "relay_engine": "test_relay",

@@ -405,6 +405,58 @@ def test_a_target_that_comes_back(rig: Callable[..., Rig]) -> None:
         assert server.recv(1) == b"x"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in ("tcp", "unix", "local") if kind in KINDS])
+def test_a_client_waits_for_a_target_that_starts(
+    rig: Callable[..., Rig], kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    it = rig("tcp", kind, retry_for=LIMIT)
+    address = it.listener.getsockname()
+    it.listener.close()
+    if kind == "unix":
+        Path(address).unlink()
+    client = it.client()
+    client.sendall(b"early")
+    time.sleep(4 * TICK)
+    it.expect(open=1, total=1, failed=0)
+    if kind == "tcp":
+        it.listener = socket.create_server(address)
+    elif kind == "local":
+        it.listener = hvsock.create_server(address, transport=kind)
+    else:
+        it.listener = socket.socket(socket.AF_UNIX)
+        it.listener.bind(address)
+        it.listener.listen()
+    with it.listener, it.listener.accept()[0] as server:
+        server.settimeout(LIMIT)
+        assert receive_exactly(server, 5) == b"early"
+        server.sendall(b"late")
+        assert receive_exactly(client, 4) == b"late"
+    client.close()
+    it.expect(open=0, failed=0, aborted=0)
+    assert "was not reached" not in caplog.text
+
+
+def test_a_client_does_not_wait_for_ever(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
+    it = rig(retry_for=4 * TICK)
+    it.listener.close()
+    start = time.monotonic()
+    assert end_of(it.client()) == CUT
+    assert time.monotonic() - start > 2 * TICK
+    it.expect(open=0, failed=1)
+    assert "was not reached" in caplog.text
+
+
+def test_stop_while_a_client_waits_for_a_target(rig: Callable[..., Rig]) -> None:
+    it = rig(retry_for=1000 * LIMIT)
+    it.listener.close()
+    client = it.client()
+    it.expect(open=1)
+    time.sleep(4 * TICK)  # the pauses become longer
+    it.relay.stop()
+    assert it.relay.counters[:5] == (0, 1, 0, 1, 0)
+    assert end_of(client) == CUT
+
+
 @linux_only
 @pytest.mark.parametrize("kind", ["tcp", "local"])
 def test_connect_timeout(kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -437,8 +489,10 @@ def test_a_name_that_is_none(caplog: pytest.LogCaptureFixture) -> None:
     assert relay.counters.failed == 1
 
 
-def test_max_connections(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture) -> None:
-    it = rig(max_connections=2)
+@pytest.mark.parametrize("retry_for", [0.0, LIMIT])
+def test_max_connections(rig: Callable[..., Rig], caplog: pytest.LogCaptureFixture, retry_for: float) -> None:
+    """Whether the engine connects by itself or not."""
+    it = rig(max_connections=2, retry_for=retry_for)
     first, second = it.used(), it.used()
     assert it.turned_away()
     assert it.relay.counters[:4] == (2, 3, 1, 0)
@@ -993,7 +1047,7 @@ def test_hybrid_listen(local_directory: Path) -> None:
         ("unix://run/a", "three slashes"),
         ("unix:///run/a/", "three slashes"),
         ("unix:///a%00b", "three slashes"),
-        ("unix:///run/a?mode=600", "no option 'mode'"),
+        ("unix:///run/a?owner=1", "no option 'owner'"),
         ("hvsock://parent", "VM/SERVICE"),
         ("hvsock://parent/", "neither a GUID nor a port number"),
         ("hvsock://nowhere/5000", "neither a GUID nor one of"),
@@ -1261,6 +1315,9 @@ def test_malformed_timeouts(name: str, value: float) -> None:
 def test_other_malformed_arguments() -> None:
     with pytest.raises(ValueError, match="max_connections must be at least 1, not 0"):
         Relay("tcp://:0", "tcp://:1", max_connections=0)
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="retry_for must be a finite number of seconds, at least 0, not"):
+            Relay("tcp://:0", "tcp://:1", retry_for=value)
     with pytest.raises(TypeError, match="must be a URI, a str, not 80"):
         Relay(80, "tcp://:1")  # type: ignore[arg-type]
     for value in (-1.0, float("nan")):

@@ -7,16 +7,17 @@ import logging
 import queue
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 import click
 
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples, until_interrupted
-from hvsock._cli.output import doing, print_json, print_lines, print_note, print_rows, print_table
+from hvsock._cli.output import doing, end_output, print_json, print_lines, print_note, print_rows, print_table
 from hvsock._cli.relays import Relays
-from hvsock.relay import Relay
+from hvsock.relay import Counters, Relay
 
 __all__ = ["command"]
 
@@ -33,18 +34,61 @@ EXAMPLES = """
                 several in one process
 """
 
-_HANGUP: Final = getattr(signal, "SIGHUP", None)  # Windows has none
-_SLICE: Final = (
-    0.1 if sys.platform == "win32" else None
-)  # seconds: there, Ctrl-C does not interrupt the wait for a lock
+_SLICE: Final = 0.1 if sys.platform == "win32" else None  # seconds: there, Ctrl-C does not interrupt such a wait
+
+if sys.platform == "win32":
+    _COUNTERS: Final = signal.SIGBREAK  # Ctrl-Break
+else:
+    _COUNTERS: Final = signal.SIGUSR1
+
+
+class Orders:
+    """What signals order, done one after another in the thread that asks. As a context manager it takes signals."""
+
+    def __init__(self, orders: Mapping[int, Callable[[], object]]) -> None:
+        self._orders = orders
+        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put() a signal may interrupt, and call
+        self._taken = contextlib.ExitStack()
+        self._ends = False
+
+    def carry_out(self) -> None:
+        """Wait for signals and do what they order, until Ctrl-C or SIGTERM; a second one interrupts what is done.
+
+        The first does not: a flush of stdout that is interrupted would print some lines twice.
+        """
+        with contextlib.ExitStack() as taken:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._take(number, self._end, taken)
+            while not self._ends:
+                with contextlib.suppress(queue.Empty):
+                    self._orders.get(self._came.get(timeout=_SLICE), lambda: None)()
+
+    def _end(self, number: int, _frame: object) -> None:
+        if self._ends:
+            raise KeyboardInterrupt
+        self._ends = True
+        self._came.put(number)
+
+    def _take(self, number: int, handler: Callable[[int, Any], object], stack: contextlib.ExitStack) -> None:
+        stack.callback(signal.signal, number, signal.signal(number, handler))
+
+    def __enter__(self) -> Self:
+        for number in self._orders:
+            self._take(number, lambda number, _frame: self._came.put(number), self._taken)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._taken.close()
 
 
 class Notes(logging.Handler):
-    """Prints what the relay logs on stderr, a line each."""
+    """Prints what the relay logs on stderr, a line each, after the time of day."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""
-        print_note(record.getMessage())
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        print_note(f"{clock}.{int(record.msecs):03d} {record.getMessage()}")
 
 
 @click.command("relay", epilog=examples(EXAMPLES))
@@ -62,6 +106,13 @@ class Notes(logging.Handler):
     default=10.0,
     show_default=True,
     help="Give up on CONNECT after this many seconds.",
+)
+@click.option(
+    "--retry-for",
+    type=Seconds(positive=False),
+    default=0.0,
+    show_default=True,
+    help="Have a client wait this long for a CONNECT that is still booting: try again and again.",
 )
 @click.option("--idle-timeout", type=Seconds(), help="Close a connection after this many seconds without data.")
 @click.option(
@@ -85,6 +136,7 @@ def command(
     connect: str | None,
     config: Path | None,
     connect_timeout: float,
+    retry_for: float,
     idle_timeout: float | None,
     max_connections: int,
     grace: float,
@@ -94,11 +146,12 @@ def command(
     """Connect each client of one address to another address.
 
     Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Both are URIs: hvsock://VM/SERVICE,
-    tcp://HOST:PORT, unix:///PATH, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this machine's
-    loopback, because anything that reaches the port reaches the target.
+    tcp://HOST:PORT, unix:///PATH, unix:@NAME, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this
+    machine's loopback, because anything that reaches the port reaches the target. LISTEN may be fd:NUMBER, a listener
+    with which systemd starts the command.
 
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
-    printed at the end.
+    printed at the end, and when the relay gets SIGUSR1 (on Windows, Ctrl-Break).
     """
     if config is not None:
         if listen is not None:
@@ -115,70 +168,67 @@ def command(
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             max_connections=max_connections,
+            retry_for=retry_for,
         )
-    with _logging(verbose), doing(f"relay {listen}"), relay:
+    orders = Orders({_COUNTERS: lambda: _print_counters(relay.counters, as_json)})
+    with _logging(verbose), doing(f"relay {listen}"), orders, relay:
         if not as_json:
             print_lines(f"listening on {relay.address} for {relay.target}")
         with until_interrupted():
-            relay.serve_forever()
+            orders.carry_out()
         relay.stop(grace)
-    counters = relay.counters
+    _print_counters(relay.counters, as_json)
+
+
+def _print_counters(counters: Counters, as_json: bool) -> None:
     if as_json:
         print_json(counters._asdict())
-        return
-    print_rows(
-        [
-            ("connections", f"{counters.total:,}"),
-            ("refused", f"{counters.refused:,}"),
-            ("target not reached", f"{counters.failed:,}"),
-            ("aborted", f"{counters.aborted:,}"),
-            ("bytes to target", f"{counters.bytes_to_target:,}"),
-            ("bytes to client", f"{counters.bytes_to_client:,}"),
-        ]
-    )
+    else:
+        print_rows(
+            [
+                ("connections", f"{counters.total:,}"),
+                ("open", f"{counters.open:,}"),
+                ("refused", f"{counters.refused:,}"),
+                ("target not reached", f"{counters.failed:,}"),
+                ("aborted", f"{counters.aborted:,}"),
+                ("bytes to target", f"{counters.bytes_to_target:,}"),
+                ("bytes to client", f"{counters.bytes_to_client:,}"),
+            ]
+        )
+    end_output()
 
 
 def _run_file(path: Path, grace: float, as_json: bool) -> None:
     relays = Relays(path, (lambda line: None) if as_json else print_lines)
-    with doing("relay"), _signals() as signals:
+    actions: dict[int, Callable[[], object]] = {_COUNTERS: lambda: _print_all_counters(relays, as_json)}
+    if sys.platform != "win32":
+        actions[signal.SIGHUP] = relays.reload
+    with doing("relay"), Orders(actions) as orders:
         relays.start()
         try:
-            while _next(signals) == _HANGUP:
-                relays.reload()
+            with until_interrupted():
+                orders.carry_out()
         finally:
             relays.stop(grace)
+    _print_all_counters(relays, as_json)
+
+
+def _print_all_counters(relays: Relays, as_json: bool) -> None:
     rows = [(relay.address, relay.target, counters) for relay, counters in relays.counters]
     if as_json:
         print_json([{"listen": listen, "connect": connect, **counters._asdict()} for listen, connect, counters in rows])
-        return
-    names = ["listen", "connections", "refused", "not reached", "aborted", "bytes to target", "bytes to client"]
-    print_table(
-        names,
-        [(listen, *(f"{number:,}" for number in counters[1:])) for listen, _connect, counters in rows],
-        numbers=names[1:],
-    )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[int]]:
-    """Lend a queue of the signals that come, none of which interrupts anything: SIGINT, SIGTERM and SIGHUP."""
-    came: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one queue that a signal handler may put something into
-    before = {
-        number: signal.signal(number, lambda number, _: came.put(number))
-        for number in (signal.SIGINT, signal.SIGTERM, _HANGUP)
-        if number is not None
-    }
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _next(signals: queue.SimpleQueue[int]) -> int:
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return signals.get(timeout=_SLICE)
+    else:
+        names = ["listen", "connections", "open", "refused", "not reached", "aborted"]
+        names += ["bytes to target", "bytes to client"]
+        print_table(
+            names,
+            [
+                (listen, *(f"{number:,}" for number in (counters.total, counters.open, *counters[2:])))
+                for listen, _connect, counters in rows
+            ],
+            numbers=names[1:],
+        )
+    end_output()
 
 
 @contextlib.contextmanager

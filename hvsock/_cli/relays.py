@@ -30,6 +30,7 @@ class Pair:
     connect_timeout: float | None = 10.0
     idle_timeout: float | None = None
     max_connections: int = 1000
+    retry_for: float = 0.0
 
     @classmethod
     def of(cls, table: Any) -> Pair:
@@ -46,7 +47,7 @@ class Pair:
         for name in ("listen", "connect"):
             if not isinstance(values.get(name), str):
                 raise ValueError(f"{name} must be given, as a string")
-        for name in ("connect_timeout", "idle_timeout", "max_connections"):
+        for name in ("connect_timeout", "idle_timeout", "max_connections", "retry_for"):
             kinds = (int,) if name == "max_connections" else (int, float)
             if name in values and type(values[name]) not in kinds:
                 raise ValueError(f"{name.replace('_', '-')} must be a number, not {values[name]!r}")
@@ -62,6 +63,7 @@ class Pair:
             connect_timeout=self.connect_timeout,
             idle_timeout=self.idle_timeout,
             max_connections=self.max_connections,
+            retry_for=self.retry_for,
         )
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import ClassVar, Final, Self
 from urllib.parse import unquote
@@ -24,12 +25,13 @@ from hvsock._shown import shown
 from hvsock._sockets import HyperVSocket, create_server
 from hvsock._transports import Transport, default_transport, transport_named
 from hvsock._transports.local import bind_path
+from hvsock.relay._access import DEFAULT_ACCESS, Access
 from hvsock.relay._attempt import Attempt, Wake
-from hvsock.relay._listeners import Listener, OwnListener, TcpListener
-from hvsock.relay._native import Native, to_tcp, to_unix, to_vsock
+from hvsock.relay._listeners import InheritedListener, Listener, OwnListener, TcpListener
+from hvsock.relay._native import Native, to_abstract, to_tcp, to_unix, to_vsock
 from hvsock.relay._tcp import connect, listen, tcp_text
 
-__all__ = ["Endpoint", "Hybrid", "HyperV", "Tcp", "Unix", "Vsock", "parse"]
+__all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix", "Vsock", "parse"]
 
 _BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
 _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
@@ -37,6 +39,8 @@ _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
 _MAX_U32: Final = 0xFFFFFFFF
 _URI: Final = re.compile(r"([a-z]+)://([^/?#@\s]*)(/[^?#]*)?(?:\?([^?#\s]*))?", re.IGNORECASE)
 _HOST_AND_PORT: Final = re.compile(r"(\[[0-9a-f:.]+(?:%[\w.-]+)?\]|[^:\[\]]*):([0-9]{1,10})", re.IGNORECASE | re.ASCII)
+_INHERITED: Final = re.compile(r"fd:(?://)?([0-9]{1,9})", re.IGNORECASE | re.ASCII)
+_ABSTRACT: Final = re.compile(r"unix:(?://)?@([^?#]+)", re.IGNORECASE)
 _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 
 
@@ -175,12 +179,66 @@ class Tcp(Endpoint):
         return to_tcp(self._host, self._port)
 
 
-class Unix(Endpoint):
-    form = "unix:///PATH"
+class Inherited(Endpoint):
+    """A listener that the process was started with: ``fd:3``."""
 
-    def __init__(self, text: str, path: Path) -> None:
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self._number = number
+
+    def no_target(self) -> str | None:
+        return "it is a listener"
+
+    def listen(self, closing: Wake) -> Listener:
+        return InheritedListener(self.text, self._number, closing)
+
+    def connect(self, attempt: Attempt) -> socket.socket:
+        raise AssertionError("no_target() says why")
+
+    def unavailable(self) -> str | None:
+        return "a process is not started with sockets on this platform" if sys.platform == "win32" else None
+
+
+class Abstract(Endpoint):
+    """A Unix socket whose name is not a file, which only Linux has: ``unix:@NAME``."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self._address = f"\0{name}"
+        size = len(os.fsencode(self._address))
+        if size > SUN_PATH_SIZE > 0:
+            raise ValueError(f"an abstract name must stay below {SUN_PATH_SIZE} bytes; {shown(name)} has {size - 1}")
+
+    def listen(self, closing: Wake) -> Listener:
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
+            sock.bind(self._address)
+            sock.listen(_BACKLOG)
+            undo.pop_all()
+        return OwnListener(self.text, sock)
+
+    def connect(self, attempt: Attempt) -> socket.socket:
+        with attempt.room():
+            sock = Socket(_AF_UNIX, socket.SOCK_STREAM)
+        with attempt.abortable(sock):
+            attempt.limit(sock)
+            sock.connect(self._address)
+        return sock
+
+    def addresses(self) -> tuple[Native, ...]:
+        return (to_abstract(self._address),)
+
+    def unavailable(self) -> str | None:
+        return None if sys.platform == "linux" else "only Linux has Unix sockets with abstract names"
+
+
+class Unix(Endpoint):
+    form = "unix:///PATH or unix:///PATH?mode=660&group=NAME"
+
+    def __init__(self, text: str, path: Path, access: Access = DEFAULT_ACCESS) -> None:
         super().__init__(text)
         self._path = path
+        self._access = access
         size = len(os.fsencode(path))
         if size >= SUN_PATH_SIZE > 0:
             raise ValueError(
@@ -189,7 +247,10 @@ class Unix(Endpoint):
 
     @classmethod
     def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        return cls(text, _path(authority, path))
+        return cls(text, _path(authority, path), Access.of(query))
+
+    def no_target(self) -> str | None:
+        return None if self._access == DEFAULT_ACCESS else "mode and group are those of a socket that the relay makes"
 
     def listen(self, closing: Wake) -> Listener:
         return self._listen(self._path)
@@ -198,6 +259,7 @@ class Unix(Endpoint):
         with contextlib.ExitStack() as undo:
             sock = undo.enter_context(Socket(_AF_UNIX, socket.SOCK_STREAM))
             listener = undo.enter_context(OwnListener(self.text, sock, bind_path(sock, str(path))))
+            self._access.grant(path)  # before anyone can connect
             sock.listen(_BACKLOG)
             undo.pop_all()
         return listener
@@ -281,6 +343,10 @@ _KINDS: Final[dict[str, type[HyperV | Tcp | Unix]]] = {
 def parse(text: str) -> Endpoint:
     if not isinstance(text, str):
         raise TypeError(f"an address of a relay must be a URI, a str, not {shown(text)}")
+    if (match := _INHERITED.fullmatch(text)) is not None:
+        return Inherited(text, int(match[1]))
+    if (match := _ABSTRACT.fullmatch(text)) is not None:
+        return Abstract(text, unquote(match[1], errors="surrogateescape"))
     scheme = text.partition("://")[0].lower()
     kind = _KINDS.get(scheme)
     if kind is None:

@@ -41,11 +41,12 @@ class Engine:
         listener: Listener,
         target: Endpoint,
         *,
+        connects: bool,
         connect_timeout: float | None,
         idle_timeout: float | None,
         max_connections: int,
     ) -> None:
-        addresses = target.addresses()
+        addresses = target.addresses() if connects else ()
         socks = listener.sockets() if addresses else ()
         self.accepts = bool(socks)
         self._listener = listener

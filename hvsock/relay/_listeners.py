@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
+import os
 import selectors
 import socket
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import Any, Self
 
+from hvsock._addresses import vsock_address
 from hvsock._hvsock import Socket
+from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._attempt import Wake, wait_for
 from hvsock.relay._native import text_of
-from hvsock.relay._tcp import tcp_text, tune
+from hvsock.relay._tcp import FAMILIES, tcp_text, tune
 
-__all__ = ["Listener", "OwnListener", "TcpListener"]
+__all__ = ["InheritedListener", "Listener", "OwnListener", "TcpListener"]
 
 
 class Listener(abc.ABC):
@@ -94,7 +98,10 @@ class TcpListener(Listener):
             with contextlib.suppress(BlockingIOError):  # it has gone again
                 client, peer = self._ready.pop().accept()
                 tune(client)
-                return client, tcp_text(peer)
+                return client, self._name(client, peer)
+
+    def _name(self, client: socket.socket, peer: Any) -> str:
+        return tcp_text(peer)
 
     def interrupt(self) -> None:
         pass  # the order to stop does
@@ -107,3 +114,51 @@ class TcpListener(Listener):
     def close(self) -> None:
         for sock in self._socks:
             sock.close()
+
+
+class InheritedListener(TcpListener):
+    """A copy of a listener that the process was started with, of any family; the original stays as it is.
+
+    Raises:
+        OSError: the process has no such descriptor, or it does not listen.
+    """
+
+    def __init__(self, text: str, number: int, closing: Wake) -> None:
+        super().__init__(text, [_copy_of_listener(number)], closing)
+
+    def _name(self, client: socket.socket, peer: Any) -> str:
+        if client.family in FAMILIES:
+            return tcp_text(peer)
+        return str(vsock_address(*peer)) if client.family == VsockTransport.family else f"a client of {self.text}"
+
+
+def _copy_of_listener(number: int) -> socket.socket:
+    try:
+        sock = _copy_of_socket(number)
+    except OSError as exc:
+        exc.add_note(f"the process was not started with a socket as descriptor {number}; systemd's first is 3")
+        raise
+    if not _listens(sock):
+        sock.close()
+        raise OSError(errno.EINVAL, f"descriptor {number} is a socket that does not listen")
+    return sock
+
+
+def _copy_of_socket(number: int) -> socket.socket:
+    copy = os.dup(number)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:
+        os.close(copy)
+        raise
+
+
+def _listens(sock: socket.socket) -> bool:
+    if sock.type != socket.SOCK_STREAM:
+        return False
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError as exc:
+        if exc.errno != errno.ENOPROTOOPT:
+            raise
+        return True  # macOS does not tell

@@ -14,7 +14,7 @@ from hvsock._addresses import HyperVAddress, cid_from_vm_id, vsock_address, vsoc
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._tcp import tcp_text
 
-__all__ = ["Native", "text_of", "to_tcp", "to_unix", "to_vsock"]
+__all__ = ["Native", "text_of", "to_abstract", "to_tcp", "to_unix", "to_vsock"]
 
 Native = tuple[int, int, bytes]  # family, protocol, struct sockaddr
 
@@ -64,6 +64,11 @@ def _is_usable(family: int) -> bool:
 def to_unix(path: Path) -> Native:
     """Return the address of a Unix socket."""
     return _AF_UNIX, 0, _FAMILY.pack(_AF_UNIX) + os.fsencode(path) + b"\0"
+
+
+def to_abstract(name: str) -> Native:
+    """Return the address of a Unix socket with an abstract name, whose first character is NUL."""
+    return _AF_UNIX, 0, _FAMILY.pack(_AF_UNIX) + os.fsencode(name)
 
 
 def to_vsock(address: HyperVAddress) -> Native | None:

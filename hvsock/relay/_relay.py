@@ -8,6 +8,7 @@ import errno
 import functools
 import logging
 import math
+import selectors
 import socket
 import struct
 import sys
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Self
 
 from hvsock._hvsock import Pump, Socket
+from hvsock._retries import Retries
 from hvsock._transports.vsock import VsockTransport
-from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left
+from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left, wait_for
 from hvsock.relay._endpoints import parse
 from hvsock.relay._engine import Engine, error_text
 from hvsock.relay._listeners import Listener
@@ -30,6 +32,8 @@ _FIRST_PAUSE: Final = 0.05  # seconds after an accept that failed, doubled each 
 _LONGEST_PAUSE: Final = 1.0
 _SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on Windows
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
+# While a target starts: the file of its socket is missing; connections that ended have not returned their descriptors.
+_NOT_YET: Final = _NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
 _AF_VSOCK: Final = VsockTransport.family
 
@@ -87,6 +91,9 @@ class Relay:
             own limit.
         idle_timeout: seconds without data in either direction after which a connection is closed; None for never.
         max_connections: how many may be open at a time; further ones are closed as soon as they are accepted.
+        retry_for: seconds for which a client waits for a target that is not there yet, as while its VM or its service
+            starts: what refuses, is unreachable or does not answer is tried again. Each attempt may take
+            `connect_timeout`; with None, 2 seconds. A client that waits has a thread.
 
     Raises:
         ValueError: a URI is malformed or of no use there, or another argument is out of range.
@@ -100,6 +107,7 @@ class Relay:
         connect_timeout: float | None = 10.0,
         idle_timeout: float | None = None,
         max_connections: int = 1000,
+        retry_for: float = 0.0,
     ) -> None:
         self._source = parse(listen)
         self._target = parse(connect)
@@ -110,7 +118,9 @@ class Relay:
                 raise ValueError(f"{name} must be a number of seconds above 0, or None, not {value!r}")
         if max_connections < 1:
             raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+        Retries(retry_for)  # checks it
         self._connect_timeout = connect_timeout
+        self._retry_for = retry_for
         self._idle_timeout = idle_timeout
         self._max_connections = max_connections
         self._accounting = threading.Lock()  # held while descriptors change hands
@@ -195,6 +205,7 @@ class Relay:
         engine = Engine(
             listener,
             self._target,
+            connects=self._retry_for == 0.0,
             connect_timeout=self._connect_timeout,
             idle_timeout=self._idle_timeout,
             max_connections=self._max_connections,
@@ -365,7 +376,8 @@ class Relay:
         self._join()  # of threads that are about to end
         with self._changed:
             self._total += 1
-            refusal = None if self._open < self._max_connections else f"{self._open} connections are open"
+            is_open = self.counters.open  # the engine's too, which it was given by adopt()
+            refusal = None if is_open < self._max_connections else f"{is_open} connections are open"
             if refusal is None:
                 thread = threading.Thread(
                     target=self._serve, args=(pump, client, name, place), name="relay-connection", daemon=True
@@ -420,11 +432,19 @@ class Relay:
 
     def _reach(self, place: socket.socket) -> socket.socket:
         assert self._parts is not None
+        aborting = self._parts.aborting
         room = functools.partial(self._room, place)
+        retries = Retries(self._retry_for)
         with place:
-            return self._target.connect(
-                Attempt(deadline_after(self._connect_timeout), self._parts.aborting, self._abortable, room)
-            )
+            while True:
+                deadline = deadline_after(retries.limit(self._connect_timeout))
+                try:
+                    return self._target.connect(Attempt(deadline, aborting, self._abortable, room))
+                except OSError as exc:
+                    pause = None if aborting.is_set else retries.pause_after(exc, also=_NOT_YET)
+                    if pause is None:
+                        raise
+                wait_for((), selectors.EVENT_READ, aborting, deadline_after(pause))
 
     @contextlib.contextmanager
     def _room(self, place: socket.socket) -> Iterator[None]:

@@ -15,7 +15,9 @@ from typing import Final, TypeAlias
 from hvsock._errors import os_error
 from hvsock.relay._attempt import Attempt, time_left, wait_for
 
-__all__ = ["connect", "listen", "tcp_text", "tune"]
+__all__ = ["FAMILIES", "connect", "listen", "tcp_text", "tune"]
+
+FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 # typeshed: the address of AF_INET6 has two members more.
 Address: TypeAlias = tuple[str, int]
@@ -172,9 +174,10 @@ def _resolve(host: str, port: int) -> list[_Resolved]:
 
 
 def tune(sock: socket.socket) -> None:
-    """Send at once, since the relay has no more to add to a packet, and detect vanished peers."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    """Send at once, since the relay has no more to add to a packet, and detect vanished peers, if it is TCP."""
+    if sock.family in FAMILIES:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def tcp_text(address: tuple[str, int]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,3 +98,33 @@ def test_howto_has_a_file_of_relays(tmp_path: Path) -> None:
     one, other = relays.read(tmp_path / "relays.toml")
     assert one == relays.Pair("tcp://:8080", "hvsock://parent/5000")
     assert other == relays.Pair("unix:///run/db.sock", "hvsock://parent/5432", 2, 300, 100)
+
+
+def test_howto_is_started_by_systemd(local: str) -> None:
+    """As systemd does it: with the socket of the one unit as descriptor 3 of the other one's command."""
+    pytest.importorskip("click", reason='the command line is an extra: pip install "hvsock[cli]"')
+    if shutil.which("bash") is None:
+        pytest.skip("the descriptor is moved by bash: install it")
+    units = configparser.ConfigParser(interpolation=None)
+    units.read_string(code_of(PAGE, "unit: web.socket"))
+    units.read_string(code_of(PAGE, "unit: web.service"))
+    assert units["Socket"]["ListenStream"] == "127.0.0.1:8080"
+    _, *command = units["Service"]["ExecStart"].replace("parent", "loopback").split()
+    with (
+        hvsock.create_server(("loopback", 5000), transport="local") as server,
+        socket.create_server(("127.0.0.1", 0)) as web,
+    ):
+        server.settimeout(LIMIT)
+        shell = f'exec 3<&{web.fileno()}; exec "$0" -Im hvsock "$@"'
+        with subprocess.Popen(
+            ["bash", "-c", shell, sys.executable, *command],
+            pass_fds=[web.fileno()],
+            env={**os.environ, "HVSOCK_TRANSPORT": "local"},
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            try:
+                with dial(f"tcp://127.0.0.1:{web.getsockname()[1]}") as client, server.accept()[0] as accepted:
+                    client.sendall(b"hello")
+                    assert receive_exactly(accepted, 5) == b"hello"
+            finally:
+                process.terminate()

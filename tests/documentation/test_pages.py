@@ -64,7 +64,7 @@ MARKS = {
     },
     "docs/howto/relay.md": {
         *("", "file: to_service.py", "file: from_service.py", "run: alone", "output: alone", "run: beside"),
-        "file: relays.toml",
+        *("file: relays.toml", "unit: web.socket", "unit: web.service"),
     },
     "docs/howto/rpc.md": {"run: alone", "file: manager.py"},
     "docs/howto/socketserver.md": {"run: alone"},
