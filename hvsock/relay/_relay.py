@@ -377,7 +377,7 @@ class Relay:
         with self._changed:
             self._total += 1
             is_open = self.counters.open  # the engine's too, which it was given by adopt()
-            refusal = None if is_open < self._max_connections else f"{is_open} connections are open"
+            refusal = None if is_open < self._max_connections else f"{self._max_connections} connections are open"
             if refusal is None:
                 thread = threading.Thread(
                     target=self._serve, args=(pump, client, name, place), name="relay-connection", daemon=True
@@ -408,10 +408,11 @@ class Relay:
         try:
             target = self._reach(place)
             if self._engine is not None:
-                self._engine.adopt(client.fileno(), target.fileno(), name)
+                with self._changed:  # which counts it from now on
+                    self._engine.adopt(client.fileno(), target.fileno(), name)
+                    self._open -= 1
                 client.detach()
                 target.detach()
-                ended = True
                 return
             logger.debug("%s: connected to %s", name, self.target)
             ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout, self._target.hold)
@@ -422,10 +423,11 @@ class Relay:
             else:
                 logger.info("%s: aborted: %s", name, error_text(exc))
         finally:
+            handed_over = client.fileno() < 0
             with self._changed:
-                self._open -= 1
+                self._open -= not handed_over
                 self._failed += target is None
-                self._aborted += target is not None and not ended
+                self._aborted += target is not None and not (ended or handed_over)
             for sock in (client, target):
                 if sock is not None:
                     _close(sock) if ended else _abort(sock)
