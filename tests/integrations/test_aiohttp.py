@@ -101,6 +101,7 @@ async def test_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:
         assert await text(it.get("/who", ssl=secure[1])) == f"/who agent {VM}"
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await text(it.get("/who"))
+    await asyncio.sleep(5 * utils.TICK)  # aiohttp's sessions do not wait for the end of TLS
 
 
 async def test_a_site_with_tls(bed: Bed) -> None:
@@ -121,6 +122,7 @@ async def test_a_site_with_tls(bed: Bed) -> None:
     assert site.name == str(hvsock.as_address(bed.address))
     async with aiohttp.ClientSession(connector=Connector(bed.address, transport=bed.transport)) as it:
         assert await text(it.get("https://agent/", ssl=for_client)) == f"https {VM}"
+    await asyncio.sleep(5 * utils.TICK)  # the same
     await runner.cleanup()
     utils.listen(bed.transport, bed.address).close()  # the address is free again
 
