@@ -13,6 +13,7 @@ from typing import Final
 
 import click
 
+from hvsock._cli.names import with_id
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples, until_interrupted
 from hvsock._cli.output import doing, print_json, print_lines, print_note, print_rows, print_table
 from hvsock._cli.relays import Relays
@@ -93,9 +94,9 @@ def command(
 ) -> None:
     """Connect each client of one address to another address.
 
-    Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Both are URIs: hvsock://VM/SERVICE,
-    tcp://HOST:PORT, unix:///PATH, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this machine's
-    loopback, because anything that reaches the port reaches the target.
+    Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Each is VM/SERVICE, vsock:CID:PORT,
+    tcp:HOST:PORT, unix:PATH or hybrid:PATH:PORT. tcp::PORT is this machine's loopback, because anything that reaches
+    the port reaches the target.
 
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
     printed at the end.
@@ -110,8 +111,8 @@ def command(
         raise click.UsageError("LISTEN and CONNECT must be given, or --config FILE")
     with checking_arguments():
         relay = Relay(
-            listen,
-            connect,
+            with_id(listen, verbose=verbose),
+            with_id(connect, verbose=verbose),
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             max_connections=max_connections,
