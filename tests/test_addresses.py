@@ -760,7 +760,7 @@ def test_module_does_no_io() -> None:
     """It may import only what computes, so that every layer above can import it."""
     imported: set[str] = set()
     for module in (addresses, _grammar):
-        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
         imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     standard = {"collections.abc", "functools", "hashlib", "re", "struct", "typing", "urllib.parse", "uuid", "warnings"}

@@ -12,7 +12,7 @@ from command_line import failure, run
 import hvsock
 from hvsock import relay, vms
 from hvsock._cli import names, relays
-from hvsock.vms import _registry
+from hvsock.vms import _registry, _wsl
 
 ONE = uuid.UUID("6f2a3b7e-51a4-4c0d-9a53-0c5d1e7f8a42")
 OTHER = uuid.UUID("75d5a99a-c870-4c8b-9e48-5ae02563c8ba")
@@ -37,7 +37,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             return list_vms
 
         monkeypatch.setattr(_registry, "_ASK", {source: ask(source) for source in vms.SOURCES})
-        monkeypatch.setattr(_registry._wsl, "vm_id_of_distribution", lambda name, timeout: None)
+        monkeypatch.setattr(_wsl, "vm_id_of_distribution", lambda name, timeout: None)
         monkeypatch.setattr(names, "_order", lambda: ("hcs", "guest", "wmi", "wsl"))
         return asked
 
@@ -67,9 +67,9 @@ def test_the_first_source_that_knows_the_name(known: Callable[..., list[str]]) -
 def test_in_an_address(known: Callable[..., list[str]], connected: list[Any], text: str) -> None:
     known(hcs={"My VM": ONE})
     transport = "hyperv" if "?" in text else None
-    for command in (("connect",), ("ping", "-c", "1"), ("bench",)):
-        assert failure(*command, text, env={"HVSOCK_TRANSPORT": ""}).endswith(f"connect to hvsock://{ONE}/5000: no")
-    assert connected == 3 * [(hvsock.as_address((ONE, 5000)), transport)]
+    for command in ("connect", "ping"):
+        assert failure(command, text, env={"HVSOCK_TRANSPORT": ""}) == f"connect to hvsock://{ONE}/5000: no"
+    assert connected == 2 * [(hvsock.as_address((ONE, 5000)), transport)]
 
 
 def test_ids_and_aliases_are_not_looked_up(known: Callable[..., list[str]], connected: list[Any]) -> None:
@@ -114,7 +114,7 @@ def test_no_source_knows_it(known: Callable[..., list[str]]) -> None:
 def test_a_distribution_of_wsl(known: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     known(wsl={"WSL": ONE})
     of_distribution = {"Ubuntu": ONE}
-    monkeypatch.setattr(_registry._wsl, "vm_id_of_distribution", lambda name, timeout: of_distribution.get(name))
+    monkeypatch.setattr(_wsl, "vm_id_of_distribution", lambda name, timeout: of_distribution.get(name))
     assert names.find("Ubuntu") == names.find("wsl") == ONE
 
 
@@ -154,5 +154,5 @@ def test_the_library_looks_nothing_up(known: Callable[..., list[str]]) -> None:
 )
 def test_order(platform: str, wslinfo: str | None, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", platform)
-    monkeypatch.setattr(names.shutil, "which", lambda _: wslinfo)
+    monkeypatch.setattr("shutil.which", lambda _: wslinfo)
     assert names._order() == expected

@@ -158,7 +158,10 @@ def test_a_login_and_a_copy(local: str, keys: tuple[Path, list[str]], tmp_path: 
     def serve() -> None:
         for _ in range(2):
             with listener.accept()[0] as sock:
-                subprocess.run([str(program), "-i", "-f", config], stdin=sock, stdout=sock, stderr=subprocess.DEVNULL)
+                handle = sock.fileno()
+                subprocess.run(
+                    [str(program), "-i", "-f", config], stdin=handle, stdout=handle, stderr=subprocess.DEVNULL
+                )
 
     target = f"{getpass.getuser()}@loopback"
     (tmp_path / "a").write_bytes(data := utils.random_bytes(300_000))

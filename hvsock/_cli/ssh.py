@@ -30,9 +30,9 @@ _ON_A_VM: Final = re.compile(r"([^/:@]+@)?([^/:@]{2,}):(?!//)(.*)", re.DOTALL)  
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # what may stand in a file of known hosts
 
 SSH_EXAMPLES = """
-  hvsock ssh root@parent                           in a guest: log in to the host
+  hvsock ssh root@parent               in a guest: log in to the host
   hvsock ssh "me@My VM" uname -a
-  hvsock ssh -i key -p 2222 me@WSL                 another port than 22
+  hvsock ssh -i key -p 2222 me@WSL     another port than 22
 """
 
 SCP_EXAMPLES = """

@@ -19,7 +19,7 @@ EXAMPLES = """
 
 ID_EXAMPLES = """
   hvsock vm id "My VM"
-  hvsock vm id --verbose Ubuntu                       of the VM of a WSL distribution
+  hvsock vm id --verbose Ubuntu          of the VM of a WSL distribution
 """
 
 source_option = click.option(
