@@ -7,9 +7,11 @@ SDK's ``hvsocket.h``.
 import functools
 import re
 import struct
+import warnings
 from typing import Final, NamedTuple, Self, TypeAlias
 from uuid import UUID, SafeUUID
 
+from hvsock._grammar import HYPERV_KINDS, Written, read
 from hvsock._shown import shown
 
 __all__ = [
@@ -62,14 +64,14 @@ SEVERAL_VMS: Final = frozenset({HV_GUID_WILDCARD, HV_GUID_CHILDREN, HV_GUID_BROA
 Address: TypeAlias = tuple[UUID | str, UUID | str | int]
 """Any address argument is such a pair, of a VM (UUID, GUID string, alias) and a service (UUID, GUID string, port)."""
 
-_ALIASES: Final = {
+ALIASES: Final = {
     "wildcard": HV_GUID_WILDCARD,
     "children": HV_GUID_CHILDREN,
     "loopback": HV_GUID_LOOPBACK,
     "parent": HV_GUID_PARENT,
     "silohost": HV_GUID_SILOHOST,
 }
-_ALIAS_OF: Final = {vm_id: alias for alias, vm_id in _ALIASES.items()}
+_ALIAS_OF: Final = {vm_id: alias for alias, vm_id in ALIASES.items()}
 _CONSTANT_OF: Final = {
     HV_GUID_WILDCARD: "HV_GUID_WILDCARD",
     HV_GUID_BROADCAST: "HV_GUID_BROADCAST",
@@ -83,9 +85,9 @@ _SOCKADDR_HV: Final = struct.Struct("<HH16s16s")
 _GUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _DIGITS: Final = re.compile(r"[0-9]+")
 _PORT: Final = re.compile(r"0|[1-9][0-9]{0,9}")
-_URI: Final = re.compile(r"hvsock://([^/?#@]*)/([^/?#@]*)", re.ASCII | re.IGNORECASE)
-_MAX_PORT: Final = 0x7FFFFFFF
+MAX_HYPERV_PORT: Final = 0x7FFFFFFF  # hvsocket.h: "Valid port mappings are 0-0x7FFFFFFF"
 _MAX_U32: Final = 0xFFFFFFFF
+_MAX_PORT: Final = _MAX_U32 - 1  # the one above it is VMADDR_PORT_ANY
 _FIRST_32_BITS: Final = 96  # shift of a GUID's first field within UUID.int
 _OTHER_BITS: Final = (1 << _FIRST_32_BITS) - 1
 
@@ -122,7 +124,7 @@ class HyperVAddress(NamedTuple):
 
     @property
     def port(self) -> int | None:
-        """The vsock port (0..0x7fffffff) that the service id stands for, or None if it is not a port's."""
+        """The vsock port (0..0xfffffffe) that the service id stands for, or None if it is not a port's."""
         return port_from_service_id(self.service_id)
 
     def pack(self) -> bytes:
@@ -164,26 +166,21 @@ class HyperVAddress(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Make an address from its URI, ``hvsock://VM/SERVICE``.
+        """Make an address from text: ``VM/SERVICE`` or ``hvsock://VM/SERVICE``, or ``vsock:CID:PORT``.
 
         VM is an alias (wildcard, children, loopback, parent, silohost) or a GUID, SERVICE a decimal port without
-        leading zeros or a GUID. Scheme, aliases and GUIDs may be in any case, GUIDs may have braces. There is no user,
-        query or fragment, and no surrounding space.
+        leading zeros or a GUID. Aliases, GUIDs and what is before a colon may be in any case, GUIDs may have braces.
+        CID is a number; no CID, or -1, is VMADDR_CID_ANY. ``vsock://CID:PORT`` is the same. A VM's name is not looked
+        up: `hvsock.vms.find_vm` does that.
 
         Raises:
             TypeError: `text` is not a string.
-            ValueError: it is not such a URI; the message says which part is wrong.
+            ValueError: it is not such an address; the message says which part is wrong, and what may have been meant.
         """
-        if not isinstance(text, str):
-            raise TypeError(f"a Hyper-V socket URI must be a str, not {type(text).__name__}")
-        match = _URI.fullmatch(text)
-        if match is None:
-            raise ValueError(f"{shown(text)} is not of the form hvsock://VM/SERVICE, such as hvsock://parent/5000")
-        vm, service = match.groups()
-        is_port = _PORT.fullmatch(service)
-        if _DIGITS.fullmatch(service) and not is_port:
-            raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {shown(service)}")
-        return cls(as_vm_id(vm), as_service_id(int(service) if is_port else service))
+        written = read(text, HYPERV_KINDS)
+        if written.options:
+            raise ValueError(f"{shown(text)} names a transport, which is not part of a HyperVAddress")
+        return cls(*address_of(written))
 
     def __repr__(self) -> str:
         """Return an expression for this address, in which well-known ids go by name."""
@@ -199,7 +196,7 @@ def as_address(address: Address) -> HyperVAddress:
     """Make a `HyperVAddress` from any (vm, service) pair.
 
     vm: a UUID, a GUID string, or an alias (wildcard, children, loopback, parent, silohost). service: a UUID, a GUID
-    string, or a port (0..0x7fffffff). A GUID string has the form 8-4-4-4-12, braces optional; case does not matter.
+    string, or a port (0..0xfffffffe). A GUID string has the form 8-4-4-4-12, braces optional; case does not matter.
 
     Raises:
         TypeError: `address` is not a tuple, or a member of it has the wrong type.
@@ -216,16 +213,32 @@ def as_address(address: Address) -> HyperVAddress:
     return HyperVAddress(as_vm_id(vm), as_service_id(service))
 
 
+def address_of(written: Written) -> HyperVAddress:
+    """Make an address of what was written: a VM and a service, or a CID and a port.
+
+    Raises:
+        ValueError: one of them is malformed or out of range.
+    """
+    place, service = written.place, written.service
+    if written.kind == "vsock":
+        cid = VMADDR_CID_ANY if place in ("", "-1") else int(place)
+        return HyperVAddress(vm_id_from_cid(cid), service_id_from_port(int(service)))
+    is_port = _PORT.fullmatch(service)
+    if _DIGITS.fullmatch(service) and not is_port:
+        raise ValueError(f"a port is 0 to {_MAX_PORT}, without leading zeros, not {shown(service)}")
+    return HyperVAddress(as_vm_id(place), as_service_id(int(service) if is_port else service))
+
+
 def as_vm_id(vm: UUID | str) -> UUID:
     if isinstance(vm, UUID):
         return vm
     if not isinstance(vm, str):
         raise TypeError(f"a VM must be a UUID or a str, not {shown(vm)}")
-    vm_id = _ALIASES.get(vm.lower()) if vm.isascii() else None
+    vm_id = ALIASES.get(vm.lower()) if vm.isascii() else None
     vm_id = vm_id or parse_guid(vm)
     if vm_id is None:
         raise ValueError(
-            f"{shown(vm)} is neither a GUID nor one of {', '.join(_ALIASES)}; "
+            f"{shown(vm)} is neither a GUID nor one of {', '.join(ALIASES)}; "
             "'hvsock vm id NAME' prints the GUID of a VM"
         )
     return vm_id
@@ -245,6 +258,18 @@ def as_service_id(service: UUID | str | int) -> UUID:
     return service_id
 
 
+def as_hyperv_service_id(service: UUID | str | int) -> UUID:
+    """Make a service id of one that a Windows host registers: a port is Hyper-V's, 0..0x7fffffff.
+
+    Raises:
+        TypeError, ValueError: as `as_address`, and for a higher port.
+    """
+    service_id = as_service_id(service)
+    if isinstance(service, int):
+        _checked("port of Hyper-V", service, MAX_HYPERV_PORT)
+    return service_id
+
+
 def parse_guid(text: str) -> UUID | None:
     """Read the 8-4-4-4-12 form, braces optional; not the looser forms that ``UUID()`` takes."""
     if text.startswith("{") and text.endswith("}"):
@@ -253,10 +278,10 @@ def parse_guid(text: str) -> UUID | None:
 
 
 def service_id_from_port(port: int) -> UUID:
-    """Return the service id that stands for a vsock port (0..0x7fffffff).
+    """Return the service id that stands for a vsock port (0..0xfffffffe).
 
-    It is ``HV_GUID_VSOCK_TEMPLATE`` with the port as its first 32 bits; ``hvsocket.h``: "Valid port mappings are
-    0-0x7FFFFFFF".
+    It is ``HV_GUID_VSOCK_TEMPLATE`` with the port as its first 32 bits. Above 0x7fffffff a port is one of ``AF_VSOCK``
+    alone; ``hvsocket.h``: "Valid port mappings are 0-0x7FFFFFFF".
 
     Raises:
         TypeError: `port` is not an int, or is a bool.
@@ -266,7 +291,7 @@ def service_id_from_port(port: int) -> UUID:
 
 
 def port_from_service_id(service_id: UUID) -> int | None:
-    """Return the port (0..0x7fffffff) that a service id stands for, or None: the inverse of `service_id_from_port`.
+    """Return the port (0..0xfffffffe) that a service id stands for, or None: the inverse of `service_id_from_port`.
 
     Raises:
         TypeError: `service_id` is not a UUID.
@@ -275,32 +300,29 @@ def port_from_service_id(service_id: UUID) -> int | None:
     return port if port is not None and port <= _MAX_PORT else None
 
 
-def service_id_from_vsock_port(port: int) -> UUID:
-    """Return the service id for any port that a Linux kernel reports (0..0xffffffff).
-
-    Linux draws the ports of unbound clients from the whole 32-bit range (``net/vmw_vsock/af_vsock.c``,
-    ``__vsock_bind_connectible``), so a peer's may lie above the largest one that `service_id_from_port` takes. The
-    address of such a peer has no ``port``, but connects like any other.
-
-    Raises:
-        TypeError: `port` is not an int, or is a bool.
-        ValueError: it is out of range.
-    """
-    return _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, _checked("port", port, _MAX_U32))
-
-
 def vsock_address(cid: int, port: int) -> HyperVAddress:
     """Return the address of what a Linux kernel reports as (cid, port), each 0..0xffffffff; neither is checked."""
     return tuple.__new__(HyperVAddress, (_vm_id_of(cid), _with_first_32_bits(HV_GUID_VSOCK_TEMPLATE, port)))
 
 
 def vsock_port_from_service_id(service_id: UUID) -> int | None:
-    """Return the 32-bit vsock port of a service id, or None: the inverse of `service_id_from_vsock_port`.
+    """Return the 32-bit vsock port of a service id, VMADDR_PORT_ANY too, or None.
 
     Raises:
         TypeError: `service_id` is not a UUID.
     """
     return _first_32_bits(HV_GUID_VSOCK_TEMPLATE, "service id", service_id)
+
+
+def warn_of_high_port(address: HyperVAddress) -> None:
+    """Warn if the service is a port that Hyper-V does not have, where Hyper-V carries it."""
+    port = port_from_service_id(address.service_id)
+    if port is not None and port > MAX_HYPERV_PORT:
+        warnings.warn(
+            f"port {port} is above {MAX_HYPERV_PORT}, Hyper-V's last one: Linux guests with older kernels refuse it",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def vm_id_from_cid(cid: int) -> UUID:

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from hvsock._addresses import HV_GUID_ZERO, as_service_id, port_from_service_id
+from hvsock._addresses import HV_GUID_ZERO, as_hyperv_service_id, port_from_service_id
 
 __all__ = ["REGISTRY_KEY", "Service", "list_services", "reg_file", "register", "registered", "unregister"]
 
@@ -47,7 +47,7 @@ class Service(NamedTuple):
 
     @property
     def port(self) -> int | None:
-        """The vsock port (0..0x7fffffff) that the id stands for, or None if it is not a port's."""
+        """The vsock port (0..0xfffffffe) that the id stands for, or None if it is not a port's."""
         return port_from_service_id(self.id)
 
 
@@ -166,7 +166,7 @@ def reg_file(services: Mapping[UUID | str | int, str]) -> bytes:
 
 
 def _checked_service(service: UUID | str | int) -> UUID:
-    service_id = as_service_id(service)
+    service_id = as_hyperv_service_id(service)
     if service_id == HV_GUID_ZERO:
         raise ValueError("the all-zero GUID is not a valid service id")
     return service_id

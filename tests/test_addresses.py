@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hvsock import _addresses as addresses
+from hvsock import _grammar
 from hvsock._addresses import (
     HV_GUID_BROADCAST,
     HV_GUID_CHILDREN,
@@ -34,12 +35,12 @@ from hvsock._addresses import (
     container_vm_id,
     port_from_service_id,
     service_id_from_port,
-    service_id_from_vsock_port,
     vm_id_from_cid,
     vsock_port_from_service_id,
 )
 
-MAX_PORT = 0x7FFFFFFF
+MAX_PORT = 0xFFFFFFFE
+HYPERV_PORT = 0x7FFFFFFF  # the largest one of Hyper-V
 MAX_U32 = 0xFFFFFFFF
 
 # The GUIDs as the comments of the Windows SDK's hvsocket.h write them.
@@ -69,12 +70,15 @@ ALIASES = {
     "parent": HV_GUID_PARENT,
     "silohost": HV_GUID_SILOHOST,
 }
-# The table of hvsocket.h, "possible mappings from port to GUID", and the largest port.
+# The table of hvsocket.h, "possible mappings from port to GUID", its largest port, and ports that AF_VSOCK alone has.
 PORTS = {
     0: "00000000-facb-11e6-bd58-64006a7986d3",
     1: "00000001-facb-11e6-bd58-64006a7986d3",
     5000: "00001388-facb-11e6-bd58-64006a7986d3",
-    MAX_PORT: "7fffffff-facb-11e6-bd58-64006a7986d3",
+    HYPERV_PORT: "7fffffff-facb-11e6-bd58-64006a7986d3",
+    HYPERV_PORT + 1: "80000000-facb-11e6-bd58-64006a7986d3",
+    2714018708: "a1c4a394-facb-11e6-bd58-64006a7986d3",
+    MAX_PORT: "fffffffe-facb-11e6-bd58-64006a7986d3",
 }
 
 VM = UUID("01234567-89ab-cdef-0123-456789abcdef")
@@ -249,14 +253,14 @@ def test_unpack_refuses_what_is_no_buffer(value: Any) -> None:
     [
         (HyperVAddress(HV_GUID_PARENT, service_id_from_port(5000)), "hvsock://parent/5000"),
         (HyperVAddress(HV_GUID_ZERO, service_id_from_port(0)), "hvsock://wildcard/0"),
-        (HyperVAddress(HV_GUID_CHILDREN, service_id_from_port(MAX_PORT)), "hvsock://children/2147483647"),
+        (HyperVAddress(HV_GUID_CHILDREN, service_id_from_port(MAX_PORT)), "hvsock://children/4294967294"),
         (HyperVAddress(HV_GUID_LOOPBACK, HV_GUID_ZERO), "hvsock://loopback/00000000-0000-0000-0000-000000000000"),
         (HyperVAddress(HV_GUID_SILOHOST, HV_GUID_PARENT), "hvsock://silohost/a42e7cda-d03f-480c-9cc2-a4de20abb878"),
         (HyperVAddress(HV_GUID_BROADCAST, service_id_from_port(1)), "hvsock://ffffffff-ffff-ffff-ffff-ffffffffffff/1"),
         (ADDRESS, "hvsock://01234567-89ab-cdef-0123-456789abcdef/fedcba98-7654-3210-fedc-ba9876543210"),
         (
-            HyperVAddress(VM, service_id_from_vsock_port(MAX_PORT + 1)),
-            "hvsock://01234567-89ab-cdef-0123-456789abcdef/80000000-facb-11e6-bd58-64006a7986d3",
+            HyperVAddress(VM, UUID("ffffffff-facb-11e6-bd58-64006a7986d3")),
+            "hvsock://01234567-89ab-cdef-0123-456789abcdef/ffffffff-facb-11e6-bd58-64006a7986d3",
         ),
     ],
 )
@@ -296,39 +300,56 @@ def test_parse_of_arbitrary_text(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "address"),
     [
-        "",
-        "hvsock",
-        "hvsock:",
-        "hvsock://",
-        "hvsock:/parent/5000",
-        "hvsock:parent/5000",
-        "//parent/5000",
-        "parent/5000",
-        "vsock://parent/5000",
-        "hvsocks://parent/5000",
-        "hvsoc\u212a://parent/5000",  # KELVIN SIGN, "k" in lower case
-        " hvsock://parent/5000",
-        "hvsock://parent",
-        "hvsock://parent/5000/",
-        "hvsock://parent/5000/6000",
-        "hvsock://parent/5000?timeout=1",
-        "hvsock://parent/5000#top",
-        "hvsock://user@parent/5000",
-        "hvsock://parent:1/5000?",
+        ("parent/5000", ("parent", 5000)),
+        ("{01234567-89AB-CDEF-0123-456789ABCDEF}/5000", (VM, 5000)),
+        ("hvsock://%70arent/5000", ("parent", 5000)),
+        ("vsock:2:5000", ("parent", 5000)),
+        ("vsock://2:5000", ("parent", 5000)),
+        ("VSOCK:1:5000", ("loopback", 5000)),
+        ("vsock:-1:5000", ("wildcard", 5000)),
+        ("vsock:4294967295:5000", ("wildcard", 5000)),
+        ("vsock://:5000", ("wildcard", 5000)),
+        ("vsock:77:2714018708", (vm_id_from_cid(77), 2714018708)),
     ],
 )
-def test_parse_refuses_another_form(text: str) -> None:
-    with pytest.raises(
-        ValueError, match=r" is not of the form hvsock://VM/SERVICE, such as hvsock://parent/5000$"
-    ) as caught:
-        HyperVAddress.parse(text)
-    assert repr(text) in str(caught.value)
+def test_parse_takes_the_other_forms(text: str, address: Any) -> None:
+    assert HyperVAddress.parse(text) == as_address(address)
 
 
 @pytest.mark.parametrize(
-    "vm", [*BAD_GUIDS, "5000", "host", "broadcast", "parent:1", "loopbac\u212a", "parent ", "%70arent"]
+    ("text", "message"),
+    [
+        ("tcp:localhost:80", ": tcp: is for a relay"),
+        ("unix:/run/a", ": unix: is for a relay"),
+        ("hybrid:/run/a:5", ": hybrid: is for a relay"),
+        ("parent:5000", "; did you mean 'parent/5000'?"),
+        ("hvsock:parent/5000", "; did you mean 'hvsock://parent/5000'?"),
+        ("2:5000", "; did you mean 'vsock:2:5000'?"),
+    ],
+)
+def test_parse_says_what_was_meant(text: str, message: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(repr(text))} is not of the form VM/SERVICE.*{re.escape(message)}$"
+    ):
+        HyperVAddress.parse(text)
+
+
+@pytest.mark.parametrize("text", ["parent/5000?transport=local", "vsock:2:5000?transport=vsock"])
+def test_parse_refuses_a_transport(text: str) -> None:
+    with pytest.raises(ValueError, match=r" names a transport, which is not part of a HyperVAddress$"):
+        HyperVAddress.parse(text)
+
+
+@pytest.mark.parametrize("text", ["vsock:4294967296:5", "vsock:2:4294967295"])
+def test_parse_refuses_a_number_out_of_range(text: str) -> None:
+    with pytest.raises(ValueError, match=r" must be in the range 0\.\."):
+        HyperVAddress.parse(text)
+
+
+@pytest.mark.parametrize(
+    "vm", [*BAD_GUIDS, "5000", "host", "broadcast", "parent:1", "loopbac\u212a", "parent ", "user@parent"]
 )
 def test_parse_refuses_a_bad_vm(vm: str) -> None:
     with pytest.raises(ValueError, match=r" is neither a GUID nor one of wildcard, ") as caught:
@@ -351,15 +372,15 @@ def test_parse_refuses_a_bad_service(service: str) -> None:
     assert repr(service) in str(caught.value)
 
 
-@pytest.mark.parametrize("port", [MAX_PORT + 1, MAX_U32, 9999999999])
+@pytest.mark.parametrize("port", [MAX_U32, MAX_U32 + 1, 9999999999])
 def test_parse_refuses_a_port_out_of_range(port: int) -> None:
-    with pytest.raises(ValueError, match=rf"^a port must be in the range 0\.\.2147483647, not {port}$"):
+    with pytest.raises(ValueError, match=rf"^a port must be in the range 0\.\.4294967294, not {port}$"):
         HyperVAddress.parse(f"hvsock://parent/{port}")
 
 
 @pytest.mark.parametrize("value", [None, 5000, b"hvsock://parent/5000", ADDRESS])
 def test_parse_refuses_what_is_no_string(value: Any) -> None:
-    with pytest.raises(TypeError, match=rf"^a Hyper-V socket URI must be a str, not {type(value).__name__}$"):
+    with pytest.raises(TypeError, match=r"^an address must be a str, not "):
         HyperVAddress.parse(value)
 
 
@@ -385,7 +406,7 @@ def test_port_of_an_address(port: int) -> None:
     assert HyperVAddress(VM, UUID(PORTS[port])).port == port
 
 
-@pytest.mark.parametrize("service_id", [SERVICE, HV_GUID_ZERO, UUID("80000000-facb-11e6-bd58-64006a7986d3")])
+@pytest.mark.parametrize("service_id", [SERVICE, HV_GUID_ZERO, UUID("ffffffff-facb-11e6-bd58-64006a7986d3")])
 def test_address_without_a_port(service_id: UUID) -> None:
     assert HyperVAddress(VM, service_id).port is None
 
@@ -535,7 +556,7 @@ def test_as_address_says_that_a_port_is_an_int() -> None:
 
 @pytest.mark.parametrize("service", [*OUT_OF_RANGE, MAX_PORT + 1])
 def test_as_address_refuses_a_port_out_of_range(service: int) -> None:
-    with pytest.raises(ValueError, match=rf"^a port must be in the range 0\.\.2147483647, not {shown(service)}$"):
+    with pytest.raises(ValueError, match=rf"^a port must be in the range 0\.\.4294967294, not {shown(service)}$"):
         as_address(("parent", service))
 
 
@@ -563,18 +584,26 @@ def test_service_id_of_a_port_is_the_sdks(port: int, text: str) -> None:
 @given(PORT_NUMBERS)
 def test_port_round_trip(port: int) -> None:
     assert port_from_service_id(service_id_from_port(port)) == port
-    assert service_id_from_vsock_port(port) == service_id_from_port(port)
+    assert vsock_port_from_service_id(service_id_from_port(port)) == port
 
 
-@unhurried
-@given(st.integers(0, MAX_U32))
-@example(MAX_PORT + 1)
-@example(MAX_U32)
-def test_vsock_port_round_trip(port: int) -> None:
-    service_id = service_id_from_vsock_port(port)
-    assert str(service_id) == f"{port:08x}-facb-11e6-bd58-64006a7986d3"
-    assert vsock_port_from_service_id(service_id) == port
-    assert port_from_service_id(service_id) == (port if port <= MAX_PORT else None)
+def test_the_port_of_an_unbound_socket_is_none() -> None:
+    """VMADDR_PORT_ANY, which the kernel takes as well, in the family's own form."""
+    service_id = UUID("ffffffff-facb-11e6-bd58-64006a7986d3")
+    assert vsock_port_from_service_id(service_id) == MAX_U32
+    assert port_from_service_id(service_id) is None
+    assert addresses.vsock_address(1, MAX_U32) == HyperVAddress(HV_GUID_LOOPBACK, service_id)
+
+
+@pytest.mark.parametrize("port", [HYPERV_PORT + 1, MAX_PORT])
+def test_a_port_that_hyperv_lacks_is_warned_of(port: int) -> None:
+    with pytest.warns(RuntimeWarning, match=rf"^port {port} is above 2147483647, Hyper-V's last one: "):
+        addresses.warn_of_high_port(as_address(("parent", port)))
+
+
+@pytest.mark.parametrize("service", [HYPERV_PORT, SERVICE, UUID("ffffffff-facb-11e6-bd58-64006a7986d3")])
+def test_other_services_are_not_warned_of(service: Any) -> None:
+    addresses.warn_of_high_port(as_address(("parent", service)))
 
 
 @unhurried
@@ -593,7 +622,7 @@ def test_a_service_id_one_bit_off_the_template_has_no_port(bit: int) -> None:
     assert vsock_port_from_service_id(service_id) is None
 
 
-@pytest.mark.parametrize("function", [service_id_from_port, service_id_from_vsock_port, vm_id_from_cid])
+@pytest.mark.parametrize("function", [service_id_from_port, vm_id_from_cid])
 @pytest.mark.parametrize("value", NOT_PORTS)
 def test_numbers_of_another_type_are_refused(function: Any, value: Any) -> None:
     with pytest.raises(TypeError, match=rf" must be an int, not {re.escape(repr(value))}$"):
@@ -603,8 +632,7 @@ def test_numbers_of_another_type_are_refused(function: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("function", "values", "limit"),
     [
-        (service_id_from_port, [*OUT_OF_RANGE, MAX_PORT + 1, MAX_U32], "2147483647"),
-        (service_id_from_vsock_port, OUT_OF_RANGE, "4294967295"),
+        (service_id_from_port, [*OUT_OF_RANGE, MAX_U32], "4294967294"),
         (vm_id_from_cid, OUT_OF_RANGE, "4294967295"),
     ],
 )
@@ -730,10 +758,13 @@ def test_container_vm_id_refuses_what_has_no_encoding(value: str) -> None:
 
 def test_module_does_no_io() -> None:
     """It may import only what computes, so that every layer above can import it."""
-    tree = ast.parse(Path(addresses.__file__).read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= {"__future__", "functools", "hashlib", "hvsock._shown", "re", "struct", "typing", "uuid"}
+    imported: set[str] = set()
+    for module in (addresses, _grammar):
+        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    standard = {"collections.abc", "functools", "hashlib", "re", "struct", "typing", "urllib.parse", "uuid", "warnings"}
+    assert imported <= {"__future__", "hvsock._grammar", "hvsock._shown"} | standard
 
 
 @pytest.mark.parametrize("cid", [0, 1, 2, 3, 77, 0xFFFFFFFF])

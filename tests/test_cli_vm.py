@@ -59,7 +59,7 @@ def test_list_as_json(asked: list[Any]) -> None:
 def test_id(asked: list[Any]) -> None:
     assert run("vm", "id", "my vm").stdout == f"{ONE}\n"
     assert run("vm", "id", str(OTHER).upper()).stdout == f"{OTHER}\n"
-    line = failure("vm", "id", "pigeon\x1b")
+    line = failure("vm", "id", "--source", "wmi", "pigeon\x1b")
     assert line.startswith("no VM is called 'pigeon")
     assert ESCAPED in line
     assert line.isprintable()

@@ -125,8 +125,8 @@ def test_module_exports_what_it_defines(name: str) -> None:
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     own = {it.name for it in ast.parse(inspect.getsource(module)).body if isinstance(it, kinds)}
     internal = {
-        *("as_service_id", "as_vm_id", "parse_guid"),
-        *("service_id_from_vsock_port", "vsock_address", "vsock_port_from_service_id"),
+        *("address_of", "as_hyperv_service_id", "as_service_id", "as_vm_id", "parse_guid"),
+        *("vsock_address", "vsock_port_from_service_id", "warn_of_high_port"),
     }
     assert {key for key in own if not key.startswith("_")} - internal <= set(module.__all__)
 

@@ -225,11 +225,19 @@ def test_a_group_that_is_missing(local_directory: Path) -> None:
         ("mode=1777", "such as 660, not '1777'"),
         ("mode=rw", "such as 660, not 'rw'"),
         ("group=", "the group is missing"),
+        ("mode=660&mode=600", "an option is given twice"),
+        ("owner=me", "there is no option 'owner'"),
     ],
 )
 def test_malformed_access(options: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         Relay(f"unix:///run/s?{options}", "tcp://:1")
+
+
+@linux_only
+def test_an_abstract_name_has_no_access() -> None:
+    with pytest.raises(ValueError, match="a socket with an abstract name has neither mode nor group"):
+        Relay("unix:@name?mode=600", "tcp://:1")
 
 
 @posix_only

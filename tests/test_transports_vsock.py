@@ -81,7 +81,7 @@ def test_python_without_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
         (hvsock.vm_id_from_cid(77), 77),
     ],
 )
-@pytest.mark.parametrize("port", [0, 1, 5000, 0x7FFFFFFF])
+@pytest.mark.parametrize("port", [0, 1, 5000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE])
 def test_bind(recorded: list[tuple[Any, ...]], vm: Any, cid: int, port: int) -> None:
     TRANSPORT.bind(Recorder(), address(vm, port))  # type: ignore[arg-type]
     assert recorded == [("bind", (cid, port))]
@@ -93,6 +93,23 @@ def test_bind(recorded: list[tuple[Any, ...]], vm: Any, cid: int, port: int) -> 
 def test_connect(recorded: list[tuple[Any, ...]], vm: Any, cid: int) -> None:
     TRANSPORT.connect(Recorder(), address(vm))  # type: ignore[arg-type]
     assert recorded == [("connect", (cid, 5000))]
+
+
+@pytest.mark.parametrize("operation", ["bind", "connect"])
+def test_a_hyperv_guest_is_warned_of_high_ports(
+    recorded: list[tuple[Any, ...]], operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the module of Hyper-V's own sockets is loaded; a guest of KVM has all ports."""
+    high = address("parent", 0x80000001)
+    monkeypatch.setattr(vsock, "_HYPERV_MODULE", tmp_path / "none")
+    vsock._cid_and_port.cache_clear()
+    getattr(TRANSPORT, operation)(Recorder(), high)
+    monkeypatch.setattr(vsock, "_HYPERV_MODULE", tmp_path)
+    vsock._cid_and_port.cache_clear()
+    with pytest.warns(RuntimeWarning, match="^port 2147483649 is above 2147483647"):
+        getattr(TRANSPORT, operation)(Recorder(), high)
+    getattr(TRANSPORT, operation)(Recorder(), address("parent", 0x7FFFFFFF))
+    assert recorded == [(operation, (HOST, port)) for port in (0x80000001, 0x80000001, 0x7FFFFFFF)]
 
 
 @pytest.mark.parametrize("service", [uuid.UUID(int=0), uuid.UUID(int=5000), uuid.uuid4()], ids=str)

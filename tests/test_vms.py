@@ -288,6 +288,47 @@ def test_wsl_asks_a_distribution(program: Program) -> None:
     assert program.calls == [["wsl.exe", "--distribution", "Ubuntu & calc", "--exec", "wslinfo", "--vm-id"]]
 
 
+@pytest.fixture
+def distributions(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Have two distributions of WSL, on the Windows side; return the commands that are asked."""
+    calls: list[list[str]] = []
+
+    def run(command: list[str], timeout: float, source: str) -> _programs.Done:
+        calls.append(command[1:])
+        return _programs.Done(0, "Ubuntu\r\nDebian GNU\r\n" if "--list" in command else f"{WSL_ID}\n", "")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(_programs, "system_program", lambda *parts: "\\".join(parts))
+    monkeypatch.setattr(_programs, "run", run)
+    return calls
+
+
+def test_a_distribution_is_a_name_of_its_vm(distributions: list[list[str]], hcs: Callable[[object], None]) -> None:
+    assert vms.find_vm("debian gnu", "wsl") == WSL_ID
+    assert distributions == [
+        ["--exec", "wslinfo", "--vm-id"],
+        ["--list", "--quiet"],
+        ["--distribution", "Debian GNU", "--exec", "wslinfo", "--vm-id"],
+    ]
+    with pytest.raises(vms.VMLookupError, match=r"no VM is called 'Arch' \(wsl was asked\)"):
+        vms.find_vm("Arch", "wsl")
+    hcs([{"Id": str(VMMS_ID), "Name": "Ubuntu"}])
+    assert vms.find_vm("Ubuntu", ["hcs", "wsl"]) == VMMS_ID
+    distributions.clear()
+    with pytest.raises(vms.VMLookupError, match=r"no VM is called 'Debian GNU' \(hcs was asked\)"):
+        vms.find_vm("Debian GNU", "hcs")
+    assert distributions == []
+
+
+def test_the_own_distribution_in_wsl(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("WSL_DISTRO_NAME", "Ubuntu")
+    program.prints(str(WSL_ID))
+    assert vms.find_vm("ubuntu", "wsl") == WSL_ID
+    with pytest.raises(vms.VMLookupError, match="no VM is called 'Debian'"):
+        vms.find_vm("Debian", "wsl")
+
+
 @not_a_vm
 def test_wsl_gives_no_id(program: Program, hcs: Callable[[object], None], text: str) -> None:
     """The guest has a say in what wslinfo prints: nothing but the id of a VM is taken."""
@@ -532,6 +573,7 @@ def test_find_vm_that_two_have(hcs: Callable[[object], None]) -> None:
     with pytest.raises(vms.VMLookupError, match="2 VMs") as caught:
         vms.find_vm("dev", "hcs")
     assert [note.split()[0] for note in notes(caught.value)] == [str(uuid.UUID(int=1)), str(uuid.UUID(int=2))]
+    assert [vm.id for vm in caught.value.matches] == [uuid.UUID(int=1), uuid.UUID(int=2)]
 
 
 def test_find_vm_that_nobody_has(hcs: Callable[[object], None], program: Program) -> None:

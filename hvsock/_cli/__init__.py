@@ -24,7 +24,9 @@ COMMANDS: Final = {
     "listen": "stdio.listen",
     "ping": "ping.command",
     "relay": "relay.command",
+    "scp": "ssh.scp",
     "service": "service.command",
+    "ssh": "ssh.ssh",
     "vm": "vm.command",
 }
 
@@ -78,8 +80,8 @@ def print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> N
 def cli(ctx: click.Context, debug: bool) -> None:
     """Hyper-V sockets for Python.
 
-    An ADDRESS is hvsock://VM/SERVICE, or shorter VM/SERVICE. VM is a GUID or one of wildcard, children, loopback,
-    parent and silohost; SERVICE is a port or a GUID.
+    An ADDRESS is VM/SERVICE or hvsock://VM/SERVICE, or by numbers vsock:CID:PORT; ?transport=NAME may follow. VM is a
+    name, a GUID, or one of wildcard, children, loopback, parent and silohost; SERVICE is a port or a GUID.
     """
     if ctx.invoked_subcommand is None:
         print_text(ctx.get_help())

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.shell_completion import shell_complete
 
 import hvsock
+from hvsock._addresses import ALIASES, address_of
+from hvsock._cli.names import address_by_name, is_name
 from hvsock._cli.output import Failure, end_output, print_failure
 from hvsock._cli.streams import whole_output
+from hvsock._grammar import HYPERV_KINDS, Written, read
+from hvsock._transports import transport_named
 
 __all__ = [
     "COMPLETE",
@@ -24,6 +29,7 @@ __all__ = [
     "Seconds",
     "as_json",
     "checking_arguments",
+    "complete_vm",
     "examples",
     "transport_option",
     "until_interrupted",
@@ -132,23 +138,58 @@ def checking_arguments() -> Iterator[None]:
 
 
 def address_argument(function: F) -> F:
-    """Add the argument ADDRESS: ``hvsock://VM/SERVICE``, or ``VM/SERVICE``; becomes a `HyperVAddress`."""
-    return click.argument("address", callback=_parse_address, shell_complete=_complete_address)(function)
+    """Add the argument ADDRESS, which the command gets as a `HyperVAddress`, and --verbose if it has none of its own.
+
+    A VM that is given by its name is looked up. What the address says of the transport is the command's `transport`.
+    """
+    has_verbose = any(param.name == "verbose" for param in getattr(function, "__click_params__", ()))
+
+    @functools.wraps(function)
+    def with_address(*, address: Written, transport: str | None, verbose: bool, **others: Any) -> Any:
+        if has_verbose:
+            others["verbose"] = verbose
+        transport = _chosen_transport(address, transport)
+        return function(address=address_by_name(address, verbose=verbose), transport=transport, **others)
+
+    if not has_verbose:
+        click.option("-v", "--verbose", is_flag=True, help="Say on stderr where the name of a VM is looked up.")(
+            with_address
+        )
+    argument = click.argument("address", callback=_read_address, shell_complete=_complete_address)
+    return cast("F", argument(with_address))
 
 
-def _parse_address(ctx: click.Context, param: click.Parameter, text: str) -> hvsock.HyperVAddress:
-    is_short = "://" not in text
-    if is_short and text.count("/") != 1:
-        raise click.BadParameter(f"{text!r} is not of the form VM/SERVICE, such as loopback/5000", ctx, param)
+def _read_address(ctx: click.Context, param: click.Parameter, text: str) -> Written:
     try:
-        return hvsock.HyperVAddress.parse(f"hvsock://{text}" if is_short else text)
+        written = read(text, HYPERV_KINDS)
+        if not written.place and written.kind == "hvsock":
+            raise ValueError("the name of a VM is empty")
+        if written.transport is not None:
+            transport_named(written.transport)
+        by_name = written.kind == "hvsock" and is_name(written.place)  # looked up later, if all else is right
+        address_of(written._replace(place="parent") if by_name else written)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
+    return written
+
+
+def _chosen_transport(address: Written, option: str | None) -> str | None:
+    """Return the transport that the address names, else the option's, which is also in the environment."""
+    ctx = click.get_current_context()
+    given = ctx.get_parameter_source("transport") is click.core.ParameterSource.COMMANDLINE
+    if given and address.transport not in (None, option):
+        raise click.UsageError(f"the address is for transport {address.transport}, and --transport is {option}", ctx)
+    return address.transport or option
 
 
 def _complete_address(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Offer the names of VMs."""
-    return [f"{vm}/" for vm in ("wildcard", "children", "loopback", "parent", "silohost") if vm.startswith(incomplete)]
+    return [f"{vm}/" for vm in ALIASES if vm.startswith(incomplete)]
+
+
+def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Offer what can be connected to without knowing its id, after a user or without."""
+    user, at, vm = incomplete.rpartition("@")
+    return [f"{user}{at}{alias}" for alias in ("loopback", "parent", "silohost") if alias.startswith(vm)]
 
 
 class Seconds(click.FloatRange):

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import click
 
+from hvsock._cli.names import with_id
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples, until_interrupted
 from hvsock._cli.output import doing, end_output, print_json, print_lines, print_note, print_rows, print_table
 from hvsock._cli.relays import Relays
@@ -145,10 +146,9 @@ def command(
 ) -> None:
     """Connect each client of one address to another address.
 
-    Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Both are URIs: hvsock://VM/SERVICE,
-    tcp://HOST:PORT, unix:///PATH, unix:@NAME, vsock://CID:PORT, or hybrid:///PATH?port=PORT. tcp://:PORT is this
-    machine's loopback, because anything that reaches the port reaches the target. LISTEN may be fd:NUMBER, a listener
-    with which systemd starts the command.
+    Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Each is VM/SERVICE, vsock:CID:PORT,
+    tcp:HOST:PORT, unix:PATH, unix:@NAME or hybrid:PATH:PORT. tcp::PORT is this machine's loopback, because anything
+    that reaches the port reaches the target. LISTEN may be fd:NUMBER, a listener with which systemd starts the command.
 
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
     printed at the end, and when the relay gets SIGUSR1 (on Windows, Ctrl-Break).
@@ -163,8 +163,8 @@ def command(
         raise click.UsageError("LISTEN and CONNECT must be given, or --config FILE")
     with checking_arguments():
         relay = Relay(
-            listen,
-            connect,
+            with_id(listen, verbose=verbose),
+            with_id(connect, verbose=verbose),
             connect_timeout=connect_timeout,
             idle_timeout=idle_timeout,
             max_connections=max_connections,

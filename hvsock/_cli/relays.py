@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from hvsock._cli.names import with_id
 from hvsock._cli.output import Failure, print_note
 from hvsock.relay import Counters, Relay
 
@@ -38,6 +39,7 @@ class Pair:
 
         Raises:
             ValueError: a key is unknown or missing, or a value has the wrong type or is of no use to a relay.
+            VMLookupError: a VM is given by a name that no source knows.
         """
         if not isinstance(table, dict):
             raise ValueError("it must be a table, [[relay]]")
@@ -47,6 +49,7 @@ class Pair:
         for name in ("listen", "connect"):
             if not isinstance(values.get(name), str):
                 raise ValueError(f"{name} must be given, as a string")
+            values[name] = with_id(values[name])
         for name in ("connect_timeout", "idle_timeout", "max_connections", "retry_for"):
             kinds = (int,) if name == "max_connections" else (int, float)
             if name in values and type(values[name]) not in kinds:

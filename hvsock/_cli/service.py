@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from hvsock import services
-from hvsock._addresses import as_service_id
+from hvsock._addresses import as_hyperv_service_id
 from hvsock._cli.options import as_json, checking_arguments, examples
 from hvsock._cli.output import Failure, doing, print_json, print_lines, print_table, print_text, stdout, writing
 
@@ -33,7 +33,7 @@ def parse_service(text: str) -> uuid.UUID:
         click.UsageError: it is neither.
     """
     with checking_arguments():
-        return as_service_id(int(text) if text.isascii() and text.isdigit() else text)
+        return as_hyperv_service_id(int(text) if text.isascii() and text.isdigit() else text)
 
 
 def _parse(ctx: click.Context, param: click.Parameter, text: str) -> uuid.UUID:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import click
 
 from hvsock import vms
+from hvsock._cli.names import find
 from hvsock._cli.options import Seconds, as_json, checking_arguments, examples
 from hvsock._cli.output import Failure, print_json, print_lines, print_note, print_table, print_text
 
 __all__ = ["command"]
 
 EXAMPLES = """
-  hvsock vm list
-  hvsock vm id --source wmi "My VM"      as Hyper-V Manager calls it
-  hvsock vm id --source wsl WSL          the VM of WSL2, on either side
-  hvsock ping "$(hvsock vm id --source wmi 'My VM')/5000"
+  hvsock vm list --source hcs --source wmi
+  hvsock vm id "My VM"                   as Hyper-V Manager calls it
+  hvsock vm id WSL                       the VM of WSL2, on either side
 """
 
 ID_EXAMPLES = """
-  hvsock vm id --source wmi "My VM"
-  hvsock ping "$(hvsock vm id --source wmi 'My VM')/5000"
+  hvsock vm id "My VM"
+  hvsock vm id --verbose Ubuntu          of the VM of a WSL distribution
 """
 
 source_option = click.option(
@@ -27,7 +27,7 @@ source_option = click.option(
     "sources",
     type=click.Choice(vms.SOURCES),
     multiple=True,
-    help="Where to look; may be repeated. Default: the sources that start no program.",
+    help="Where to look; may be repeated. By default those that start no program, then for a name the others.",
 )
 timeout_option = click.option(
     "-t",
@@ -78,8 +78,14 @@ def list_(sources: tuple[str, ...], timeout: float, as_json: bool) -> None:
 @click.argument("name")
 @source_option
 @timeout_option
-def id_(name: str, sources: tuple[str, ...], timeout: float) -> None:
-    """Print the id of the VM called NAME."""
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what each source says.")
+def id_(name: str, sources: tuple[str, ...], timeout: float, verbose: bool) -> None:
+    """Print the id of the VM called NAME, as every command looks it up.
+
+    The first source that knows the name decides. Two VMs of that name are an error that has their ids.
+    """
     with checking_arguments():
-        vm_id = vms.find_vm(name, sources or None, timeout=timeout)
-    print_lines(vm_id)
+        known = (
+            find(name, timeout=timeout, verbose=verbose) if not sources else vms.find_vm(name, sources, timeout=timeout)
+        )
+    print_lines(known)

@@ -14,6 +14,7 @@ from hvsock._addresses import (
     HVSOCKET_CONTAINER_PASSTHRU,
     HVSOCKET_HIGH_VTL,
     HyperVAddress,
+    warn_of_high_port,
 )
 from hvsock._hvsock import Socket
 from hvsock._transports.base import Option, Transport
@@ -65,10 +66,12 @@ class HyperVTransport(Transport):
 
     def bind(self, sock: Socket, address: HyperVAddress) -> None:
         """Bind. A duplicate is refused by listen(), not here."""
+        warn_of_high_port(address)
         Socket.bind(sock, address.pack())
 
     def connect(self, sock: Socket, address: HyperVAddress) -> None:
         """Connect."""
+        warn_of_high_port(address)
         Socket.connect(sock, address.pack())
 
     def limit_connect(self, sock: Socket, seconds: float) -> None:

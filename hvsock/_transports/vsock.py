@@ -15,12 +15,14 @@ from uuid import UUID
 
 from hvsock._addresses import (
     HV_GUID_CHILDREN,
+    MAX_HYPERV_PORT,
     VMADDR_CID_ANY,
     VMADDR_CID_LOCAL,
     HyperVAddress,
     cid_from_vm_id,
     vsock_address,
     vsock_port_from_service_id,
+    warn_of_high_port,
 )
 from hvsock._errors import os_error
 from hvsock._hvsock import Socket
@@ -35,6 +37,7 @@ _SO_VM_SOCKETS_CONNECT_TIMEOUT: Final = 6
 _IOCTL_VM_SOCKETS_GET_LOCAL_CID: Final = 0x7B9
 _DEVICE: Final = Path("/dev/vsock")
 _PROTOCOLS: Final = Path("/proc/net/protocols")
+_HYPERV_MODULE: Final = Path("/sys/module/hv_sock")
 
 # Where a meaning was seen: Linux net/vmw_vsock, nbdd0121/wsld issues 5, 8 and 28.
 _CAUSES: Final = {
@@ -143,6 +146,8 @@ def _port(address: HyperVAddress) -> int:
             f"{address}: AF_VSOCK has ports only, and this service id is not a port's; "
             "use a port, or a service id made by service_id_from_port(), at both ends"
         )
+    if port > MAX_HYPERV_PORT and _HYPERV_MODULE.exists():
+        warn_of_high_port(address)
     return port
 
 

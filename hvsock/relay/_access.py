@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 from urllib.parse import unquote
@@ -21,13 +22,13 @@ class Access(NamedTuple):
     group: str | None = None
 
     @classmethod
-    def of(cls, options: dict[str, str]) -> Self:
-        """Take the options ``mode`` and ``group`` of an address.
+    def of(cls, options: Mapping[str, str]) -> Self:
+        """Return what the options ``mode`` and ``group`` of an address say.
 
         Raises:
             ValueError: one of them is malformed.
         """
-        mode, group = options.pop("mode", None), options.pop("group", None)
+        mode, group = options.get("mode"), options.get("group")
         if mode is not None and not re.fullmatch("0?[0-7]{3}", mode):
             raise ValueError(f"the mode must be three octal digits, such as 660, not {shown(mode)}")
         if group == "":

@@ -1,4 +1,4 @@
-"""The addresses of a relay: what each kind of URI names, and how it is listened on and connected to."""
+"""The addresses of a relay: what each kind names, and how it is listened on and connected to."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ import socket
 import sys
 from pathlib import Path
 from typing import ClassVar, Final, Self
-from urllib.parse import unquote
 
-from hvsock._addresses import (
-    SEVERAL_VMS,
-    VMADDR_CID_ANY,
-    HyperVAddress,
-    service_id_from_vsock_port,
-    vm_id_from_cid,
-)
+from hvsock._addresses import SEVERAL_VMS, HyperVAddress, address_of, service_id_from_port
+from hvsock._grammar import Written, read
 from hvsock._hvsock import SUN_PATH_SIZE, Socket
 from hvsock._shown import shown
 from hvsock._sockets import HyperVSocket, create_server
@@ -31,23 +25,17 @@ from hvsock.relay._listeners import InheritedListener, Listener, OwnListener, Tc
 from hvsock.relay._native import Native, to_abstract, to_tcp, to_unix, to_vsock
 from hvsock.relay._tcp import connect, listen, tcp_text
 
-__all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix", "Vsock", "parse"]
+__all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix", "parse"]
 
 _BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
 _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
-_MAX_U32: Final = 0xFFFFFFFF
-_URI: Final = re.compile(r"([a-z]+)://([^/?#@\s]*)(/[^?#]*)?(?:\?([^?#\s]*))?", re.IGNORECASE)
-_HOST_AND_PORT: Final = re.compile(r"(\[[0-9a-f:.]+(?:%[\w.-]+)?\]|[^:\[\]]*):([0-9]{1,10})", re.IGNORECASE | re.ASCII)
-_INHERITED: Final = re.compile(r"fd:(?://)?([0-9]{1,9})", re.IGNORECASE | re.ASCII)
-_ABSTRACT: Final = re.compile(r"unix:(?://)?@([^?#]+)", re.IGNORECASE)
 _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 
 
 class Endpoint(abc.ABC):
-    """The endpoint that a URI names."""
+    """The endpoint that an address names."""
 
-    form: ClassVar[str]
     hold: ClassVar[float | None] = None
     """Seconds for which a client's end is kept from a silent target, whose answer it would end; or None."""
 
@@ -84,19 +72,17 @@ class Endpoint(abc.ABC):
 
 
 class HyperV(Endpoint):
-    form = "hvsock://VM/SERVICE or hvsock://VM/SERVICE?transport=NAME"
-
     def __init__(self, text: str, address: HyperVAddress, transport: str | None) -> None:
         super().__init__(text)
         self._address = address
         self._transport = transport
 
     @classmethod
-    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        transport = query.pop("transport", None)
+    def of(cls, text: str, written: Written) -> Self:
+        transport = written.transport
         if transport is not None:
             transport_named(transport)
-        return cls(text, HyperVAddress.parse(f"hvsock://{authority}{path}"), transport)
+        return cls(text, address_of(written), transport)
 
     def no_target(self) -> str | None:
         return "it names several VMs; use loopback, parent or a VM's id" if self._address.vm_id in SEVERAL_VMS else None
@@ -133,35 +119,18 @@ class HyperV(Endpoint):
         return None if reason is None else f"transport {self._carrier.name} is not available: {reason}"
 
 
-class Vsock(HyperV):
-    form = "vsock://CID:PORT, or vsock://:PORT to listen for every CID"
-
-    @classmethod
-    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        cid, port = _host_and_port(authority, path)
-        if not re.fullmatch(r"[0-9]{0,10}", cid):
-            raise ValueError(f"the CID must be a number, not {shown(cid)}")
-        address = HyperVAddress(vm_id_from_cid(int(cid or VMADDR_CID_ANY)), service_id_from_vsock_port(port))
-        return cls(text, address, "vsock")
-
-    def no_target(self) -> str | None:
-        return "the CID is missing" if self._address.vm_id == vm_id_from_cid(VMADDR_CID_ANY) else None
-
-
 class Tcp(Endpoint):
-    form = "tcp://HOST:PORT, or tcp://:PORT for the loopback"
-
     def __init__(self, text: str, host: str, port: int) -> None:
         super().__init__(text)
         self._host = host
         self._port = port
 
     @classmethod
-    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        host, port = _host_and_port(authority, path)
+    def of(cls, text: str, written: Written) -> Self:
+        port = int(written.service)
         if port > 0xFFFF:
             raise ValueError(f"a TCP port must be in the range 0..65535, not {port}")
-        return cls(text, host.strip("[]") or "127.0.0.1", port)
+        return cls(text, written.place.strip("[]") or "127.0.0.1", port)
 
     def no_target(self) -> str | None:
         return "port 0 only means any free port to listen on" if self._port == 0 else None
@@ -185,6 +154,10 @@ class Inherited(Endpoint):
     def __init__(self, text: str, number: int) -> None:
         super().__init__(text)
         self._number = number
+
+    @classmethod
+    def of(cls, text: str, written: Written) -> Self:
+        return cls(text, int(written.place))
 
     def no_target(self) -> str | None:
         return "it is a listener"
@@ -233,8 +206,6 @@ class Abstract(Endpoint):
 
 
 class Unix(Endpoint):
-    form = "unix:///PATH or unix:///PATH?mode=660&group=NAME"
-
     def __init__(self, text: str, path: Path, access: Access = DEFAULT_ACCESS) -> None:
         super().__init__(text)
         self._path = path
@@ -246,8 +217,13 @@ class Unix(Endpoint):
             )
 
     @classmethod
-    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        return cls(text, _path(authority, path), Access.of(query))
+    def of(cls, text: str, written: Written) -> Unix | Abstract:
+        access = Access.of(written.options)
+        if not written.place.startswith("@"):
+            return cls(text, Path(written.place), access)
+        if access != DEFAULT_ACCESS:
+            raise ValueError("a socket with an abstract name has neither mode nor group")
+        return Abstract(text, written.place[1:])
 
     def no_target(self) -> str | None:
         return None if self._access == DEFAULT_ACCESS else "mode and group are those of a socket that the relay makes"
@@ -284,7 +260,6 @@ class Unix(Endpoint):
 
 
 class Hybrid(Unix):
-    form = "hybrid:///PATH?port=PORT"
     # Seen with Firecracker 1.12, and cloud-hypervisor has the same code: the end of the host's stream is a
     # VSOCK_OP_SHUTDOWN of both to the guest (csm/connection.rs), and what the guest sends after it is dropped.
     hold = 5.0
@@ -295,13 +270,9 @@ class Hybrid(Unix):
         self._port = port
 
     @classmethod
-    def parse(cls, text: str, authority: str, path: str, query: dict[str, str]) -> Self:
-        port = query.pop("port", None)
-        if port is None:
-            raise ValueError("the port is missing")
-        if not re.fullmatch(r"[0-9]{1,10}", port) or int(port) > _MAX_U32:
-            raise ValueError(f"a vsock port must be in the range 0..{_MAX_U32:#x}, not {shown(port)}")
-        return cls(text, _path(authority, path), int(port))
+    def of(cls, text: str, written: Written) -> Self:
+        service_id_from_port(int(written.service))  # checks it
+        return cls(text, Path(written.place), int(written.service))
 
     def listen(self, closing: Wake) -> Listener:
         return self._listen(self._path.with_name(f"{self._path.name}_{self._port}"))
@@ -331,57 +302,19 @@ class Hybrid(Unix):
             )
 
 
-_KINDS: Final[dict[str, type[HyperV | Tcp | Unix]]] = {
+_KINDS: Final[dict[str, type[HyperV | Tcp | Unix | Inherited]]] = {
     "hvsock": HyperV,
+    "vsock": HyperV,
     "tcp": Tcp,
     "unix": Unix,
-    "vsock": Vsock,
     "hybrid": Hybrid,
+    "fd": Inherited,
 }
 
 
 def parse(text: str) -> Endpoint:
-    if not isinstance(text, str):
-        raise TypeError(f"an address of a relay must be a URI, a str, not {shown(text)}")
-    if (match := _INHERITED.fullmatch(text)) is not None:
-        return Inherited(text, int(match[1]))
-    if (match := _ABSTRACT.fullmatch(text)) is not None:
-        return Abstract(text, unquote(match[1], errors="surrogateescape"))
-    scheme = text.partition("://")[0].lower()
-    kind = _KINDS.get(scheme)
-    if kind is None:
-        hint = f"; did you mean {shown(f'hvsock://{text}')}?" if "/" in text and "://" not in text else ""
-        raise ValueError(f"{shown(text)} does not begin with one of {', '.join(f'{s}://' for s in _KINDS)}{hint}")
+    written = read(text, _KINDS)
     try:
-        match = _URI.fullmatch(text)
-        if match is None:
-            raise ValueError("a part is missing or has characters that it cannot have")
-        query = _query(match[4])
-        endpoint = kind.parse(text, match[2], match[3] or "", query)
-        if query:
-            raise ValueError(f"there is no option {shown(min(query))}")
+        return _KINDS[written.kind].of(text, written)
     except ValueError as exc:
-        raise ValueError(f"{shown(text)} is not of the form {kind.form}: {exc}") from None
-    return endpoint
-
-
-def _query(text: str | None) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split("&")] if text is not None else []
-    query = {name: value for name, _, value in pairs}
-    if len(query) < len(pairs):
-        raise ValueError("an option is given twice")
-    return query
-
-
-def _host_and_port(authority: str, path: str) -> tuple[str, int]:
-    match = _HOST_AND_PORT.fullmatch(authority)
-    if match is None or path:
-        raise ValueError("the port is missing, or something follows it")
-    return match[1], int(match[2])
-
-
-def _path(authority: str, path: str) -> Path:
-    name = unquote(path, errors="surrogateescape")
-    if authority or name.endswith("/") or not name or "\0" in name:
-        raise ValueError("three slashes begin the absolute path of a file")
-    return Path(name)
+        raise ValueError(f"{shown(text)}: {exc}") from None

@@ -85,8 +85,8 @@ class Relay:
     but for those of hybrid vsock and of the transport local; there, and on other systems, each has a thread.
 
     Args:
-        listen: the URI of the address to listen on; TCP's port 0 is any free one.
-        connect: the URI of the target.
+        listen: the address to listen on; TCP's port 0 is any free one.
+        connect: the target.
         connect_timeout: seconds that reaching the target may take, its name's resolution aside; None for the system's
             own limit.
         idle_timeout: seconds without data in either direction after which a connection is closed; None for never.
@@ -96,7 +96,7 @@ class Relay:
             `connect_timeout`; with None, 2 seconds. A client that waits has a thread.
 
     Raises:
-        ValueError: a URI is malformed or of no use there, or another argument is out of range.
+        ValueError: an address is malformed or of no use there, or another argument is out of range.
     """
 
     def __init__(
@@ -141,12 +141,12 @@ class Relay:
 
     @property
     def address(self) -> str:
-        """The URI that is listened on; once started, with the port that was chosen for TCP's port 0."""
+        """The address that is listened on; once started, with the port that was chosen for TCP's port 0."""
         return self._source.text if self._parts is None else self._parts.listener.text
 
     @property
     def target(self) -> str:
-        """The URI that clients are connected to."""
+        """The address that clients are connected to."""
         return self._target.text
 
     @property

@@ -1,7 +1,7 @@
 """What a source reports of a VM, and what came from a program or a guest, read with care."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -27,11 +27,13 @@ class VMLookupError(OSError):
     """A VM was not found, or a source could not be asked: the message says what it needs.
 
     `source` is the source's name, or None when the question went to several; the notes then say what each one said.
+    `matches` has the VMs of a name that more than one VM has.
     """
 
-    def __init__(self, message: str, source: str | None = None) -> None:
+    def __init__(self, message: str, source: str | None = None, matches: "Iterable[VM]" = ()) -> None:
         super().__init__(message if source is None else f"{source}: {message}")
         self.source = source
+        self.matches = tuple(matches)
 
 
 class VM(NamedTuple):

@@ -71,14 +71,16 @@ def list_vms(sources: Iterable[str] | None = None, *, timeout: float = 30.0) -> 
 def find_vm(name: str | UUID, sources: Iterable[str] | None = None, *, timeout: float = 30.0) -> UUID:
     """Return the id of the VM of that name. A GUID is taken as an id and returned without asking a source.
 
-    Case does not matter, unless two names differ in nothing else: then the exact one is meant. Blocks for `timeout`
-    seconds for each source at most. By default no program is started, and so a VM of Hyper-V Manager may not be known
-    by name: ``find_vm("name", ["hcs", "wmi"])`` asks PowerShell for it too.
+    Case does not matter, unless two names differ in nothing else: then the exact one is meant. Source ``wsl`` knows its
+    VM as ``WSL`` and by the names of the distributions in it. Blocks for `timeout` seconds for each source at most,
+    and for ``wsl`` three times as long. By default no program is started, and so a VM of Hyper-V Manager may not be
+    known by name: ``find_vm("name", ["hcs", "wmi"])`` asks PowerShell for it too.
 
     Raises:
         TypeError: `name` is of another type.
         ValueError: it is empty, or a source is unknown.
-        VMLookupError: there is no such VM, or more than one; the notes have their ids, and what each source said.
+        VMLookupError: there is no such VM, or more than one: `matches` and the notes have their ids, and the notes what
+            each source said.
     """
     if isinstance(name, UUID):
         return name
@@ -90,12 +92,22 @@ def find_vm(name: str | UUID, sources: Iterable[str] | None = None, *, timeout: 
     if vm_id is not None:
         return vm_id
     names = _checked_sources(sources)
-    vms = list_vms(names, timeout=timeout)
+    vms, failed = VMs(), None
+    try:
+        vms = list_vms(names, timeout=timeout)
+    except VMLookupError as failure:
+        failed = failure
     same = [vm for vm in vms if vm.name == name] or [vm for vm in vms if vm.name.casefold() == name.casefold()]
     if len(same) == 1:
         return same[0].id
+    if not same and "wsl" in names:
+        vm_id = _wsl.vm_id_of_distribution(name, timeout)
+        if vm_id is not None:
+            return vm_id
+    if failed is not None:
+        raise failed
     if same:
-        error = _with_notes(f"{len(same)} VMs are called {shown(name)}: name one by its id", vms.failures)
+        error = _with_notes(f"{len(same)} VMs are called {shown(name)}: name one by its id", vms.failures, same)
         for vm in same:
             error.add_note(f"{vm.id} {shown(vm.name)} {vm.state}".rstrip())
         raise error
@@ -118,8 +130,8 @@ def _checked_sources(sources: Iterable[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _with_notes(message: str, failures: Iterable[VMLookupError]) -> VMLookupError:
-    error = VMLookupError(message)
+def _with_notes(message: str, failures: Iterable[VMLookupError], matches: Iterable[VM] = ()) -> VMLookupError:
+    error = VMLookupError(message, matches=matches)
     for failure in failures:
         error.add_note(str(failure))
     return error

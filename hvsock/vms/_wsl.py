@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from uuid import UUID
@@ -9,7 +10,7 @@ from uuid import UUID
 from hvsock.vms import _hcs, _programs
 from hvsock.vms._records import VM, VMLookupError, parse_vm_id
 
-__all__ = ["list_vms", "wsl_vm_id"]
+__all__ = ["list_vms", "vm_id_of_distribution", "wsl_vm_id"]
 
 
 def list_vms(timeout: float) -> list[VM]:
@@ -44,6 +45,27 @@ def wsl_vm_id(distribution: str | None = None, *, timeout: float = 30.0) -> UUID
         # Each user that runs WSL has a VM.
         failure.add_note(f"hcs: {len(vms)} VMs of WSL run" + "".join(f", {vm.id}" for vm in vms))
         raise
+
+
+def vm_id_of_distribution(name: str, timeout: float) -> UUID | None:
+    """Return the id of the VM of a distribution, which starts if it does not run; None if there is none of that name.
+
+    In WSL itself only the own one is known.
+    """
+    for distribution in _distributions(timeout):
+        if distribution.casefold() == name.casefold():
+            return _ask_wslinfo(distribution, timeout)
+    return None
+
+
+def _distributions(timeout: float) -> list[str]:
+    if sys.platform != "win32":
+        return [os.environ.get("WSL_DISTRO_NAME", "")]
+    program = _programs.system_program("wsl.exe")
+    if program is None:
+        return []
+    done = _programs.run([program, "--list", "--quiet"], timeout, "wsl")  # starts none of them
+    return [line.strip() for line in done.output.splitlines()] if done.status == 0 else []
 
 
 def _ask_wslinfo(distribution: str | None, timeout: float) -> UUID:

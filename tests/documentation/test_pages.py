@@ -56,7 +56,7 @@ MARKS = {
             "run: on the host, for its guests",
             "run: in the guest, to the host",
         ),
-        *("file: config of the host", "file: config of the guest"),
+        *("", "file: config of the host", "file: config of the guest"),
     },
     "docs/howto/redis-docker.md": {"", "file: redis_client.py", "file: docker_client.py"},
     "docs/howto/register-a-service.md": {
@@ -77,6 +77,7 @@ MARKS = {
     },
     "docs/howto/trio.md": {"run: alone"},
     "docs/howto/windows-service.md": {"check: powershell", "file: agent_service.py"},
+    "docs/reference/addresses.md": {"run: alone"},
     "docs/howto/wsl2.md": {
         *("", "run: with WSL", "file: server.py", "file: client.py", "file: guest_server.py", "file: host_client.py"),
     },
