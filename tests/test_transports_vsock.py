@@ -215,6 +215,7 @@ def test_no_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
 
     monkeypatch.setattr(vsock, "Socket", Probe)
+    monkeypatch.setattr(TRANSPORT, "_has_had_loopback", False)
     with pytest.raises(OSError) as info:
         TRANSPORT.connect(Recorder(), hvsock.as_address(("loopback", 5000)))  # type: ignore[arg-type]
     assert info.value.errno == errno.ENODEV
