@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from pathlib import Path
 
 import pytest
+import relay_soak
 from soak import Soak
 from utils import MIB
 
@@ -31,3 +33,17 @@ def test_soak(transport: str, pytestconfig: pytest.Config) -> None:
         assert it.seen[what] > 0, what
     if "LD_PRELOAD" not in os.environ:  # sanitizers keep what was freed
         assert {name: grown for name, grown in it.growth().items() if grown > TOLERATED} == {}
+
+
+def test_relay_soak(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    """The same idea with a relay between, whose process is looked at."""
+    it = relay_soak.Soak(tmp_path, pytestconfig.getoption("soak_connections"))
+    first, *_, last = it.run(60 * pytestconfig.getoption("soak_minutes"))
+    print(dict(it.seen), first, last)
+    for end in ("client", "server"):
+        for what in ("whole", "broken off"):
+            assert it.seen[f"{end}: {what}"] > 0
+    assert last["refused"] == 0
+    assert last["descriptors"] == first["descriptors"]
+    if "LD_PRELOAD" not in os.environ:
+        assert last["resident"] - first["resident"] < TOLERATED

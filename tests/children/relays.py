@@ -102,3 +102,30 @@ def with_two_families(target: str, place: str) -> None:
         sys.stdin.readline()
         relay.stop(LIMIT)
     say(relay.counters)
+
+
+def of_a_soak(target: str, place: str, most: str) -> None:
+    """Relay from TCP to a Unix socket and on to the target; for each line, say what is held without a connection."""
+    import json
+    import mmap
+
+    from hvsock.relay import Relay
+
+    between = f"unix://{place}/between"
+    with (
+        Relay(between, target, max_connections=int(most)) as there,
+        Relay("tcp://:0", between, max_connections=int(most)) as here,
+    ):
+        say(here.address.rpartition(":")[2])
+        for line in sys.stdin:
+            if line.strip() == "stop":
+                break
+            utils.wait_for(lambda: here.counters.open == there.counters.open == 0)
+            with open("/proc/self/statm") as file:
+                resident = int(file.read().split()[1]) * mmap.PAGESIZE
+            held = {"descriptors": utils.open_descriptors(), "resident": resident}
+            say(
+                json.dumps(
+                    held | {"total": here.counters.total, "refused": here.counters.refused + there.counters.refused}
+                )
+            )
