@@ -106,11 +106,13 @@ def with_two_families(target: str, place: str) -> None:
 
 def of_a_soak(target: str, place: str, most: str) -> None:
     """Relay from TCP to a Unix socket and on to the target; for each line, say what is held without a connection."""
+    import faulthandler
     import json
     import mmap
 
     from hvsock.relay import Relay
 
+    faulthandler.cancel_dump_traceback_later()  # it may take an hour
     between = f"unix://{place}/between"
     with (
         Relay(between, target, max_connections=int(most)) as there,
