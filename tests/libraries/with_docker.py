@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Connection", "Upgrade")
             self.send_header("Upgrade", "tcp")
             self.end_headers()
-            time.sleep(PATIENCE)  # as a command does before it prints: the SDK loses what comes with the header
+            time.sleep(SLOW / 2)  # as a command does before it prints: the SDK loses what comes with the header
             self.wfile.write(b"\x01\0\0\0" + len(output).to_bytes(4) + output)
             self.close_connection = True
 
