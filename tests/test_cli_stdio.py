@@ -161,7 +161,7 @@ def listening(transport: str, *options: str) -> Iterator[tuple[subprocess.Popen[
 
 def python(code: str) -> str:
     """Return what --exec is given to run a program."""
-    words = [sys.executable, "-c", code]
+    words = [sys.executable, "-Ic", code]
     return subprocess.list2cmdline(words) if utils.WINDOWS else shlex.join(words)
 
 

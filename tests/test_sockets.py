@@ -387,7 +387,7 @@ BAD_ADDRESSES: list[Any] = [
     ("loopback", 1, 2),
     ("nowhere", 1),
     ("loopback", -1),
-    ("loopback", 1 << 31),
+    ("loopback", (1 << 32) - 1),
     ("loopback", 1.5),
     ("loopback", None),
     ("loopback", True),

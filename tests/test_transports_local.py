@@ -332,7 +332,7 @@ def test_a_listener_stays_until_its_last_owner_closes_it(how: str, local_directo
         elif how == "descriptor":
             close = hvsock.HyperVSocket(fileno=os.dup(first.fileno())).close
         else:
-            words = [sys.executable, "-c", INHERITOR, str(first.fileno())]
+            words = [sys.executable, "-Ic", INHERITOR, str(first.fileno())]
             process = stack.enter_context(
                 subprocess.Popen(words, pass_fds=[first.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             )

@@ -6,13 +6,17 @@ import difflib
 import shutil
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from hvsock import vms
 from hvsock._addresses import ALIASES, HyperVAddress, address_of, as_vm_id
 from hvsock._cli.output import print_note
 from hvsock._grammar import Written, read
 from hvsock._shown import shown
+
+if TYPE_CHECKING:
+    # Imported where a name is looked up: a command that is given an id, as most are, starts faster.
+    from hvsock import vms
 
 __all__ = ["address_by_name", "find", "is_name", "with_id"]
 
@@ -59,6 +63,8 @@ def find(name: str, *, timeout: float = 30.0, verbose: bool = False) -> UUID:
         ValueError: the name is empty.
         VMLookupError: no source knows it, or one knows several VMs of that name.
     """
+    from hvsock import vms
+
     order = _order()
     if verbose:
         print_note(f"looking for VM {shown(name)}: {', '.join(order)}")
@@ -81,12 +87,16 @@ def find(name: str, *, timeout: float = 30.0, verbose: bool = False) -> UUID:
 
 def _order() -> tuple[str, ...]:
     """Return the sources of this platform, those that start a program last."""
+    from hvsock import vms
+
     if sys.platform == "win32":
         return (*vms.default_sources(), "wmi", "wsl")
     return (*vms.default_sources(), "wsl") if shutil.which("wslinfo") else vms.default_sources()
 
 
 def _not_found(name: str, order: Iterable[str], failures: Iterable[vms.VMLookupError]) -> vms.VMLookupError:
+    from hvsock import vms
+
     error = vms.VMLookupError(f"no VM is called {shown(name)}; asked: {', '.join(order) or 'nothing'}")
     if alike := difflib.get_close_matches(name.lower(), ALIASES, 1, 0.8):
         error.add_note(f"did you mean {alike[0]}?")
