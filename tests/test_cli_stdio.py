@@ -553,7 +553,7 @@ def test_a_stdout_that_does_not_block_is_waited_for(local: str, unbuffered: str)
     os.set_blocking(writer, False)
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with service(local, lambda sock: sock.sendall(data)) as address:
-        words = [word for word in command("connect", "--transport", local, address) if word != "-I"]
+        words = ["-P" if word == "-I" else word for word in command("connect", "--transport", local, address)]
         with ended(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=writer, env=environment)) as process:
             os.close(writer)
             time.sleep(10 * utils.TICK)
@@ -575,9 +575,9 @@ def test_what_does_not_fit_on_a_disk_is_an_error(local: str, unbuffered: str, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
     with service(local, lambda sock: sock.sendall(data)) as address, (tmp_path / "file").open("wb") as file:
-        words = [word for word in command("connect", "--transport", local, address) if word not in ("-I", "-B")]
+        words = ["-PB" if word == "-I" else word for word in command("connect", "--transport", local, address)]
         done = subprocess.run(
-            [words[0], "-B", *words[1:]],
+            words,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.PIPE,
