@@ -71,11 +71,12 @@ def find_in_package(app: Sphinx, env: BuildEnvironment, node: pending_xref, cont
 def order_by_source() -> None:
     """Have the members of a class stand in the order of the module that defines it, with what is said below them.
 
-    A public class says that it is of the package that exports it, and autodoc reads that one's source.
+    A public class says that it is of the package that exports it, and autodoc reads that one's source. The integrations
+    have no page of their own, and need their libraries to be imported.
     """
     for module in pkgutil.walk_packages(hvsock.__path__, f"{project}."):
         package, private, _ = module.name.partition("._")
-        if private and module.name != "hvsock._hvsock":
+        if private and module.name != "hvsock._hvsock" and package != "hvsock.integrations":
             exported, defining = ModuleAnalyzer.for_module(package), ModuleAnalyzer.for_module(module.name)
             exported.analyze()
             defining.analyze()

@@ -352,7 +352,7 @@ class TestPeerIsGone:
         client, a = utils.make_pair("stdlib")
         b, server = utils.make_pair("vsock")
         with client, a, b:
-            pumping = Task(Pump().run, a.fileno(), b.fileno(), None)
+            pumping = Task(Pump().run, a.fileno(), b.fileno(), None, None)
             with server:
                 for sock in (client, server):
                     while utils.fill(sock):

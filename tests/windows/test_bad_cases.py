@@ -325,7 +325,7 @@ def test_pump(address: Address, monkeypatch: pytest.MonkeyPatch, fault: str) -> 
         left, one, other, right = ends
         pump = Pump()
         with hvsim.faults(*fault.split()):
-            running = utils.Task(pump.run, one.fileno(), other.fileno(), None)
+            running = utils.Task(pump.run, one.fileno(), other.fileno(), None, None)
             readers = [Reader(left), Reader(right)]
             senders = [utils.Task(left.sendall, PAYLOAD), utils.Task(right.sendall, PAYLOAD[::-1])]
             for sender in senders:
@@ -348,7 +348,7 @@ def test_pump_is_stopped_while_it_waits_for_room(address: Address, monkeypatch: 
             ends.append(stack.enter_context(server.accept()[0]))
         left, one, other, right = ends
         pump = Pump()
-        running = utils.Task(pump.run, one.fileno(), other.fileno(), None)
+        running = utils.Task(pump.run, one.fileno(), other.fileno(), None, None)
         utils.fill(left)
         assert not running.wait(2 * TICK)
         pump.stop()
