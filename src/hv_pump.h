@@ -303,7 +303,16 @@ static PyType_Slot pump_slots[] = {
     {Py_tp_methods, pump_methods}, {Py_tp_getset, pump_getset},   {0, NULL},
 };
 
-/* Adds the type to the module; 0, or -1 with an exception set. */
+/* Adds a type to the module, by the last part of its name; 0, or -1 with an exception set. */
+static int
+add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, strrchr(spec->name, '.') + 1, type);
+    Py_XDECREF(type);
+    return result;
+}
+
 static int
 pump_add_type(PyObject *module)
 {
@@ -313,10 +322,7 @@ pump_add_type(PyObject *module)
         .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
         .slots = pump_slots,
     };
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "Pump", type);
-    Py_XDECREF(type);
-    return result;
+    return add_type(module, &spec);
 }
 
 #endif

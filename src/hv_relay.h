@@ -576,7 +576,6 @@ hv_link_settle(hv_loop *loop, hv_link *link)
     if (error != 0) {
         hv_link_try_next(loop, link, error);
     } else {
-        link->sides[1].writable = 1;
         hv_link_begin(loop, link, 1);
     }
 }

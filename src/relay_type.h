@@ -271,7 +271,6 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_getset, (void *)engine_getset},   {0, NULL},
 };
 
-/* Adds the type to the module; 0, or -1 with an exception set. */
 static int
 engine_add_type(PyObject *module)
 {
@@ -281,10 +280,7 @@ engine_add_type(PyObject *module)
         .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
         .slots = engine_slots,
     };
-    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, "RelayEngine", type);
-    Py_XDECREF(type);
-    return result;
+    return add_type(module, &spec);
 }
 
 #else

@@ -14,7 +14,7 @@ from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import connect, watches_sockets
 from hvsock.aio._links import Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio._parser import HEADER
-from hvsock.aio._server import BaseServer, listener
+from hvsock.aio._server import BaseServer, check_most, listener
 from hvsock.aio._turns import BURST, Turn
 
 __all__ = ["MessageServer", "MessageStream", "connect_messages", "serve_messages"]
@@ -354,8 +354,7 @@ async def serve_messages(
         ValueError: an unknown transport, an address that it cannot express, both an address and a socket or neither, or
             `max_connections` below 1.
     """
-    if max_connections is not None and max_connections < 1:
-        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+    check_most(max_connections)
     taken = listener(address, sock, transport, connected_suspend)
     server = MessageServer(taken, backlog, handler, max_connections)
     return await server._started(start_serving)

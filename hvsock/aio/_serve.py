@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket
 from hvsock.aio._connect import watches_sockets
-from hvsock.aio._server import BaseServer, listener
+from hvsock.aio._server import BaseServer, check_most, listener
 
 __all__ = ["SocketServer", "serve"]
 
@@ -84,7 +84,6 @@ async def serve(
     `HyperVSocket` for each connection, as a task of its own, and closes the socket or passes it on. If it raises or is
     cancelled, the socket is closed; an error goes to the event loop's exception handler, and ends that connection only.
     """
-    if max_connections is not None and max_connections < 1:
-        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
+    check_most(max_connections)
     taken = listener(address, sock, transport, connected_suspend)
     return await SocketServer(taken, backlog, handler, max_connections)._started(start_serving)

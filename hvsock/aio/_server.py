@@ -16,7 +16,7 @@ from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
 from hvsock.aio._connect import end_with_peer, watches_sockets
 
-__all__ = ["BaseServer", "listener"]
+__all__ = ["BaseServer", "check_most", "listener"]
 
 _BURST: Final = 100  # connections accepted in one turn of the loop, unless the server has a limit of its own
 _RETRY_DELAY: Final = 1.0  # seconds without accepting after an error that is not the peer's, as in asyncio
@@ -39,6 +39,12 @@ def listener(
     taken = HyperVSocket(sock.family, sock.type, sock.proto, fileno=sock.fileno())
     sock.detach()
     return taken
+
+
+def check_most(max_connections: int | None) -> None:
+    """Refuse a number of connections that would let none in."""
+    if max_connections is not None and max_connections < 1:
+        raise ValueError(f"max_connections must be at least 1, not {max_connections!r}")
 
 
 class BaseServer(asyncio.AbstractServer):

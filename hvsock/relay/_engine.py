@@ -18,15 +18,16 @@ if sys.platform == "linux":
 else:
     RelayEngine = Any
 
-__all__ = ["Engine", "error_text"]
+__all__ = ["NO_DESCRIPTORS", "Engine", "error_text", "warn_of_accept"]
 
 logger = logging.getLogger("hvsock.relay")
+
+NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
 
 _MOST_THREADS: Final = 16
 _BEGIN: Final = 10.0  # seconds that the threads may take to begin
 _STOPPED: Final = 0  # in place of an error: see src/hv_relay.h
 _IDLE: Final = -1
-_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Engine:
@@ -129,8 +130,7 @@ class Engine:
             elif kind == "refused":
                 logger.warning("%s: refused: %d connections are open", name, self._most)
             elif kind == "accept":
-                hint = "; ulimit -n allows more" if error in _NO_DESCRIPTORS else ""
-                logger.warning("%s: cannot accept: %s%s", self._listener.text, os_error(error), hint)
+                warn_of_accept(self._listener.text, os_error(error))
             elif kind == "failed":
                 logger.warning("%s: %s was not reached: %s", name, self._target.text, self._why_not_reached(error))
             elif error == _STOPPED:
@@ -153,3 +153,9 @@ def _why_aborted(error: int) -> str:
 def error_text(exc: BaseException) -> str:
     """Return the error with its notes, on one line."""
     return "; ".join([str(exc) or type(exc).__name__, *getattr(exc, "__notes__", ())])
+
+
+def warn_of_accept(address: str, exc: OSError) -> None:
+    """Log that a client could not be accepted."""
+    hint = "; ulimit -n allows more" if exc.errno in NO_DESCRIPTORS else ""
+    logger.warning("%s: cannot accept: %s%s", address, error_text(exc), hint)

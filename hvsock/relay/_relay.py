@@ -21,7 +21,7 @@ from hvsock._retries import Retries
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left, wait_for
 from hvsock.relay._endpoints import parse
-from hvsock.relay._engine import Engine, error_text
+from hvsock.relay._engine import NO_DESCRIPTORS, Engine, error_text, warn_of_accept
 from hvsock.relay._listeners import Listener
 
 __all__ = ["Counters", "Relay"]
@@ -31,9 +31,8 @@ logger = logging.getLogger("hvsock.relay")
 _FIRST_PAUSE: Final = 0.05  # seconds after an accept that failed, doubled each time
 _LONGEST_PAUSE: Final = 1.0
 _SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on Windows
-_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
 # While a target starts: the file of its socket is missing; connections that ended have not returned their descriptors.
-_NOT_YET: Final = _NO_DESCRIPTORS | {errno.ENOENT}
+_NOT_YET: Final = NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
 _AF_VSOCK: Final = VsockTransport.family
 
@@ -342,8 +341,7 @@ class Relay:
                         pass  # about this peer only, which is already gone; the next one may be waiting
                     except OSError as exc:
                         if self._is_running():
-                            hint = "; ulimit -n allows more" if exc.errno in _NO_DESCRIPTORS else ""
-                            logger.warning("%s: cannot accept: %s%s", self.address, error_text(exc), hint)
+                            warn_of_accept(self.address, exc)
                         self._wait(functools.partial(self._has_news, running), pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
                     else:
