@@ -1,6 +1,5 @@
-/* The relay's engine on Linux, without Python. Each of its threads waits by epoll for all of its connections, accepts and
- * connects by itself, and moves bytes. Readiness is edge-triggered: the kernel says once that a socket is ready, and
- * `readable` and `writable` remember it until a call says EAGAIN.
+/* The relay's engine, without Python. Each of its threads waits for all of its connections at once, accepts and connects by
+ * itself, and moves bytes. Here is what every system has in common; how it waits and moves is in hv_relay_posix.h.
  *
  *   hv_engine   what the threads share: the listeners, the targets, the numbers, and what is to be logged
  *   hv_loop     one thread; nothing of it is touched by others but `wake` and, under the engine's lock, `adopted`
@@ -9,11 +8,7 @@
 #ifndef HV_RELAY_H
 #define HV_RELAY_H
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 
 /* GCC's analyzer takes what a list has by its node for a leak. */
 #if defined(__GNUC__) && __GNUC__ >= 10 && !defined(__clang__)
@@ -21,16 +16,28 @@
 #pragma GCC diagnostic ignored "-Wanalyzer-malloc-leak"
 #endif
 
-#define HV_BATCH 64            /* events of one epoll_wait() */
-#define HV_ACCEPTS 4           /* clients in a row: the rest is for the other threads, which are woken meanwhile */
-#define HV_ROUNDS 16           /* receives in a row of one connection */
-#define HV_ROOMS 16            /* that a thread keeps for later */
-#define HV_UNIX_RETRY 10000000 /* ns; connect() to a Unix socket does not wait for room in its backlog */
-#define HV_PAUSE_FIRST 50000000
+#define HV_ROOMS 16             /* that a thread keeps for later */
+#define HV_PAUSE_FIRST 50000000 /* ns without accepting after an error, doubled each time */
 #define HV_PAUSE_LONGEST 1000000000
 #define HV_MOST_LISTENERS 16
 #define HV_MOST_UNREAD 1000 /* entries of the log that Python has not taken; further ones are dropped */
 #define HV_NEVER INT64_MAX
+
+/* ---- the system's part ---- */
+
+#include "hv_poller.h"
+
+typedef struct hv_loop hv_loop;
+typedef struct hv_link hv_link;
+
+static void hv_handle_abort(hv_handle handle); /* with a reset, where the family has one: not the end of the stream */
+static void hv_loop_listen(hv_loop *loop, int on);
+static void hv_loop_on_event(hv_loop *loop, const hv_event *event);
+static void hv_link_begin(hv_loop *loop, hv_link *link);   /* both sides are connected */
+static void hv_link_try(hv_loop *loop, hv_link *link);     /* connects to its target, for as long as that may take */
+static void hv_link_connect(hv_loop *loop, hv_link *link); /* again, in the same time */
+static void hv_link_try_next(hv_loop *loop, hv_link *link, int error); /* that target was not reached */
+static void hv_link_move(hv_loop *loop, hv_link *link);                /* what there is to be moved */
 
 /* ---- lists ---- */
 
@@ -141,9 +148,9 @@ typedef struct {
     char *room;          /* NULL: nothing */
 } hv_side;
 
-typedef enum { HV_LINK_CONNECTING, HV_LINK_RETRYING, HV_LINK_MOVING, HV_LINK_OVER } hv_link_state;
+typedef enum { HV_LINK_NEW, HV_LINK_CONNECTING, HV_LINK_RETRYING, HV_LINK_MOVING, HV_LINK_OVER } hv_link_state;
 
-typedef struct {
+struct hv_link {
     hv_side sides[2];
     hv_node all, timed, blocked, more; /* the lists of its thread that it is in */
     int64_t deadline;                  /* of the list `timed` */
@@ -153,7 +160,7 @@ typedef struct {
     int target;        /* index of the one that is tried */
     int error;         /* of a send */
     hv_origin origin;
-} hv_link;
+};
 
 typedef struct hv_adopted {
     struct hv_adopted *next;
@@ -165,10 +172,10 @@ typedef enum { HV_ENGINE_RUNS, HV_ENGINE_CLOSED, HV_ENGINE_ABORTS, HV_ENGINE_OVE
 
 typedef struct hv_engine hv_engine;
 
-typedef struct hv_loop {
+struct hv_loop {
     struct hv_loop *next;
     hv_engine *engine;
-    int epoll, wake;
+    hv_poller poller;
     hv_node all;
     hv_node connecting, retrying, idle; /* in the order of their deadlines */
     hv_node blocked;                    /* a side takes nothing more */
@@ -181,9 +188,9 @@ typedef struct hv_loop {
     int64_t accept_at;    /* when to listen again if it accepts */
     int64_t pause;
     int64_t retry_at; /* of what is blocked */
-    int64_t now;      /* when the last epoll_wait() returned */
+    int64_t now;      /* when the last wait was over */
     hv_adopted *adopted;
-} hv_loop;
+};
 
 struct hv_engine {
     hv_lock lock;
@@ -263,15 +270,6 @@ hv_side_drop_room(hv_loop *loop, hv_side *side)
 
 /* ---- the end of a connection ---- */
 
-/* With a reset, where the family has one: the peer must not take it for the end of the stream. */
-static void
-hv_handle_abort(hv_handle handle)
-{
-    struct linger linger = {1, 0};
-    setsockopt(handle, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-    close(handle);
-}
-
 static void
 hv_engine_count_end(hv_engine *engine)
 {
@@ -338,245 +336,12 @@ hv_loop_free_over(hv_loop *loop)
     }
 }
 
-/* ---- moving ---- */
-
 static void
 hv_link_is_active(hv_loop *loop, hv_link *link)
 {
     if (loop->engine->idle_limit >= 0) {
         link->deadline = loop->now + loop->engine->idle_limit;
         hv_list_add(&loop->idle, &link->timed);
-    }
-}
-
-/* False: `to` takes nothing more now. */
-static int
-hv_link_send(hv_loop *loop, hv_link *link, int side)
-{
-    hv_side *from = &link->sides[side], *to = &link->sides[1 - side];
-    while (from->start < from->end && to->writable) {
-        ssize_t n = send(to->handle, from->room + from->start, from->end - from->start, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n >= 0) {
-            from->start += (uint32_t)n;
-            link->has_moved = 1;
-            hv_counter_add(&loop->engine->moved[side], (size_t)n);
-        } else if (errno == EAGAIN) {
-            to->writable = 0;
-        } else if (errno != EINTR) {
-            /* The other direction continues: what the peer sent before it stopped reading can still be received. */
-            link->error = errno == EPIPE ? link->error : errno;
-            from->start = from->end;
-            from->ended = 1;
-        }
-    }
-    if (from->start < from->end) {
-        if (hv_list_is_empty(&loop->blocked)) {
-            loop->retry_at = loop->now + HV_SEND_RETRY;
-        }
-        hv_list_add(&loop->blocked, &link->blocked);
-        return 0;
-    }
-    hv_side_drop_room(loop, from);
-    return 1;
-}
-
-/* 0, also if there is nothing, or the error. */
-static int
-hv_link_receive(hv_loop *loop, hv_link *link, int side)
-{
-    hv_side *from = &link->sides[side];
-    char *room = hv_loop_take_room(loop);
-    ssize_t n;
-    if (room == NULL) {
-        return ENOMEM;
-    }
-    n = recv(from->handle, room, HV_PUMP_ROOM, MSG_DONTWAIT);
-    if (n > 0) {
-        from->room = room;
-        from->end = (uint32_t)n;
-        from->readable = n == HV_PUMP_ROOM || from->closing || from->is_inexact;
-        link->has_moved = 1;
-        return 0;
-    }
-    hv_loop_return_room(loop, room);
-    /* On AF_VSOCK a socket that the peer has closed is no longer connected after shutdown(). */
-    if (n == 0 || errno == ENOTCONN) {
-        from->ended = 1;
-        link->has_moved = 1;
-        shutdown(link->sides[1 - side].handle, SHUT_WR);
-    } else if (errno == EAGAIN) {
-        from->readable = 0;
-    } else if (errno != EINTR) {
-        return errno;
-    }
-    return 0;
-}
-
-/* 0, or the error of the side. */
-static int
-hv_link_flow(hv_loop *loop, hv_link *link, int side)
-{
-    hv_side *from = &link->sides[side];
-    int round;
-    for (round = 0; hv_link_send(loop, link, side) && !from->ended && from->readable; round++) {
-        int error;
-        if (round == HV_ROUNDS) {
-            hv_list_add(&loop->more, &link->more);
-            break;
-        }
-        error = hv_link_receive(loop, link, side);
-        if (error != 0) {
-            return error;
-        }
-    }
-    return 0;
-}
-
-static void
-hv_link_move(hv_loop *loop, hv_link *link)
-{
-    int side, error = 0;
-    hv_node_remove(&link->blocked);
-    hv_node_remove(&link->more);
-    link->has_moved = 0;
-    for (side = 0; side < 2 && error == 0; side++) {
-        error = hv_link_flow(loop, link, side);
-    }
-    if (error != 0) {
-        hv_link_abort(loop, link, error);
-    } else if (!link->sides[0].ended || !link->sides[1].ended) {
-        if (link->has_moved) {
-            hv_link_is_active(loop, link);
-        }
-    } else if (link->error != 0) {
-        hv_link_abort(loop, link, link->error);
-    } else {
-        hv_link_end(loop, link);
-    }
-}
-
-/* The error of a side that nothing is to be had from or given to now: neither a receive nor a send would find it. */
-static int
-hv_link_lost(const hv_link *link, int side)
-{
-    const hv_side *it = &link->sides[side], *other = &link->sides[1 - side];
-    int is_unused = (it->ended || it->start < it->end) && other->start == other->end;
-    return is_unused ? hv_side_error(it->handle) : 0;
-}
-
-/* ---- connecting ---- */
-
-static int
-hv_loop_watch(hv_loop *loop, hv_link *link, int side)
-{
-    struct epoll_event event = {EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, {.u64 = (uintptr_t)link | (uint64_t)side}};
-    return epoll_ctl(loop->epoll, EPOLL_CTL_ADD, link->sides[side].handle, &event) == 0 ? 0 : errno;
-}
-
-static void
-hv_socket_tune(hv_handle handle, int family)
-{
-    int on = 1;
-    if (family == AF_INET || family == AF_INET6) {
-        setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        setsockopt(handle, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
-    }
-}
-
-static hv_handle
-hv_target_socket(const hv_engine *engine, const hv_target *target)
-{
-    hv_handle handle = socket(target->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, target->proto);
-    if (handle >= 0) {
-        hv_socket_tune(handle, target->family);
-    }
-    if (handle >= 0 && target->family == AF_VSOCK && engine->connect_limit >= 0) {
-        /* It gives up after 2 s by itself. */
-        int64_t us = engine->connect_limit / 1000 + 1;
-        struct timeval limit = {us / 1000000, us % 1000000};
-        setsockopt(handle, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
-    }
-    return handle;
-}
-
-/* Both sides are connected. */
-static void
-hv_link_begin(hv_loop *loop, hv_link *link, int is_target_watched)
-{
-    int error = hv_loop_watch(loop, link, 0);
-    if (error == 0 && !is_target_watched) {
-        error = hv_loop_watch(loop, link, 1);
-    }
-    if (error != 0) {
-        hv_link_fail(loop, link, error);
-        return;
-    }
-    link->state = HV_LINK_MOVING;
-    hv_node_remove(&link->timed);
-    hv_link_is_active(loop, link);
-    hv_engine_log(loop->engine, HV_LOG_CONNECTED, 0, &link->origin);
-}
-
-static void
-hv_link_connect(hv_loop *loop, hv_link *link)
-{
-    const hv_engine *engine = loop->engine;
-    const hv_target *target = &engine->targets[link->target];
-    int error = connect(link->sides[1].handle, (const struct sockaddr *)&target->address, target->length);
-    error = error == 0 ? 0 : errno;
-    if (error == 0) {
-        hv_link_begin(loop, link, 0);
-    } else if (error == EAGAIN) { /* a Unix socket's backlog is full */
-        link->state = HV_LINK_RETRYING;
-        link->deadline = loop->now + HV_UNIX_RETRY;
-        hv_list_add(&loop->retrying, &link->timed);
-    } else if (error == EINPROGRESS && (error = hv_loop_watch(loop, link, 1)) == 0) {
-        link->state = HV_LINK_CONNECTING;
-        if (link->limit != HV_NEVER) {
-            link->deadline = link->limit;
-            hv_list_add(&loop->connecting, &link->timed);
-        }
-    } else {
-        hv_link_fail(loop, link, error);
-    }
-}
-
-/* Connects to the target that is next. They share the time. */
-static void
-hv_link_try(hv_loop *loop, hv_link *link)
-{
-    int64_t limit = loop->engine->connect_limit;
-    link->limit = limit < 0 ? HV_NEVER : loop->now + limit / loop->engine->target_count;
-    hv_link_connect(loop, link);
-}
-
-/* The target was not reached: it is the next one's turn. */
-static void
-hv_link_try_next(hv_loop *loop, hv_link *link, int error)
-{
-    hv_side *side = &link->sides[1];
-    if (link->target + 1 == loop->engine->target_count) {
-        hv_link_fail(loop, link, error);
-        return;
-    }
-    close(side->handle);
-    side->handle = hv_target_socket(loop->engine, &loop->engine->targets[++link->target]);
-    if (side->handle < 0) {
-        hv_link_fail(loop, link, errno);
-        return;
-    }
-    hv_node_remove(&link->timed);
-    hv_link_try(loop, link);
-}
-
-static void
-hv_link_settle(hv_loop *loop, hv_link *link)
-{
-    int error = hv_side_error(link->sides[1].handle);
-    if (error != 0) {
-        hv_link_try_next(loop, link, error);
-    } else {
-        hv_link_begin(loop, link, 1);
     }
 }
 
@@ -598,20 +363,6 @@ hv_loop_new_link(hv_loop *loop, hv_handle client, hv_handle target)
     return link;
 }
 
-static void
-hv_loop_listen(hv_loop *loop, int on)
-{
-    hv_engine *engine = loop->engine;
-    int i;
-    if (loop->listens != on) {
-        for (i = 0; i < engine->listener_count; i++) {
-            struct epoll_event event = {EPOLLIN | EPOLLEXCLUSIVE, {.u64 = (uint64_t)i + 1}};
-            epoll_ctl(loop->epoll, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, engine->listeners[i], &event);
-        }
-    }
-    loop->listens = on;
-}
-
 /* The system lacks something: clients wait in the backlog until it may be back. */
 static void
 hv_loop_pause(hv_loop *loop, int error)
@@ -621,12 +372,6 @@ hv_loop_pause(hv_loop *loop, int error)
     loop->accept_at = loop->now + loop->pause;
     loop->pause = 2 * loop->pause < HV_PAUSE_LONGEST ? 2 * loop->pause : HV_PAUSE_LONGEST;
     hv_engine_log(loop->engine, HV_LOG_ACCEPT, error, &none);
-}
-
-static int
-hv_error_is_of_client(int error)
-{
-    return error == ECONNABORTED || error == ECONNRESET || error == EPROTO || error == EINTR;
 }
 
 static void
@@ -668,38 +413,6 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
     hv_link_try(loop, link);
 }
 
-/* Whoever is accepted has a descriptor for the target: without one, the client stays in the backlog. */
-static void
-hv_loop_accept(hv_loop *loop, hv_handle listener)
-{
-    hv_engine *engine = loop->engine;
-    int i;
-    for (i = 0; i < HV_ACCEPTS && hv_word_get(&engine->state) == HV_ENGINE_RUNS; i++) {
-        struct sockaddr_storage address;
-        socklen_t length = sizeof address;
-        hv_origin origin;
-        hv_handle client;
-        if (loop->spare < 0) {
-            loop->spare = hv_target_socket(engine, &engine->targets[0]);
-        }
-        client = loop->spare < 0
-                     ? -1
-                     : accept4(listener, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (client < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            return;
-        }
-        if (client < 0 && !hv_error_is_of_client(errno)) {
-            hv_loop_pause(loop, errno);
-            return;
-        }
-        if (client >= 0) {
-            loop->pause = HV_PAUSE_FIRST;
-            hv_origin_set(&origin, &address, length);
-            hv_loop_admit(loop, client, &origin);
-        }
-    }
-}
-
 /* ---- one thread ---- */
 
 static void
@@ -716,7 +429,7 @@ hv_loop_take_adopted(hv_loop *loop)
         if (link != NULL) {
             link->origin = adopted->origin;
             link->sides[0].is_inexact = link->sides[1].is_inexact = 1; /* of what family is not known */
-            hv_link_begin(loop, link, 0);
+            hv_link_begin(loop, link);
         } else {
             hv_counter_add(&loop->engine->aborted, 1);
             hv_handle_abort(adopted->client);
@@ -764,49 +477,12 @@ static void
 hv_loop_on_wake(hv_loop *loop)
 {
     long state = hv_word_get(&loop->engine->state);
-    uint64_t count;
-    ssize_t n = read(loop->wake, &count, sizeof count);
-    (void)n;
     hv_loop_take_adopted(loop);
     if (state >= HV_ENGINE_CLOSED) {
         hv_loop_stop_listening(loop);
     }
     if (state >= HV_ENGINE_ABORTS) {
         hv_loop_abort_all(loop);
-    }
-}
-
-static void
-hv_loop_on_link(hv_loop *loop, hv_link *link, int side, uint32_t events)
-{
-    hv_side *it = &link->sides[side];
-    int error;
-    it->readable |= (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    it->closing |= (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
-    it->writable |= (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
-    if (link->state == HV_LINK_CONNECTING && it->writable) {
-        hv_link_settle(loop, link);
-    } else if (link->state == HV_LINK_MOVING) {
-        error = events & (EPOLLHUP | EPOLLERR) ? hv_link_lost(link, side) : 0;
-        if (error != 0) {
-            hv_link_abort(loop, link, error);
-        } else {
-            hv_link_move(loop, link);
-        }
-    }
-}
-
-static void
-hv_loop_on_event(hv_loop *loop, const struct epoll_event *event)
-{
-    uint64_t what = event->data.u64;
-    hv_link *link = (hv_link *)(uintptr_t)(what & ~(uint64_t)1);
-    if (what == 0) {
-        hv_loop_on_wake(loop);
-    } else if (what <= HV_MOST_LISTENERS) {
-        hv_loop_accept(loop, loop->engine->listeners[what - 1]);
-    } else if (link->state != HV_LINK_OVER) {
-        hv_loop_on_link(loop, link, (int)(what & 1), event->events);
     }
 }
 
@@ -865,7 +541,9 @@ hv_loop_on_time(hv_loop *loop)
     }
 }
 
-/* ms that epoll_wait() may sleep; -1: for ever. */
+#include "hv_relay_posix.h"
+
+/* ms that the thread may sleep; -1: for ever. */
 static int
 hv_loop_timeout(const hv_loop *loop)
 {
@@ -892,8 +570,8 @@ hv_loop_timeout(const hv_loop *loop)
 static void
 hv_loop_turn(hv_loop *loop)
 {
-    struct epoll_event events[HV_BATCH];
-    int n = epoll_wait(loop->epoll, events, HV_BATCH, hv_loop_timeout(loop));
+    hv_event events[HV_POLLER_MOST];
+    int n = hv_poller_wait(&loop->poller, events, hv_loop_timeout(loop));
     hv_node more;
     int i;
     loop->now = hv_now();
@@ -913,7 +591,6 @@ hv_loop_turn(hv_loop *loop)
 static int
 hv_loop_open(hv_loop *loop, hv_engine *engine)
 {
-    struct epoll_event event = {EPOLLIN, {.u64 = 0}};
     hv_node *lists[] = {&loop->all,     &loop->connecting, &loop->retrying, &loop->idle,
                         &loop->blocked, &loop->more,       &loop->over};
     size_t i;
@@ -925,9 +602,7 @@ hv_loop_open(hv_loop *loop, hv_engine *engine)
     loop->spare = -1;
     loop->pause = HV_PAUSE_FIRST;
     loop->now = hv_now();
-    loop->epoll = epoll_create1(EPOLL_CLOEXEC);
-    loop->wake = loop->epoll < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return loop->wake >= 0 && epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->wake, &event) == 0 ? 0 : errno;
+    return hv_poller_open(&loop->poller);
 }
 
 static void
@@ -936,12 +611,7 @@ hv_loop_close(hv_loop *loop)
     while (loop->room_count > 0) {
         free(loop->rooms[--loop->room_count]);
     }
-    if (loop->wake >= 0) {
-        close(loop->wake);
-    }
-    if (loop->epoll >= 0) {
-        close(loop->epoll);
-    }
+    hv_poller_close(&loop->poller);
 }
 
 static void
@@ -994,11 +664,9 @@ hv_engine_run(hv_engine *engine)
 static void
 hv_engine_wake(hv_engine *engine)
 {
-    uint64_t one = 1;
     hv_loop *loop;
     for (loop = engine->loops; loop != NULL; loop = loop->next) {
-        ssize_t n = write(loop->wake, &one, sizeof one);
-        (void)n;
+        hv_poller_wake(&loop->poller);
     }
     hv_cond_wake_all(&engine->changed);
 }
@@ -1058,13 +726,10 @@ hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_
     hv_lock_acquire(&engine->lock);
     loop = engine->loops;
     if (loop != NULL) {
-        uint64_t one = 1;
-        ssize_t n;
         hv_word_add(&engine->open, 1);
         *adopted = (hv_adopted){loop->adopted, client, target, *origin};
         loop->adopted = adopted;
-        n = write(loop->wake, &one, sizeof one);
-        (void)n;
+        hv_poller_wake(&loop->poller);
         if (loop->next != NULL) { /* another one's turn next time */
             hv_loop **at;
             for (at = &engine->loops; *at != NULL; at = &(*at)->next) {

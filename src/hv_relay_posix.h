@@ -1,0 +1,343 @@
+/* The engine where a system says what is ready: it says once that a socket is, and `readable` and `writable` remember it
+ * until a call says EAGAIN. */
+#ifndef HV_RELAY_POSIX_H
+#define HV_RELAY_POSIX_H
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+
+#define HV_ACCEPTS 4           /* clients in a row: the rest is for the other threads, which are woken meanwhile */
+#define HV_ROUNDS 16           /* receives in a row of one connection */
+#define HV_UNIX_RETRY 10000000 /* ns; connect() to a Unix socket does not wait for room in its backlog */
+
+static void
+hv_handle_abort(hv_handle handle)
+{
+    struct linger linger = {1, 0};
+    setsockopt(handle, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    close(handle);
+}
+
+/* ---- moving ---- */
+
+/* False: `to` takes nothing more now. */
+static int
+hv_link_send(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side], *to = &link->sides[1 - side];
+    while (from->start < from->end && to->writable) {
+        ssize_t n = send(to->handle, from->room + from->start, from->end - from->start, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n >= 0) {
+            from->start += (uint32_t)n;
+            link->has_moved = 1;
+            hv_counter_add(&loop->engine->moved[side], (size_t)n);
+        } else if (errno == EAGAIN) {
+            to->writable = 0;
+        } else if (errno != EINTR) {
+            /* The other direction continues: what the peer sent before it stopped reading can still be received. */
+            link->error = errno == EPIPE ? link->error : errno;
+            from->start = from->end;
+            from->ended = 1;
+        }
+    }
+    if (from->start < from->end) {
+        if (hv_list_is_empty(&loop->blocked)) {
+            loop->retry_at = loop->now + HV_SEND_RETRY;
+        }
+        hv_list_add(&loop->blocked, &link->blocked);
+        return 0;
+    }
+    hv_side_drop_room(loop, from);
+    return 1;
+}
+
+/* 0, also if there is nothing, or the error. */
+static int
+hv_link_receive(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    char *room = hv_loop_take_room(loop);
+    ssize_t n;
+    if (room == NULL) {
+        return ENOMEM;
+    }
+    n = recv(from->handle, room, HV_PUMP_ROOM, MSG_DONTWAIT);
+    if (n > 0) {
+        from->room = room;
+        from->end = (uint32_t)n;
+        from->readable = n == HV_PUMP_ROOM || from->closing || from->is_inexact;
+        link->has_moved = 1;
+        return 0;
+    }
+    hv_loop_return_room(loop, room);
+    /* On AF_VSOCK a socket that the peer has closed is no longer connected after shutdown(). */
+    if (n == 0 || errno == ENOTCONN) {
+        from->ended = 1;
+        link->has_moved = 1;
+        shutdown(link->sides[1 - side].handle, SHUT_WR);
+    } else if (errno == EAGAIN) {
+        from->readable = 0;
+    } else if (errno != EINTR) {
+        return errno;
+    }
+    return 0;
+}
+
+/* 0, or the error of the side. */
+static int
+hv_link_flow(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    int round;
+    for (round = 0; hv_link_send(loop, link, side) && !from->ended && from->readable; round++) {
+        int error;
+        if (round == HV_ROUNDS) {
+            hv_list_add(&loop->more, &link->more);
+            break;
+        }
+        error = hv_link_receive(loop, link, side);
+        if (error != 0) {
+            return error;
+        }
+    }
+    return 0;
+}
+
+static void
+hv_link_move(hv_loop *loop, hv_link *link)
+{
+    int side, error = 0;
+    hv_node_remove(&link->blocked);
+    hv_node_remove(&link->more);
+    link->has_moved = 0;
+    for (side = 0; side < 2 && error == 0; side++) {
+        error = hv_link_flow(loop, link, side);
+    }
+    if (error != 0) {
+        hv_link_abort(loop, link, error);
+    } else if (!link->sides[0].ended || !link->sides[1].ended) {
+        if (link->has_moved) {
+            hv_link_is_active(loop, link);
+        }
+    } else if (link->error != 0) {
+        hv_link_abort(loop, link, link->error);
+    } else {
+        hv_link_end(loop, link);
+    }
+}
+
+/* The error of a side that nothing is to be had from or given to now: neither a receive nor a send would find it. */
+static int
+hv_link_lost(const hv_link *link, int side)
+{
+    const hv_side *it = &link->sides[side], *other = &link->sides[1 - side];
+    int is_unused = (it->ended || it->start < it->end) && other->start == other->end;
+    return is_unused ? hv_side_error(it->handle) : 0;
+}
+
+/* ---- connecting ---- */
+
+static int
+hv_loop_watch(hv_loop *loop, hv_link *link, int side)
+{
+    return hv_poller_watch(&loop->poller, link->sides[side].handle, (uintptr_t)link | (uint64_t)side);
+}
+
+static void
+hv_socket_tune(hv_handle handle, int family)
+{
+    int on = 1;
+    if (family == AF_INET || family == AF_INET6) {
+        setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        setsockopt(handle, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    }
+}
+
+static hv_handle
+hv_target_socket(const hv_engine *engine, const hv_target *target)
+{
+    hv_handle handle = socket(target->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, target->proto);
+    if (handle >= 0) {
+        hv_socket_tune(handle, target->family);
+    }
+    if (handle >= 0 && target->family == AF_VSOCK && engine->connect_limit >= 0) {
+        /* It gives up after 2 s by itself. */
+        int64_t us = engine->connect_limit / 1000 + 1;
+        struct timeval limit = {us / 1000000, us % 1000000};
+        setsockopt(handle, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
+    }
+    return handle;
+}
+
+static void
+hv_link_begin(hv_loop *loop, hv_link *link)
+{
+    int error = hv_loop_watch(loop, link, 0);
+    if (error == 0 && link->state != HV_LINK_CONNECTING) { /* where the target is watched already */
+        error = hv_loop_watch(loop, link, 1);
+    }
+    if (error != 0) {
+        hv_link_fail(loop, link, error);
+        return;
+    }
+    link->state = HV_LINK_MOVING;
+    hv_node_remove(&link->timed);
+    hv_link_is_active(loop, link);
+    hv_engine_log(loop->engine, HV_LOG_CONNECTED, 0, &link->origin);
+}
+
+static void
+hv_link_connect(hv_loop *loop, hv_link *link)
+{
+    const hv_engine *engine = loop->engine;
+    const hv_target *target = &engine->targets[link->target];
+    int error = connect(link->sides[1].handle, (const struct sockaddr *)&target->address, target->length);
+    error = error == 0 ? 0 : errno;
+    if (error == 0) {
+        hv_link_begin(loop, link);
+    } else if (error == EAGAIN) { /* a Unix socket's backlog is full */
+        link->state = HV_LINK_RETRYING;
+        link->deadline = loop->now + HV_UNIX_RETRY;
+        hv_list_add(&loop->retrying, &link->timed);
+    } else if (error == EINPROGRESS && (error = hv_loop_watch(loop, link, 1)) == 0) {
+        link->state = HV_LINK_CONNECTING;
+        if (link->limit != HV_NEVER) {
+            link->deadline = link->limit;
+            hv_list_add(&loop->connecting, &link->timed);
+        }
+    } else {
+        hv_link_fail(loop, link, error);
+    }
+}
+
+/* Connects to the target that is next. They share the time. */
+static void
+hv_link_try(hv_loop *loop, hv_link *link)
+{
+    int64_t limit = loop->engine->connect_limit;
+    link->state = HV_LINK_NEW;
+    link->limit = limit < 0 ? HV_NEVER : loop->now + limit / loop->engine->target_count;
+    hv_link_connect(loop, link);
+}
+
+/* The target was not reached: it is the next one's turn. */
+static void
+hv_link_try_next(hv_loop *loop, hv_link *link, int error)
+{
+    hv_side *side = &link->sides[1];
+    if (link->target + 1 == loop->engine->target_count) {
+        hv_link_fail(loop, link, error);
+        return;
+    }
+    close(side->handle);
+    side->handle = hv_target_socket(loop->engine, &loop->engine->targets[++link->target]);
+    if (side->handle < 0) {
+        hv_link_fail(loop, link, errno);
+        return;
+    }
+    hv_node_remove(&link->timed);
+    hv_link_try(loop, link);
+}
+
+static void
+hv_link_settle(hv_loop *loop, hv_link *link)
+{
+    int error = hv_side_error(link->sides[1].handle);
+    if (error != 0) {
+        hv_link_try_next(loop, link, error);
+    } else {
+        hv_link_begin(loop, link);
+    }
+}
+
+/* ---- accepting ---- */
+
+static void
+hv_loop_listen(hv_loop *loop, int on)
+{
+    hv_engine *engine = loop->engine;
+    int i;
+    if (loop->listens != on) {
+        for (i = 0; i < engine->listener_count; i++) {
+            hv_poller_listen(&loop->poller, engine->listeners[i], (uint64_t)i + 1, on);
+        }
+    }
+    loop->listens = on;
+}
+
+static int
+hv_error_is_of_client(int error)
+{
+    return error == ECONNABORTED || error == ECONNRESET || error == EPROTO || error == EINTR;
+}
+
+/* Whoever is accepted has a descriptor for the target: without one, the client stays in the backlog. */
+static void
+hv_loop_accept(hv_loop *loop, hv_handle listener)
+{
+    hv_engine *engine = loop->engine;
+    int i;
+    for (i = 0; i < HV_ACCEPTS && hv_word_get(&engine->state) == HV_ENGINE_RUNS; i++) {
+        struct sockaddr_storage address;
+        socklen_t length = sizeof address;
+        hv_origin origin;
+        hv_handle client;
+        if (loop->spare < 0) {
+            loop->spare = hv_target_socket(engine, &engine->targets[0]);
+        }
+        client = loop->spare < 0
+                     ? -1
+                     : accept4(listener, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (client < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            return;
+        }
+        if (client < 0 && !hv_error_is_of_client(errno)) {
+            hv_loop_pause(loop, errno);
+            return;
+        }
+        if (client >= 0) {
+            loop->pause = HV_PAUSE_FIRST;
+            hv_origin_set(&origin, &address, length);
+            hv_loop_admit(loop, client, &origin);
+        }
+    }
+}
+
+/* ---- events ---- */
+
+static void
+hv_loop_on_link(hv_loop *loop, hv_link *link, int side, const hv_event *event)
+{
+    hv_side *it = &link->sides[side];
+    int error;
+    it->readable |= hv_event_is(event, HV_EVENT_IN);
+    it->closing |= hv_event_is(event, HV_EVENT_CLOSING);
+    it->writable |= hv_event_is(event, HV_EVENT_OUT);
+    if (link->state == HV_LINK_CONNECTING && it->writable) {
+        hv_link_settle(loop, link);
+    } else if (link->state == HV_LINK_MOVING) {
+        error = hv_event_is(event, HV_EVENT_BROKEN) ? hv_link_lost(link, side) : 0;
+        if (error != 0) {
+            hv_link_abort(loop, link, error);
+        } else {
+            hv_link_move(loop, link);
+        }
+    }
+}
+
+static void
+hv_loop_on_event(hv_loop *loop, const hv_event *event)
+{
+    uint64_t token = hv_event_token(event);
+    hv_link *link = (hv_link *)(uintptr_t)(token & ~(uint64_t)1);
+    if (token == HV_EVENT_WAKE) {
+        hv_poller_clear(&loop->poller);
+        hv_loop_on_wake(loop);
+    } else if (token <= HV_MOST_LISTENERS) {
+        hv_loop_accept(loop, loop->engine->listeners[token - 1]);
+    } else if (link->state != HV_LINK_OVER) {
+        hv_loop_on_link(loop, link, (int)(token & 1), event);
+    }
+}
+
+#endif
