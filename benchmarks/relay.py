@@ -577,19 +577,18 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(), "effort": effort._asdict(), "cases": {}}
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
     cases = report["cases"]
-    with tempfile.TemporaryDirectory(prefix="hvsock-bench-") as directory:
-        for pair in [options.pair] if options.pair else ["tcp-tcp", "tcp-unix"]:
-            for name in names:
-                if options.only not in name:
-                    continue
-                case = f"{pair} {name}"
-                with contextlib.ExitStack() as stack:
-                    bench = Bench(stack, pair, directory)
-                    if name == IDLE:
-                        cases[case] = idle(bench, case, effort)
-                    else:
-                        server, what = MEASURES[name]
-                        cases[case] = show(case, measure(bench.contenders(server), what, effort))
+    for pair in [options.pair] if options.pair else ["tcp-tcp", "tcp-unix"]:
+        for name in names:
+            if options.only not in name:
+                continue
+            case = f"{pair} {name}"
+            with tempfile.TemporaryDirectory(prefix="hvsock-bench-") as directory, contextlib.ExitStack() as stack:
+                bench = Bench(stack, pair, directory)
+                if name == IDLE:
+                    cases[case] = idle(bench, case, effort)
+                else:
+                    server, what = MEASURES[name]
+                    cases[case] = show(case, measure(bench.contenders(server), what, effort))
     if options.json:
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

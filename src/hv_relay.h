@@ -2,7 +2,7 @@
  * itself, and moves bytes. Here is what every system has in common; how it waits and moves is in hv_relay_posix.h.
  *
  *   hv_engine   what the threads share: the listeners, the targets, the numbers, and what is to be logged
- *   hv_loop     one thread; nothing of it is touched by others but `wake` and, under the engine's lock, `adopted`
+ *   hv_loop     one thread; nothing of it is touched by others but what says so
  *   hv_link     one connection, of two sides: the client is 0, the target 1
  */
 #ifndef HV_RELAY_H
@@ -148,7 +148,14 @@ typedef struct {
     char *room;          /* NULL: nothing */
 } hv_side;
 
-typedef enum { HV_LINK_NEW, HV_LINK_CONNECTING, HV_LINK_RETRYING, HV_LINK_MOVING, HV_LINK_OVER } hv_link_state;
+typedef enum {
+    HV_LINK_NEW,
+    HV_LINK_CONNECTED,
+    HV_LINK_CONNECTING,
+    HV_LINK_RETRYING,
+    HV_LINK_MOVING,
+    HV_LINK_OVER
+} hv_link_state;
 
 struct hv_link {
     hv_side sides[2];
@@ -161,12 +168,6 @@ struct hv_link {
     int error;         /* of a send */
     hv_origin origin;
 };
-
-typedef struct hv_adopted {
-    struct hv_adopted *next;
-    hv_handle client, target;
-    hv_origin origin;
-} hv_adopted;
 
 typedef enum { HV_ENGINE_RUNS, HV_ENGINE_CLOSED, HV_ENGINE_ABORTS, HV_ENGINE_OVER } hv_engine_state;
 
@@ -189,7 +190,8 @@ struct hv_loop {
     int64_t pause;
     int64_t retry_at; /* of what is blocked */
     int64_t now;      /* when the last wait was over */
-    hv_adopted *adopted;
+    hv_node arrived;  /* links that others have placed here, under the engine's lock */
+    hv_word load;     /* its links, those too, for all threads */
 };
 
 struct hv_engine {
@@ -332,6 +334,7 @@ hv_loop_free_over(hv_loop *loop)
         hv_link *link = HV_OF(loop->over.next, all);
         hv_node_remove(&link->all);
         free(link);
+        hv_word_add(&loop->load, -1);
         hv_engine_count_end(loop->engine);
     }
 }
@@ -348,19 +351,66 @@ hv_link_is_active(hv_loop *loop, hv_link *link)
 /* ---- accepting ---- */
 
 static hv_link *
-hv_loop_new_link(hv_loop *loop, hv_handle client, hv_handle target)
+hv_link_new(hv_handle client, hv_handle target, const hv_origin *origin)
 {
     hv_link *link = calloc(1, sizeof *link);
     if (link != NULL) {
         link->sides[0].handle = client;
         link->sides[1].handle = target;
+        link->origin = *origin;
         hv_node_init(&link->all);
         hv_node_init(&link->timed);
         hv_node_init(&link->blocked);
         hv_node_init(&link->more);
-        hv_list_add(&loop->all, &link->all);
     }
     return link;
+}
+
+/* What a thread does first with a link that is its own from now on. */
+static void
+hv_loop_start(hv_loop *loop, hv_link *link)
+{
+    hv_list_add(&loop->all, &link->all);
+    if (link->state == HV_LINK_CONNECTED) {
+        hv_link_begin(loop, link);
+    } else {
+        hv_link_try(loop, link);
+    }
+}
+
+/* Chooses a thread for one link more, under the lock: `own`, if there is one, unless another thread has clearly less to do.
+ * The system wakes whichever it likes for a client, which may be the same one each time. NULL: none runs. */
+static hv_loop *
+hv_engine_choose(const hv_engine *engine, hv_loop *own)
+{
+    hv_loop *least = own != NULL ? own : engine->loops, *loop;
+    for (loop = engine->loops; loop != NULL; loop = loop->next) {
+        if (hv_word_get(&loop->load) < hv_word_get(&least->load)) {
+            least = loop;
+        }
+    }
+    return own != NULL && 4 * hv_word_get(&own->load) <= 5 * hv_word_get(&least->load) ? own : least;
+}
+
+/* Gives a link to a thread. False: none runs, and the link stays the caller's. */
+static int
+hv_engine_place(hv_engine *engine, hv_link *link, hv_loop *own)
+{
+    hv_loop *loop;
+    hv_lock_acquire(&engine->lock);
+    loop = hv_engine_choose(engine, own);
+    if (loop != NULL) {
+        hv_word_add(&loop->load, 1);
+    }
+    if (loop != NULL && loop != own) {
+        hv_list_add(&loop->arrived, &link->all);
+        hv_poller_wake(&loop->poller);
+    }
+    hv_lock_release(&engine->lock);
+    if (loop != NULL && loop == own) {
+        hv_loop_start(loop, link);
+    }
+    return loop != NULL;
 }
 
 /* The system lacks something: clients wait in the backlog until it may be back. */
@@ -397,7 +447,7 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
 {
     hv_engine *engine = loop->engine;
     int is_reserved = hv_engine_reserve(engine);
-    hv_link *link = is_reserved ? hv_loop_new_link(loop, client, loop->spare) : NULL;
+    hv_link *link = is_reserved ? hv_link_new(client, loop->spare, origin) : NULL;
     hv_counter_add(&engine->total, 1);
     if (link == NULL) {
         hv_loop_refuse(loop, client, origin);
@@ -407,37 +457,23 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
         return;
     }
     loop->spare = -1;
-    link->origin = *origin;
     link->sides[0].is_inexact = hv_origin_family(origin) == AF_VSOCK;
     link->sides[1].is_inexact = engine->targets[0].family == AF_VSOCK;
-    hv_link_try(loop, link);
+    hv_engine_place(engine, link, loop);
 }
 
 /* ---- one thread ---- */
 
 static void
-hv_loop_take_adopted(hv_loop *loop)
+hv_loop_take_arrived(hv_loop *loop)
 {
-    hv_adopted *adopted;
+    hv_node arrived;
+    hv_node_init(&arrived);
     hv_lock_acquire(&loop->engine->lock);
-    adopted = loop->adopted;
-    loop->adopted = NULL;
+    hv_list_move(&loop->arrived, &arrived);
     hv_lock_release(&loop->engine->lock);
-    while (adopted != NULL) {
-        hv_adopted *next = adopted->next;
-        hv_link *link = hv_loop_new_link(loop, adopted->client, adopted->target);
-        if (link != NULL) {
-            link->origin = adopted->origin;
-            link->sides[0].is_inexact = link->sides[1].is_inexact = 1; /* of what family is not known */
-            hv_link_begin(loop, link);
-        } else {
-            hv_counter_add(&loop->engine->aborted, 1);
-            hv_handle_abort(adopted->client);
-            hv_handle_abort(adopted->target);
-            hv_engine_count_end(loop->engine);
-        }
-        free(adopted);
-        adopted = next;
+    while (!hv_list_is_empty(&arrived)) {
+        hv_loop_start(loop, HV_OF(arrived.next, all));
     }
 }
 
@@ -477,7 +513,7 @@ static void
 hv_loop_on_wake(hv_loop *loop)
 {
     long state = hv_word_get(&loop->engine->state);
-    hv_loop_take_adopted(loop);
+    hv_loop_take_arrived(loop);
     if (state >= HV_ENGINE_CLOSED) {
         hv_loop_stop_listening(loop);
     }
@@ -592,7 +628,7 @@ static int
 hv_loop_open(hv_loop *loop, hv_engine *engine)
 {
     hv_node *lists[] = {&loop->all,     &loop->connecting, &loop->retrying, &loop->idle,
-                        &loop->blocked, &loop->more,       &loop->over};
+                        &loop->blocked, &loop->more,       &loop->over,     &loop->arrived};
     size_t i;
     memset(loop, 0, sizeof *loop);
     for (i = 0; i < sizeof lists / sizeof *lists; i++) {
@@ -651,7 +687,7 @@ hv_engine_run(hv_engine *engine)
         while (hv_word_get(&engine->state) != HV_ENGINE_OVER) {
             hv_loop_turn(&loop);
         }
-        hv_engine_leave(engine, &loop); /* no more is adopted */
+        hv_engine_leave(engine, &loop); /* nothing more arrives */
         hv_loop_on_wake(&loop);
         hv_loop_free_over(&loop);
     }
@@ -718,32 +754,19 @@ hv_engine_wait(hv_engine *engine, int running, int64_t ns)
 static int
 hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_origin *origin)
 {
-    hv_adopted *adopted = malloc(sizeof *adopted);
-    hv_loop *loop;
-    if (adopted == NULL) {
+    hv_link *link = hv_link_new(client, target, origin);
+    if (link == NULL) {
         return ENOMEM;
     }
-    hv_lock_acquire(&engine->lock);
-    loop = engine->loops;
-    if (loop != NULL) {
-        hv_word_add(&engine->open, 1);
-        *adopted = (hv_adopted){loop->adopted, client, target, *origin};
-        loop->adopted = adopted;
-        hv_poller_wake(&loop->poller);
-        if (loop->next != NULL) { /* another one's turn next time */
-            hv_loop **at;
-            for (at = &engine->loops; *at != NULL; at = &(*at)->next) {
-            }
-            engine->loops = loop->next;
-            loop->next = NULL;
-            *at = loop;
-        }
+    link->state = HV_LINK_CONNECTED;
+    link->sides[0].is_inexact = link->sides[1].is_inexact = 1; /* of what family is not known */
+    hv_word_add(&engine->open, 1);
+    if (!hv_engine_place(engine, link, NULL)) {
+        free(link);
+        hv_engine_count_end(engine);
+        return ECANCELED;
     }
-    hv_lock_release(&engine->lock);
-    if (loop == NULL) {
-        free(adopted);
-    }
-    return loop == NULL ? ECANCELED : 0;
+    return 0;
 }
 
 /* Waits for an entry of the log, which becomes the caller's; NULL: the engine is over, or the time. */

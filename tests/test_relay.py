@@ -277,6 +277,29 @@ def test_many_connections(rig: Callable[..., Rig]) -> None:
     it.expect(open=0, total=50, aborted=0)
 
 
+def epolls() -> dict[str, int]:
+    """Return how many descriptors each epoll of this process waits for."""
+    found = {}
+    for path in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(OSError):  # it is the directory's own
+            if watched := path.read_text(encoding="ascii").count("tfd:"):
+                found[path.name] = watched
+    return found
+
+
+@linux_only
+def test_every_thread_has_its_share(rig: Callable[..., Rig]) -> None:
+    """The system may wake the same thread for each client, which would leave the other processors idle."""
+    others = epolls()
+    it = rig()
+    alone = {name: count for name, count in epolls().items() if others.get(name) != count}
+    for _ in range(50):
+        it.used()
+    shares = [(epolls()[name] - count) // 2 for name, count in alone.items()]  # two sockets a connection
+    assert sum(shares) == 50
+    assert 4 * max(shares) <= 5 * min(shares) + 4
+
+
 # Ends that are none
 
 
