@@ -13,13 +13,18 @@
  * headers built. Without it such a format fails on 3.11 and 3.12 in every build, where the tests see it. */
 #include <Python.h>
 
+/* Each by itself: 3.15's headers name the slots for every ABI, but not what they may hold. */
 #ifndef Py_mod_multiple_interpreters /* 3.12 */
 #define Py_mod_multiple_interpreters 3
+#endif
+#ifndef Py_MOD_PER_INTERPRETER_GIL_SUPPORTED
 #define Py_MOD_PER_INTERPRETER_GIL_SUPPORTED ((void *)2)
 #endif
 
 #ifndef Py_mod_gil /* 3.13 */
 #define Py_mod_gil 4
+#endif
+#ifndef Py_MOD_GIL_NOT_USED
 #define Py_MOD_GIL_NOT_USED ((void *)1)
 #endif
 
