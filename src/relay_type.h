@@ -189,13 +189,10 @@ static PyObject *
 engine_next_log(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     static const char *const kinds[] = {"connected", "ended", "aborted", "failed", "refused", "accept"};
-    hv_engine *engine = engine_of(self);
     hv_log *entry;
     PyObject *origin, *result;
     Py_BEGIN_ALLOW_THREADS
-    do {
-        entry = hv_engine_next_log(engine, HV_PAUSE_LONGEST);
-    } while (entry == NULL && hv_word_get(&engine->state) != HV_ENGINE_OVER);
+    entry = hv_engine_next_log(engine_of(self));
     Py_END_ALLOW_THREADS
     if (entry == NULL) {
         return Py_NewRef(Py_None);

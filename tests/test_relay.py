@@ -300,6 +300,25 @@ def test_every_thread_has_its_share(rig: Callable[..., Rig]) -> None:
     assert 4 * max(shares) <= 5 * min(shares) + 4
 
 
+def waits() -> dict[int, int]:
+    """Return how often each thread of a relay has waited for something, by the system's number."""
+    threads = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("relay-")]
+    states = {number: Path(f"/proc/self/task/{number}/status").read_text() for number in threads if number}
+    return {number: int(state.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for number, state in states.items()}
+
+
+@linux_only
+def test_nothing_wakes_a_relay_that_has_nothing_to_do(rig: Callable[..., Rig]) -> None:
+    """Not even once in a second, and with a connection that is idle."""
+    it = rig()
+    it.used()
+    time.sleep(2 * TICK)
+    before = waits()
+    time.sleep(1.2)
+    assert waits() == before
+    assert len(before) > 1
+
+
 # Ends that are none
 
 
