@@ -738,6 +738,86 @@ def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) 
     assert threading.active_count() == before
 
 
+def connects_by(way: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Have the engine do all, only what has a target, or nothing; return the options for that."""
+    if way == "threads":
+        monkeypatch.setattr(Engine, "serves", lambda *_: False)
+    return {"retry_for": LIMIT} if way == "both" else {}
+
+
+WAYS = pytest.mark.parametrize("way", ["engine", "both", "threads"] if sys.platform == "linux" else ["threads"])
+
+
+@WAYS
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_listening(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, way: str, kind: str) -> None:
+    """Who is in continues, nobody else comes in, and the address is another relay's at once."""
+    it = rig(kind, kind, **connects_by(way, monkeypatch))
+    client, server = it.used()
+    it.relay.stop_listening()
+    assert repr(it.relay) == f"<Relay {it.relay.address} -> {it.target}, no longer listening>"
+    with pytest.raises(OSError):
+        dial(it.relay.address)
+    if not (WINDOWS and kind == "tcp"):
+        with Relay(it.relay.address, it.target) as other:
+            it.relay.stop_listening()  # which does nothing to the other one
+            with dial(other.address) as late, it.listener.accept()[0] as there:
+                late.sendall(b"x")
+                assert there.recv(1) == b"x"
+    server.sendall(b"still")
+    assert receive_exactly(client, 5) == b"still"
+    it.expect(open=1, bytes_to_client=5)
+    client.close()
+    server.close()
+    it.relay.stop(None)
+    it.relay.stop_listening()
+    assert it.relay.counters == Counters(0, 1, 0, 0, 0, 1, 5)
+
+
+def test_stop_listening_while_a_target_is_waited_for(rig: Callable[..., Rig]) -> None:
+    """Who was accepted is connected to it nevertheless."""
+    it = rig(retry_for=LIMIT)
+    address = it.listener.getsockname()
+    it.listener.close()
+    client = it.client()
+    it.expect(open=1)
+    it.relay.stop_listening()
+    with socket.create_server(address) as it.listener:
+        it.listener.settimeout(LIMIT)
+        with it.listener.accept()[0] as server:
+            server.sendall(b"late")
+            assert receive_exactly(client, 4) == b"late"
+    assert it.relay.counters[:4] == (1, 1, 0, 0)
+    client.close()
+
+
+@WAYS
+def test_stop_listening_from_threads(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Each returns when the listener is closed, also while another one stops the relay patiently."""
+    it = rig(**connects_by(way, monkeypatch))
+    client, _ = it.used()
+    patient = Task(it.relay.stop, None)
+    for task in [Task(it.relay.stop_listening) for _ in range(4)]:
+        task.result()
+        with pytest.raises(ConnectionRefusedError):
+            dial(it.relay.address)
+    assert not patient.wait(2 * TICK)
+    assert repr(it.relay).endswith(", stopping>")
+    client.close()
+    it.relay.stop()
+    patient.result()
+
+
+def test_serve_forever_continues_without_a_listener(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    it.used()
+    serving = Task(it.relay.serve_forever)
+    it.relay.stop_listening()
+    assert not serving.wait(4 * TICK)
+    it.relay.stop()
+    serving.result()
+
+
 def test_serve_forever_returns_after_stop(rig: Callable[..., Rig]) -> None:
     it = rig()
     serving = Task(it.relay.serve_forever)
@@ -768,6 +848,10 @@ def test_a_relay_runs_once(rig: Callable[..., Rig]) -> None:
     never = Relay("tcp://:0", "tcp://:1")
     never.stop()
     never.serve_forever()
+    with pytest.raises(RuntimeError):
+        never.start()
+    never = Relay("tcp://:0", "tcp://:1")
+    never.stop_listening()
     with pytest.raises(RuntimeError):
         never.start()
 

@@ -59,6 +59,7 @@ class Counters(NamedTuple):
 class _State(enum.StrEnum):
     NEW = "new"
     RUNNING = "running"
+    CLOSED = "no longer listening"
     STOPPING = "stopping"
     STOPPED = "stopped"
 
@@ -129,6 +130,7 @@ class Relay:
         self._pump: Pump | None = None  # while running
         self._engine: Engine | None = None  # while running, on Linux
         self._counted = (0,) * len(Counters._fields)  # by these two, afterwards
+        self._is_accepting = False  # the thread that does; it has the listener
         self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
         self._running = 0  # threads at work
         self._done: list[threading.Thread] = []  # threads to be joined
@@ -193,6 +195,7 @@ class Relay:
                     )
                     thread.start()  # it waits for the lock
                     self._running = 1
+                    self._is_accepting = True
                 undo.pop_all()
             self._parts = _Parts(listener, closing, aborting)
             self._pump = pump
@@ -227,6 +230,17 @@ class Relay:
             self._parts.closing.wait()
         self._wait(lambda: self._state is _State.STOPPED, None)
 
+    def stop_listening(self) -> None:
+        """Stop listening, and return once the listener is closed; connections continue.
+
+        From then on clients are refused, and those that waited to be accepted are cut off; behind the original of an
+        inherited listener they wait. The address can be listened on again at once (of TCP on Windows: once the
+        connections that came by it have ended). What was accepted, `counters` and `serve_forever` continue until
+        `stop`. Calling it again, or after `stop`, does nothing; a relay that was never started cannot be started any
+        more.
+        """
+        self._stop_listening(_State.CLOSED)
+
     def stop(self, timeout: float | None = 0.0) -> None:
         """Stop listening, let connections continue for `timeout` seconds, and abort those that have not ended.
 
@@ -239,19 +253,9 @@ class Relay:
         """
         if timeout is not None and not timeout >= 0.0:
             raise ValueError(f"timeout must be a number of seconds, at least 0, or None, not {timeout!r}")
-        with self._changed:
-            parts = self._parts
-            if parts is None or self._state is _State.STOPPED:
-                self._state = _State.STOPPED
-                return
-            self._state = _State.STOPPING
-            parts.closing.set()
+        if (parts := self._stop_listening(_State.STOPPING)) is None:
+            return
         engine = self._engine
-        if engine is not None:
-            engine.stop_listening()
-            if engine.accepts:
-                parts.listener.close()
-        parts.listener.interrupt()
         if not self._drain(engine, timeout):
             with self._changed:
                 if self._pump is not None:
@@ -274,7 +278,29 @@ class Relay:
             parts.aborting.close()
             self._state = _State.STOPPED
             self._changed.notify_all()
-        logger.info("stopped listening on %s", self.address)
+
+    def _stop_listening(self, state: _State) -> _Parts | None:
+        """Close the listener, unless that has been done, and enter the state; None if there are no parts any more."""
+        with self._changed:
+            parts = self._parts
+            if parts is None or self._state is _State.STOPPED:
+                self._state = _State.STOPPED
+                return None
+            is_first = self._state is _State.RUNNING
+            if self._state is not _State.STOPPING:
+                self._state = state
+            parts.closing.set()
+            self._changed.notify_all()
+            engine = self._engine
+        if engine is not None:
+            engine.stop_listening()
+            if engine.accepts:
+                parts.listener.close()
+        parts.listener.interrupt()
+        self._wait(lambda: not self._is_accepting, None)
+        if is_first:
+            logger.info("stopped listening on %s", self.address)
+        return parts
 
     def __enter__(self) -> Self:
         try:
@@ -348,6 +374,8 @@ class Relay:
                         self._admit(pump, client, name, place)
                         pause = _FIRST_PAUSE
         finally:
+            with self._changed:
+                self._is_accepting = False
             self._leave()
 
     def _has_news(self, running: int) -> bool:
