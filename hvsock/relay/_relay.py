@@ -179,7 +179,6 @@ class Relay:
             for endpoint in (self._source, self._target):
                 if (reason := endpoint.unavailable()) is not None:
                     raise OSError(errno.EAFNOSUPPORT, f"{endpoint.text}: {reason}")
-            pump = Pump()
             with contextlib.ExitStack() as undo:
                 closing = undo.enter_context(Wake())
                 aborting = undo.enter_context(Wake())
@@ -189,6 +188,7 @@ class Relay:
                     exc.add_note(f"listen on {self._source.text}")
                     raise
                 engine = self._start_engine(listener, undo) if Engine.serves(self._source, self._target) else None
+                pump = Pump()  # after what may fail: whoever keeps the error, with its trace, would keep it open
                 if engine is None or not engine.accepts:
                     thread = threading.Thread(
                         target=self._accept, args=(listener, pump), name="relay-accept", daemon=True
