@@ -724,7 +724,9 @@ def test_a_patient_stop_is_cut_short_by_another(rig: Callable[..., Rig]) -> None
 
 @linux_only
 @pytest.mark.parametrize("kind", ["tcp", "local"])
-def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) -> None:
+def test_stop_while_a_target_is_being_reached(
+    kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
         relay = stalled(stack, kind, connect_timeout=None)
@@ -734,6 +736,7 @@ def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) 
         time.sleep(2 * TICK)
         relay.stop()
         assert relay.counters[:5] == (0, 1, 0, 1, 0)
+        assert caplog.text.endswith(f"{relay.target} was not reached: the relay stops\n")
         assert end_of(client) == "reset"
     assert threading.active_count() == before
 
@@ -950,6 +953,16 @@ def test_a_unix_socket_is_removed_and_replaced(local_directory: Path) -> None:
     with pytest.raises(OSError, match="in use"):
         Relay(uri, "tcp://:1").start()
     assert path.read_text() == "a file of somebody's"
+
+
+@posix_only
+def test_a_unix_socket_in_the_current_directory_is_removed(
+    local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(local_directory)
+    with Relay("unix:name", "tcp://:1"):
+        assert (local_directory / "name").is_socket()
+    assert not (local_directory / "name").exists()
 
 
 # Hybrid vsock

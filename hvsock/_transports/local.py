@@ -386,6 +386,7 @@ def _locked(path: str) -> Iterator[None]:
 
 def _remove(path: str) -> None:
     """Remove a name, unless a socket has it: the one that was closed, in another object or process, or a newer one."""
-    with contextlib.suppress(OSError), _locked(os.path.dirname(path)):  # what stays is replaced by the next bind()
+    # What stays is replaced by the next bind().
+    with contextlib.suppress(OSError), _locked(os.path.dirname(path) or os.curdir):
         if not _is_live(path):
             os.unlink(path)

@@ -445,7 +445,9 @@ class Relay:
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
         except (OSError, ValueError) as exc:
             if target is None:
-                logger.warning("%s: %s was not reached: %s", name, self.target, error_text(exc))
+                assert self._parts is not None
+                why = "the relay stops" if self._parts.aborting.is_set else error_text(exc)
+                logger.warning("%s: %s was not reached: %s", name, self.target, why)
             else:
                 logger.info("%s: aborted: %s", name, error_text(exc))
         finally:
