@@ -30,7 +30,8 @@ logger = logging.getLogger("hvsock.relay")
 
 _FIRST_PAUSE: Final = 0.05  # seconds after an accept that failed, doubled each time
 _LONGEST_PAUSE: Final = 1.0
-_SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on Windows
+_SLICE: Final = 0.1  # seconds: Ctrl-C interrupts neither the wait for a lock on Windows nor the engine's
+_LONGEST_SLICE: Final = 3600.0  # seconds, for other threads, which do not get it
 # While a target starts: the file of its socket is missing; connections that ended have not returned their descriptors.
 _NOT_YET: Final = NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
@@ -321,7 +322,7 @@ class Relay:
                 left = time_left(deadline)
                 if left is not None and left <= 0.0:
                     return False
-                self._changed.wait(_SLICE if left is None else min(left, _SLICE))
+                self._changed.wait(_slice_of(left))
         return True
 
     def _drain(self, engine: Engine | None, timeout: float | None) -> bool:
@@ -331,7 +332,7 @@ class Relay:
             return False
         while engine is not None:
             left = time_left(deadline)
-            if engine.wait(_SLICE if left is None else max(0.0, min(left, _SLICE))):
+            if engine.wait(_slice_of(left)):
                 break
             if left is not None and left <= 0.0:
                 return False
@@ -498,6 +499,12 @@ class Relay:
         finally:
             with self._changed:
                 self._reaching.discard(sock)
+
+
+def _slice_of(left: float | None) -> float:
+    """Return how many seconds to wait before another look at what is waited for."""
+    longest = _SLICE if threading.current_thread() is threading.main_thread() else _LONGEST_SLICE
+    return longest if left is None else max(0.0, min(left, longest))
 
 
 def _close(sock: socket.socket) -> None:
