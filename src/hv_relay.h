@@ -115,11 +115,11 @@ hv_origin_set(hv_origin *origin, const void *bytes, size_t length)
 static inline int
 hv_origin_family(const hv_origin *origin)
 {
-    sa_family_t family = AF_UNSPEC;
-    if (origin->length >= sizeof family) {
-        memcpy(&family, origin->bytes, sizeof family);
+    struct sockaddr head = {0};
+    if (origin->length >= offsetof(struct sockaddr, sa_data)) {
+        memcpy(&head, origin->bytes, offsetof(struct sockaddr, sa_data));
     }
-    return family;
+    return head.sa_family;
 }
 
 typedef struct hv_log {
@@ -457,8 +457,8 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
         return;
     }
     loop->spare = -1;
-    link->sides[0].is_inexact = hv_origin_family(origin) == AF_VSOCK;
-    link->sides[1].is_inexact = engine->targets[0].family == AF_VSOCK;
+    link->sides[0].is_inexact = hv_address_kind_of(hv_origin_family(origin)) == HV_ADDRESS_VSOCK;
+    link->sides[1].is_inexact = hv_address_kind_of(engine->targets[0].family) == HV_ADDRESS_VSOCK;
     hv_engine_place(engine, link, loop);
 }
 
