@@ -5,6 +5,7 @@
  *   hv_event_is()    whether it says one of
  *     HV_EVENT_IN         there is something to receive, or the end
  *     HV_EVENT_OUT        it takes something; a connect is over
+ *     HV_EVENT_URGENT     among it may be urgent data, before which a receive stops
  *     HV_EVENT_CLOSING    the peer sends nothing more
  *     HV_EVENT_BROKEN     it may have an error
  */

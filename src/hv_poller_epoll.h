@@ -13,6 +13,7 @@ typedef struct epoll_event hv_event;
 
 #define HV_EVENT_IN (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 #define HV_EVENT_OUT (EPOLLOUT | EPOLLHUP | EPOLLERR)
+#define HV_EVENT_URGENT EPOLLPRI
 #define HV_EVENT_CLOSING (EPOLLRDHUP | EPOLLHUP | EPOLLERR)
 #define HV_EVENT_BROKEN (EPOLLHUP | EPOLLERR)
 
@@ -67,7 +68,7 @@ hv_poller_clear(hv_poller *poller)
 static int
 hv_poller_watch(hv_poller *poller, hv_handle handle, uint64_t token)
 {
-    hv_event event = {EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, {.u64 = token}};
+    hv_event event = {EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, {.u64 = token}};
     return epoll_ctl(poller->epoll, EPOLL_CTL_ADD, handle, &event) == 0 ? 0 : errno;
 }
 

@@ -14,6 +14,7 @@ typedef struct kevent hv_event;
 
 #define HV_EVENT_IN 1U
 #define HV_EVENT_OUT 2U
+#define HV_EVENT_URGENT HV_EVENT_IN /* always: it does not say */
 #define HV_EVENT_CLOSING 4U
 #define HV_EVENT_BROKEN 8U
 

@@ -351,6 +351,7 @@ hv_loop_on_link(hv_loop *loop, hv_link *link, int side, const hv_event *event)
     hv_side *it = &link->sides[side];
     int error;
     it->readable |= hv_event_is(event, HV_EVENT_IN);
+    it->is_inexact |= hv_event_is(event, HV_EVENT_URGENT);
     it->closing |= hv_event_is(event, HV_EVENT_CLOSING);
     it->writable |= hv_event_is(event, HV_EVENT_OUT);
     if (link->state == HV_LINK_CONNECTING) {

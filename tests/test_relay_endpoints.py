@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
-from utils import LIMIT, WINDOWS, open_descriptors, receive_all
+from utils import LIMIT, WINDOWS, open_descriptors, receive_all, receive_exactly
 
 from hvsock.relay import Relay, _native
 
@@ -140,6 +141,35 @@ def test_an_inherited_listener_is_not_a_target() -> None:
 def test_windows_passes_no_listeners() -> None:
     with pytest.raises(OSError, match="a process is not started with sockets"):
         Relay("fd:3", "tcp://:1").start()
+
+
+def send_a_descriptor(sock: socket.socket) -> None:
+    socket.send_fds(sock, [b"a"], [sock.fileno()])
+
+
+def send_urgently(sock: socket.socket) -> None:
+    sock.sendall(b"a")
+    sock.send(b"!", socket.MSG_OOB)
+
+
+@posix_only
+@pytest.mark.parametrize(("make", "send"), [(unix_listener, send_a_descriptor), (tcp_listener, send_urgently)])
+def test_what_a_receive_stops_at(
+    make: Callable[[Path], socket.socket], send: Callable[[socket.socket], None], local_directory: Path
+) -> None:
+    """It does not come through, and what was sent after it is not held up."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(make(local_directory))
+        target = stack.enter_context(tcp_listener(local_directory))
+        client = stack.enter_context(socket.socket(source.family))
+        client.connect(source.getsockname())
+        send(client)
+        client.sendall(b"b")
+        stack.enter_context(Relay(f"fd:{source.fileno()}", f"tcp:127.0.0.1:{target.getsockname()[1]}"))
+        target.settimeout(LIMIT)
+        server = stack.enter_context(target.accept()[0])
+        server.settimeout(LIMIT)
+        assert receive_exactly(server, 2) == b"ab"
 
 
 # Abstract names
