@@ -116,11 +116,11 @@ hv_origin_set(hv_origin *origin, const void *bytes, size_t length)
 static inline int
 hv_origin_family(const hv_origin *origin)
 {
-    sa_family_t family = AF_UNSPEC;
-    if (origin->length >= sizeof family) {
-        memcpy(&family, origin->bytes, sizeof family);
+    struct sockaddr head = {0};
+    if (origin->length >= offsetof(struct sockaddr, sa_data)) {
+        memcpy(&head, origin->bytes, offsetof(struct sockaddr, sa_data));
     }
-    return family;
+    return head.sa_family;
 }
 
 typedef struct hv_log {
@@ -142,8 +142,8 @@ typedef struct {
 typedef struct {
     hv_handle handle;
     uint8_t readable, writable;
-    uint8_t is_inexact;  /* a receive that gets less than it asks for may not have taken all there is: AF_VSOCK's, */
-    uint8_t closing;     /* ... or since the peer has ended its stream */
+    uint8_t is_inexact;  /* a receive that gets less than it asks for may not have taken all there is: all but TCP's, */
+    uint8_t closing;     /* ... and TCP's where data is urgent, or since the peer has ended its stream */
     uint8_t ended;       /* nothing more is passed on from here */
     uint32_t start, end; /* what was received from here and is not sent yet, in: */
     char *room;          /* NULL: nothing */
@@ -459,8 +459,8 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
         return;
     }
     loop->spare = -1;
-    link->sides[0].is_inexact = hv_origin_family(origin) == AF_VSOCK;
-    link->sides[1].is_inexact = engine->targets[0].family == AF_VSOCK;
+    link->sides[0].is_inexact = hv_address_kind_of(hv_origin_family(origin)) != HV_ADDRESS_OTHER;
+    link->sides[1].is_inexact = hv_address_kind_of(engine->targets[0].family) != HV_ADDRESS_OTHER;
     hv_engine_place(engine, link, loop);
 }
 

@@ -4,7 +4,7 @@
 
 #include "hv_pump.h"
 
-#ifdef __linux__
+#if defined(__linux__) || defined(__APPLE__) || defined(__FreeBSD__)
 #include "hv_relay.h"
 
 typedef struct {
@@ -282,7 +282,7 @@ engine_add_type(PyObject *module)
 
 #else
 
-/* The other systems have no epoll: there, each connection has a Pump and a thread. */
+/* On other systems each connection has a Pump and a thread. */
 static int
 engine_add_type(PyObject *Py_UNUSED(module))
 {

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import socket
-import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from utils import LIMIT, WINDOWS, framed, patiently
 import hvsock
 from hvsock import _hvsock
 from hvsock._hvsock import Pump, Socket, own_data_path
+from hvsock.relay._native import to_tcp
 
 DATA = utils.random_bytes(300)
 LARGE = utils.random_bytes(100_000)
@@ -311,7 +311,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
 
 KINDS: list[type[Any]] = [Socket, Pump]
 
-if sys.platform == "linux":
+if sys.platform != "win32":
     from hvsock._hvsock import RelayEngine
 
     def new_engine() -> RelayEngine:
@@ -325,10 +325,9 @@ if sys.platform == "linux":
     def engine(s: Scene) -> None:
         """Relay a connection that is accepted, and one that is adopted."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            target = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", listener.getsockname()[1], b"\x7f\0\0\1")
             source = socket.create_server(("127.0.0.1", 0))
             source.setblocking(False)
-            moving = RelayEngine((source.fileno(),), ((socket.AF_INET, 0, target),), 1.0, 1.0, 10, True)
+            moving = RelayEngine((source.fileno(),), to_tcp(*listener.getsockname()), 1.0, 1.0, 10, True)
             running = utils.Task(moving.run)
             with socket.create_connection(source.getsockname(), LIMIT) as client, listener.accept()[0] as server:
                 client.sendall(DATA)

@@ -1272,11 +1272,11 @@ Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, .
 
 @pytest.fixture
 def name_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Resolved]], None]:
-    """Play the system's: a.host has these addresses, localhost is ::1 and 127.0.0.1 as on most systems."""
+    """Play the system's: a.host and localhost have these addresses; else localhost is ::1 and 127.0.0.1, as mostly."""
     resolve = socket.getaddrinfo
 
     def ask(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
-        if host == "a.host":
+        if known and host in ("a.host", "localhost"):
             return known
         hosts = ("::1", "127.0.0.1") if host == "localhost" else (host,)
         return [answer for host in hosts for answer in resolve(host, port, *args, **kwargs)]
@@ -1395,6 +1395,23 @@ def test_an_address_that_refuses_costs_nothing(
         with relay, dial(relay.address) as client, it.listener.accept()[0] as server:
             server.sendall(b"x")
             assert client.recv(1) == b"x"
+
+
+@linux_only
+def test_what_is_late_about_one_address_says_nothing_about_the_next(
+    name_service: Callable[[list[Resolved]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one refuses, the second one stays silent."""
+    with contextlib.ExitStack() as stack:
+        reserved = stack.enter_context(socket.socket())
+        reserved.bind(("127.0.0.1", 0))
+        silent = utils.full_listener("stdlib", stack)
+        name_service([on_loopback(sock.getsockname()[1]) for sock in (reserved, silent)])
+        relay = stack.enter_context(Relay("tcp://:0", "tcp://localhost:80", connect_timeout=4 * TICK))
+        with dial(relay.address) as client:
+            assert end_of(client) == "reset"
+        utils.wait_for(lambda: "localhost:80 was not reached: timed out" in caplog.text)
+        assert relay.counters[:5] == (0, 1, 0, 1, 0)
 
 
 @linux_only
