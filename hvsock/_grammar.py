@@ -10,7 +10,7 @@
 ``fd:NUMBER``, ``fd://NUMBER``                  a descriptor of the process
 ==============================================  ====================================================
 
-Here a text is only taken apart: what its parts mean is for those who use them.
+This module only takes a text apart; its callers decide what the parts mean.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ def _is_address(text: str, kinds: Collection[str]) -> bool:
 
 
 def _read(text: str, kinds: Collection[str]) -> Written:
-    """Take it apart; a ValueError has a reason, or no words."""
+    """Take it apart; a ValueError has a reason, or an empty message."""
     kind = _kind_of(text)
     if kind is not None and kind not in kinds:
-        raise ValueError(f"{kind}: is for a relay")
+        raise ValueError(f"only a relay takes {kind}:")
     form, rest = (_SHORT, text) if kind is None else (_FORMS[kind], text[len(kind) + 1 :])
     match = form.pattern.fullmatch(rest)
     if match is None:

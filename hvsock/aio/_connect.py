@@ -142,16 +142,16 @@ async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, 
 
 
 def settle(future: asyncio.Future[None]) -> None:
-    """Wake the task that waits for the future, unless it was woken."""
+    """Wake the task that waits for the future, unless it was woken before."""
     if not future.done():
         future.set_result(None)
 
 
 def end_with_peer(loop: asyncio.AbstractEventLoop, sock: HyperVSocket) -> None:
-    """Have it reported, to whatever waits to send on the socket, that the peer has gone.
+    """Wake what waits to send on the socket once the peer has gone.
 
-    The poll of AF_VSOCK does not tell if something was left to read, only a send does. A shutdown() makes it tell: it
-    takes nothing from a socket that cannot send any more.
+    If something was left to read, the poll of AF_VSOCK does not report that; only a send fails. After a shutdown() poll
+    reports it, and a socket that cannot send any more loses nothing by that.
     """
     if sock.family == _AF_VSOCK and sock not in _looked_after:
         _looked_after.add(sock)

@@ -26,7 +26,7 @@ _POLL: Final = 0.01  # seconds between two looks at a full backlog
 
 
 async def attempt(sock: HyperVSocket, call: Callable[[], T], wait: Wait) -> T:
-    """Call until it does not block, and wait in between."""
+    """Make a call until it does not block, and wait between two attempts."""
     while True:
         try:
             return call()
@@ -35,7 +35,7 @@ async def attempt(sock: HyperVSocket, call: Callable[[], T], wait: Wait) -> T:
 
 
 async def send_all(sock: HyperVSocket, data: bytes | bytearray | memoryview, wait: Wait) -> None:
-    """Send all of the data; if cancelled, it is not known how much was sent."""
+    """Send all of the data; if it is cancelled, it is unknown how much was sent."""
     with memoryview(data) as view, view.cast("B") as octets:
         sent = 0
         while sent < len(octets):
@@ -44,7 +44,7 @@ async def send_all(sock: HyperVSocket, data: bytes | bytearray | memoryview, wai
 
 
 async def accepted(listener: HyperVSocket, wait: Wait) -> HyperVSocket:
-    """Return the next connection; one that has ended before it was accepted is left out."""
+    """Return the next connection, without those that ended before they were accepted."""
     while True:
         try:
             return (await attempt(listener, listener.accept, wait))[0]
@@ -91,7 +91,7 @@ def timed_out(address: Address) -> TimeoutError:
 
 
 def _started(sock: HyperVSocket, address: Address) -> bool:
-    """Connect; return False where nothing is pending: AF_UNIX, whose backlog is full, and nothing tells of room."""
+    """Connect; return False if nothing is pending: on AF_UNIX, the backlog is full, and no event reports room."""
     try:
         sock.connect(address)
     except BlockingIOError as exc:
