@@ -12,7 +12,7 @@ _S = TypeVar("_S", bound=type[Socket])
 
 def own_data_path(cls: _S, /) -> _S: ...
 
-if sys.platform == "linux":
+if sys.platform in ("linux", "win32"):
     class RelayEngine:
         def __new__(
             cls,

@@ -311,7 +311,7 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
 
 KINDS: list[type[Any]] = [Socket, Pump]
 
-if sys.platform == "linux":
+if sys.platform in ("linux", "win32"):
     from hvsock._hvsock import RelayEngine
 
     def new_engine() -> RelayEngine:

@@ -1,4 +1,4 @@
-"""The relay's engine on Linux: threads in C, each of which waits for all of its connections at once."""
+"""The relay's engine: threads in C, each of which waits for all of its connections at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvsock._errors import os_error
 from hvsock.relay._endpoints import Endpoint
 from hvsock.relay._listeners import Listener
 
-if sys.platform == "linux":
+if sys.platform in ("linux", "win32"):
     from hvsock._hvsock import RelayEngine
 else:
     RelayEngine = Any
@@ -66,7 +66,7 @@ class Engine:
     @staticmethod
     def serves(source: Endpoint, target: Endpoint) -> bool:
         """Whether connections between the two can be an engine's."""
-        return sys.platform == "linux" and source.is_plain and target.is_plain
+        return sys.platform in ("linux", "win32") and source.is_plain and target.is_plain
 
     def start(self) -> None:
         """Start the threads.

@@ -80,8 +80,9 @@ class Relay:
     and counted, and does not end the relay.
 
     As a context manager it starts, and at the end of the block stops at once. Methods may be called from any thread.
-    A connection has two descriptors. On Linux, one thread in C for each processor serves all of them without the GIL,
-    but for those of hybrid vsock and of the transport local; there, and on other systems, each has a thread.
+    A connection has two descriptors. On Linux and Windows, one thread in C for each processor serves all of them
+    without the GIL, but for those of hybrid vsock and of the transport local; there, and on other systems, each has a
+    thread.
 
     Args:
         listen: the address to listen on; TCP's port 0 is any free one.
@@ -127,7 +128,7 @@ class Relay:
         self._state = _State.NEW
         self._parts: _Parts | None = None  # once started
         self._pump: Pump | None = None  # while running
-        self._engine: Engine | None = None  # while running, on Linux
+        self._engine: Engine | None = None  # while running, where it serves
         self._counted = (0,) * len(Counters._fields)  # by these two, afterwards
         self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
         self._running = 0  # threads at work
