@@ -3,7 +3,7 @@
  *
  *   hv_handle, hv_iovec, hv_lock, hv_cond
  *   hv_pending with hv_pending_begin() for an operation (with the GIL) and hv_pending_init() for each of its transfers
- *   HV_NO_HANDLE, HV_IO_MAX, HV_ERROR_CLOSED, HV_ERROR_WOULD_BLOCK, HV_ERROR_TOO_LONG
+ *   HV_NO_HANDLE, HV_IO_MAX, and the system's errors, HV_ERROR_...
  *   HV_BRIEF_MAX         up to so many bytes a send that does not wait is over sooner than the GIL is back
  *   HV_WAITS(timeout)    whether a transfer that is not possible yet is waited for here, and not in the system's call
  *   hv_forbids_waiting(flags): whether the flags of a transfer do, whatever its timeout is
@@ -19,6 +19,8 @@
 
 /* ---- locks and clocks ---- */
 
+static inline void hv_lock_init(hv_lock *lock);
+static inline void hv_lock_destroy(hv_lock *lock);
 static inline void hv_lock_acquire(hv_lock *lock);
 static inline void hv_lock_release(hv_lock *lock);
 static void hv_cond_init(hv_cond *cond);

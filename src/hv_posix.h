@@ -21,6 +21,18 @@
 static hv_lock hv_once = PTHREAD_MUTEX_INITIALIZER;
 
 static inline void
+hv_lock_init(hv_lock *lock)
+{
+    pthread_mutex_init(lock, NULL);
+}
+
+static inline void
+hv_lock_destroy(hv_lock *lock)
+{
+    pthread_mutex_destroy(lock);
+}
+
+static inline void
 hv_lock_acquire(hv_lock *lock)
 {
     pthread_mutex_lock(lock);
@@ -150,7 +162,7 @@ hv_failed_now(hv_op *op)
 static void
 hv_socket_reset(hv_socket *s)
 {
-    pthread_mutex_init(&s->lock, NULL);
+    hv_lock_init(&s->lock);
     hv_cond_init(&s->left);
     s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
     s->waiting = NULL;

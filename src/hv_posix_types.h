@@ -26,6 +26,9 @@ typedef pthread_cond_t hv_cond;
 #define HV_ERROR_CLOSED EBADF
 #define HV_ERROR_WOULD_BLOCK EWOULDBLOCK
 #define HV_ERROR_TOO_LONG EMSGSIZE
+#define HV_ERROR_TIMED_OUT ETIMEDOUT
+#define HV_ERROR_NO_MEMORY ENOMEM
+#define HV_ERROR_CANCELED ECANCELED
 /* Without a timeout the handle's mode decides, as for socket.socket: would-block is then the caller's. */
 #define HV_WAITS(timeout) ((timeout) > 0)
 

@@ -1,5 +1,6 @@
 /* The relay's engine, without Python. Each of its threads waits for all of its connections at once, accepts and connects by
- * itself, and moves bytes. Here is what every system has in common; how it waits and moves is in hv_relay_posix.h.
+ * itself, and moves bytes. Here is what every system has in common; how it waits and moves is in hv_relay_posix.h and
+ * hv_relay_windows.h.
  *
  *   hv_engine   what the threads share: the listeners, the targets, the numbers, and what is to be logged
  *   hv_loop     one thread; nothing of it is touched by others but what says so
@@ -17,6 +18,7 @@
 #endif
 
 #define HV_ROOMS 16             /* that a thread keeps for later */
+#define HV_ROUNDS 16            /* receives in a row of one connection */
 #define HV_PAUSE_FIRST 50000000 /* ns without accepting after an error, doubled each time */
 #define HV_PAUSE_LONGEST 1000000000
 #define HV_MOST_LISTENERS 16
@@ -26,7 +28,11 @@
 
 /* ---- the system's part ---- */
 
+#ifdef _WIN32
+#include "hv_port.h"
+#else
 #include "hv_poller.h"
+#endif
 
 typedef struct hv_loop hv_loop;
 typedef struct hv_link hv_link;
@@ -36,9 +42,11 @@ static void hv_loop_listen(hv_loop *loop, int on);
 static void hv_loop_on_event(hv_loop *loop, const hv_event *event);
 static void hv_link_begin(hv_loop *loop, hv_link *link);   /* both sides are connected */
 static void hv_link_try(hv_loop *loop, hv_link *link);     /* connects to its target, for as long as that may take */
-static void hv_link_connect(hv_loop *loop, hv_link *link); /* again, in the same time */
+static void hv_link_connect(hv_loop *loop, hv_link *link); /* to its target, until the limit */
 static void hv_link_try_next(hv_loop *loop, hv_link *link, int error); /* that target was not reached */
-static void hv_link_move(hv_loop *loop, hv_link *link);                /* what there is to be moved */
+static int hv_link_send(hv_loop *loop, hv_link *link, int side);       /* false: its peer takes nothing more now */
+static int hv_link_receive(hv_loop *loop, hv_link *link, int side);    /* 0, also if there is nothing, or the error */
+static int hv_link_await(hv_loop *loop, hv_link *link, int side); /* for something to be received; 0, or the error */
 
 /* ---- lists ---- */
 
@@ -135,7 +143,7 @@ typedef struct hv_log {
 
 typedef struct {
     int family, proto;
-    socklen_t length;
+    hv_socklen length;
     struct sockaddr_storage address;
 } hv_target;
 
@@ -147,6 +155,10 @@ typedef struct {
     uint8_t ended;       /* nothing more is passed on from here */
     uint32_t start, end; /* what was received from here and is not sent yet, in: */
     char *room;          /* NULL: nothing */
+#ifdef _WIN32
+    hv_transfer receiving, sending; /* from here; and on to the other side, out of the room */
+    char first[HV_FIRST];           /* what is being received from here */
+#endif
 } hv_side;
 
 typedef enum {
@@ -166,6 +178,7 @@ struct hv_link {
     hv_link_state state;
     uint8_t has_moved; /* something, in this turn */
     int target;        /* index of the one that is tried */
+    int pending;       /* operations that the system has not let go of; on Windows only */
     int error;         /* of a send */
     hv_origin origin;
 };
@@ -182,11 +195,13 @@ struct hv_loop {
     hv_node connecting, retrying, idle; /* in the order of their deadlines */
     hv_node blocked;                    /* a side takes nothing more */
     hv_node more;                       /* there is more to be received at once */
-    hv_node over;                       /* freed after the events, one of which may still name them */
+    hv_node over;                       /* freed after the events, when nothing may name them any more */
     char *rooms[HV_ROOMS];
     int room_count;
     hv_handle spare;      /* the next target's: whoever is accepted has one */
     int accepts, listens; /* until the relay stops; and now */
+    int is_listening;     /* counted as such: it may still use the listeners */
+    int pending;          /* as a link's: accepts */
     int64_t accept_at;    /* when to listen again if it accepts */
     int64_t pause;
     int64_t retry_at; /* of what is blocked */
@@ -290,13 +305,12 @@ hv_link_close(hv_loop *loop, hv_link *link, int is_clean)
     int i;
     for (i = 0; i < 2; i++) {
         hv_side *side = &link->sides[i];
-        hv_side_drop_room(loop, side);
-        if (side->handle >= 0 && is_clean) {
-            close(side->handle);
-        } else if (side->handle >= 0) {
+        if (side->handle != HV_NO_HANDLE && is_clean) {
+            hv_close(side->handle);
+        } else if (side->handle != HV_NO_HANDLE) {
             hv_handle_abort(side->handle);
         }
-        side->handle = -1;
+        side->handle = HV_NO_HANDLE;
     }
     hv_node_remove(&link->timed);
     hv_node_remove(&link->blocked);
@@ -332,12 +346,18 @@ hv_link_fail(hv_loop *loop, hv_link *link, int error)
 static void
 hv_loop_free_over(hv_loop *loop)
 {
-    while (!hv_list_is_empty(&loop->over)) {
-        hv_link *link = HV_OF(loop->over.next, all);
-        hv_node_remove(&link->all);
-        free(link);
-        hv_word_add(&loop->load, -1);
-        hv_engine_count_end(loop->engine);
+    hv_node *node = loop->over.next;
+    while (node != &loop->over) {
+        hv_link *link = HV_OF(node, all);
+        node = node->next;
+        if (link->pending == 0) {
+            hv_node_remove(&link->all);
+            hv_side_drop_room(loop, &link->sides[0]);
+            hv_side_drop_room(loop, &link->sides[1]);
+            free(link);
+            hv_word_add(&loop->load, -1);
+            hv_engine_count_end(loop->engine);
+        }
     }
 }
 
@@ -458,10 +478,91 @@ hv_loop_admit(hv_loop *loop, hv_handle client, const hv_origin *origin)
         }
         return;
     }
-    loop->spare = -1;
+    loop->spare = HV_NO_HANDLE;
     link->sides[0].is_inexact = hv_address_kind_of(hv_origin_family(origin)) != HV_ADDRESS_OTHER;
     link->sides[1].is_inexact = hv_address_kind_of(engine->targets[0].family) != HV_ADDRESS_OTHER;
     hv_engine_place(engine, link, loop);
+}
+
+/* ---- moving ---- */
+
+/* 0, or the error of the side. */
+static int
+hv_link_flow(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    int round;
+    for (round = 0; hv_link_send(loop, link, side) && !from->ended; round++) {
+        int error;
+        if (!from->readable) {
+            return hv_link_await(loop, link, side);
+        }
+        if (round == HV_ROUNDS) {
+            hv_list_add(&loop->more, &link->more);
+            break;
+        }
+        error = hv_link_receive(loop, link, side);
+        if (error != 0) {
+            return error;
+        }
+    }
+    return 0;
+}
+
+/* Moves what there is to be moved. */
+static void
+hv_link_move(hv_loop *loop, hv_link *link)
+{
+    int side, error = 0;
+    hv_node_remove(&link->blocked);
+    hv_node_remove(&link->more);
+    link->has_moved = 0;
+    for (side = 0; side < 2 && error == 0; side++) {
+        error = hv_link_flow(loop, link, side);
+    }
+    if (error != 0) {
+        hv_link_abort(loop, link, error);
+    } else if (!link->sides[0].ended || !link->sides[1].ended) {
+        if (link->has_moved) {
+            hv_link_is_active(loop, link);
+        }
+    } else if (link->error != 0) {
+        hv_link_abort(loop, link, link->error);
+    } else {
+        hv_link_end(loop, link);
+    }
+}
+
+/* The peer takes no more. The other direction continues: what it sent before can still be received. */
+static void
+hv_link_is_refused(hv_link *link, int side, int error)
+{
+    hv_side *from = &link->sides[side];
+    link->error = hv_error_is_pipe(error) ? link->error : error;
+    from->start = from->end;
+    from->ended = 1;
+}
+
+/* A send is to be tried again after a while, whatever the system says. */
+static void
+hv_link_is_blocked(hv_loop *loop, hv_link *link)
+{
+    if (hv_list_is_empty(&loop->blocked)) {
+        loop->retry_at = loop->now + HV_SEND_RETRY;
+    }
+    hv_list_add(&loop->blocked, &link->blocked);
+}
+
+/* ---- connecting ---- */
+
+/* Connects to the target that is next. They share the time. */
+static void
+hv_link_try(hv_loop *loop, hv_link *link)
+{
+    int64_t limit = loop->engine->connect_limit;
+    link->state = HV_LINK_NEW;
+    link->limit = limit < 0 ? HV_NEVER : loop->now + limit / loop->engine->target_count;
+    hv_link_connect(loop, link);
 }
 
 /* ---- one thread ---- */
@@ -479,23 +580,34 @@ hv_loop_take_arrived(hv_loop *loop)
     }
 }
 
+/* Once nothing of this thread uses the listeners. */
 static void
-hv_loop_stop_listening(hv_loop *loop)
+hv_loop_leave_listeners(hv_loop *loop)
 {
     hv_engine *engine = loop->engine;
-    if (!loop->accepts) {
+    if (loop->accepts || !loop->is_listening || loop->pending > 0) {
         return;
     }
-    hv_loop_listen(loop, 0);
-    loop->accepts = 0;
-    if (loop->spare >= 0) {
-        close(loop->spare);
-        loop->spare = -1;
-    }
+    loop->is_listening = 0;
     hv_lock_acquire(&engine->lock);
     engine->listening--;
     hv_cond_wake_all(&engine->changed);
     hv_lock_release(&engine->lock);
+}
+
+static void
+hv_loop_stop_listening(hv_loop *loop)
+{
+    if (!loop->accepts) {
+        return;
+    }
+    loop->accepts = 0;
+    hv_loop_listen(loop, 0);
+    if (loop->spare != HV_NO_HANDLE) {
+        hv_close(loop->spare);
+        loop->spare = HV_NO_HANDLE;
+    }
+    hv_loop_leave_listeners(loop);
 }
 
 static void
@@ -538,7 +650,7 @@ hv_loop_retry_connects(hv_loop *loop)
     hv_link *link;
     while ((link = hv_loop_due(loop, &loop->retrying)) != NULL) {
         if (link->limit <= loop->now) {
-            hv_link_try_next(loop, link, ETIMEDOUT);
+            hv_link_try_next(loop, link, HV_ERROR_TIMED_OUT);
         } else {
             hv_link_connect(loop, link);
         }
@@ -568,7 +680,7 @@ hv_loop_on_time(hv_loop *loop)
         hv_loop_listen(loop, 1);
     }
     while ((link = hv_loop_due(loop, &loop->connecting)) != NULL) {
-        hv_link_try_next(loop, link, ETIMEDOUT);
+        hv_link_try_next(loop, link, HV_ERROR_TIMED_OUT);
     }
     hv_loop_retry_connects(loop);
     while ((link = hv_loop_due(loop, &loop->idle)) != NULL) {
@@ -579,7 +691,11 @@ hv_loop_on_time(hv_loop *loop)
     }
 }
 
+#ifdef _WIN32
+#include "hv_relay_windows.h"
+#else
 #include "hv_relay_posix.h"
+#endif
 
 /* ms that the thread may sleep; -1: for ever. */
 static int
@@ -637,7 +753,7 @@ hv_loop_open(hv_loop *loop, hv_engine *engine)
         hv_node_init(lists[i]);
     }
     loop->engine = engine;
-    loop->spare = -1;
+    loop->spare = HV_NO_HANDLE;
     loop->pause = HV_PAUSE_FIRST;
     loop->now = hv_now();
     return hv_poller_open(&loop->poller);
@@ -656,7 +772,9 @@ static void
 hv_engine_enter(hv_engine *engine, hv_loop *loop)
 {
     hv_lock_acquire(&engine->lock);
-    loop->accepts = engine->listener_count > 0 && hv_word_get(&engine->state) == HV_ENGINE_RUNS;
+    loop->accepts = engine->listener_count > 0 && engine->listening < HV_MOST_LISTENING &&
+                    hv_word_get(&engine->state) == HV_ENGINE_RUNS;
+    loop->is_listening = loop->accepts;
     engine->listening += loop->accepts;
     engine->running++;
     loop->next = engine->loops;
@@ -692,6 +810,9 @@ hv_engine_run(hv_engine *engine)
         hv_engine_leave(engine, &loop); /* nothing more arrives */
         hv_loop_on_wake(&loop);
         hv_loop_free_over(&loop);
+        while (!hv_list_is_empty(&loop.over) || loop.pending > 0) {
+            hv_loop_turn(&loop);
+        }
     }
     hv_loop_close(&loop);
     return error;
@@ -759,7 +880,7 @@ hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_
 {
     hv_link *link = hv_link_new(client, target, origin);
     if (link == NULL) {
-        return ENOMEM;
+        return HV_ERROR_NO_MEMORY;
     }
     link->state = HV_LINK_CONNECTED;
     link->sides[0].is_inexact = link->sides[1].is_inexact = 1; /* of what family is not known */
@@ -767,7 +888,7 @@ hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_
     if (!hv_engine_place(engine, link, NULL)) {
         free(link);
         hv_engine_count_end(engine);
-        return ECANCELED;
+        return HV_ERROR_CANCELED;
     }
     return 0;
 }
@@ -793,7 +914,7 @@ hv_engine_next_log(hv_engine *engine)
 static void
 hv_engine_init(hv_engine *engine)
 {
-    pthread_mutex_init(&engine->lock, NULL);
+    hv_lock_init(&engine->lock);
     hv_cond_init(&engine->changed);
     hv_cond_init(&engine->logged);
 }
@@ -809,7 +930,7 @@ hv_engine_destroy(hv_engine *engine)
     free(engine->targets);
     hv_cond_destroy(&engine->logged);
     hv_cond_destroy(&engine->changed);
-    pthread_mutex_destroy(&engine->lock);
+    hv_lock_destroy(&engine->lock);
 }
 
 #if defined(__GNUC__) && __GNUC__ >= 10 && !defined(__clang__)

@@ -6,8 +6,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
-#define HV_ACCEPTS 4           /* clients in a row: the rest is for the other threads, which are woken meanwhile */
-#define HV_ROUNDS 16           /* receives in a row of one connection */
+#define HV_ACCEPTS 4 /* clients in a row: the rest is for the other threads, which are woken meanwhile */
+#define HV_MOST_LISTENING INT_MAX
 #define HV_UNIX_RETRY 10000000 /* ns; connect() to a Unix socket does not wait for room in its backlog */
 
 static void
@@ -20,7 +20,6 @@ hv_handle_abort(hv_handle handle)
 
 /* ---- moving ---- */
 
-/* False: `to` takes nothing more now. */
 static int
 hv_link_send(hv_loop *loop, hv_link *link, int side)
 {
@@ -34,24 +33,17 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
         } else if (errno == EAGAIN) {
             to->writable = 0;
         } else if (errno != EINTR) {
-            /* The other direction continues: what the peer sent before it stopped reading can still be received. */
-            link->error = hv_error_is_pipe(errno) ? link->error : errno;
-            from->start = from->end;
-            from->ended = 1;
+            hv_link_is_refused(link, side, errno);
         }
     }
     if (from->start < from->end) {
-        if (hv_list_is_empty(&loop->blocked)) {
-            loop->retry_at = loop->now + HV_SEND_RETRY;
-        }
-        hv_list_add(&loop->blocked, &link->blocked);
+        hv_link_is_blocked(loop, link);
         return 0;
     }
     hv_side_drop_room(loop, from);
     return 1;
 }
 
-/* 0, also if there is nothing, or the error. */
 static int
 hv_link_receive(hv_loop *loop, hv_link *link, int side)
 {
@@ -83,47 +75,12 @@ hv_link_receive(hv_loop *loop, hv_link *link, int side)
     return 0;
 }
 
-/* 0, or the error of the side. */
+/* It is watched all the time. */
 static int
-hv_link_flow(hv_loop *loop, hv_link *link, int side)
+hv_link_await(hv_loop *loop, hv_link *link, int side)
 {
-    hv_side *from = &link->sides[side];
-    int round;
-    for (round = 0; hv_link_send(loop, link, side) && !from->ended && from->readable; round++) {
-        int error;
-        if (round == HV_ROUNDS) {
-            hv_list_add(&loop->more, &link->more);
-            break;
-        }
-        error = hv_link_receive(loop, link, side);
-        if (error != 0) {
-            return error;
-        }
-    }
+    (void)loop, (void)link, (void)side;
     return 0;
-}
-
-static void
-hv_link_move(hv_loop *loop, hv_link *link)
-{
-    int side, error = 0;
-    hv_node_remove(&link->blocked);
-    hv_node_remove(&link->more);
-    link->has_moved = 0;
-    for (side = 0; side < 2 && error == 0; side++) {
-        error = hv_link_flow(loop, link, side);
-    }
-    if (error != 0) {
-        hv_link_abort(loop, link, error);
-    } else if (!link->sides[0].ended || !link->sides[1].ended) {
-        if (link->has_moved) {
-            hv_link_is_active(loop, link);
-        }
-    } else if (link->error != 0) {
-        hv_link_abort(loop, link, link->error);
-    } else {
-        hv_link_end(loop, link);
-    }
 }
 
 /* The error of a side that nothing is to be had from or given to now: neither a receive nor a send would find it. */
@@ -250,16 +207,6 @@ hv_link_connect(hv_loop *loop, hv_link *link)
     } else {
         hv_link_fail(loop, link, error);
     }
-}
-
-/* Connects to the target that is next. They share the time. */
-static void
-hv_link_try(hv_loop *loop, hv_link *link)
-{
-    int64_t limit = loop->engine->connect_limit;
-    link->state = HV_LINK_NEW;
-    link->limit = limit < 0 ? HV_NEVER : loop->now + limit / loop->engine->target_count;
-    hv_link_connect(loop, link);
 }
 
 /* The target was not reached: it is the next one's turn. */

@@ -20,6 +20,18 @@
 /* ---- locks and clocks ---- */
 
 static inline void
+hv_lock_init(hv_lock *lock)
+{
+    InitializeSRWLock(lock);
+}
+
+static inline void
+hv_lock_destroy(hv_lock *lock)
+{
+    (void)lock;
+}
+
+static inline void
 hv_lock_acquire(hv_lock *lock)
 {
     AcquireSRWLockExclusive(lock);
@@ -268,7 +280,7 @@ hv_connecting_forget(hv_handle handle)
 static void
 hv_socket_init(hv_socket *s)
 {
-    InitializeSRWLock(&s->lock);
+    hv_lock_init(&s->lock);
     hv_cond_init(&s->left);
     s->sending = s->receiving = (hv_turn){0, 0, 0, NULL};
     s->waiting = NULL;
@@ -583,18 +595,20 @@ hv_extension(hv_handle handle, hv_cell *known, GUID id)
     return function;
 }
 
-/* Whatever fails from here on is the client's: it has gone, and the listener is as good as before. Without the context
- * getsockname, getpeername and shutdown fail on the new socket. */
+/* Makes a socket of what AcceptEx has accepted, and asks for the client's address. Without the context getsockname,
+ * getpeername and shutdown fail. False: the client has gone, and the listener is as good as before. */
+static int
+hv_accept_settle(hv_handle listener, hv_handle accepted, hv_sockaddr *address)
+{
+    return setsockopt(accepted, SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, (char *)&listener, sizeof listener) == 0 &&
+           getpeername(accepted, &address->u.any, &address->length) == 0;
+}
+
 static hv_status
 hv_accept_finish(hv_op *op)
 {
-    hv_handle listener = op->handle;
     op->result = 0;
-    if (setsockopt(op->accepted, SOL_SOCKET, SO_UPDATE_ACCEPT_CONTEXT, (char *)&listener, sizeof listener) != 0 ||
-        getpeername(op->accepted, &op->address->u.any, &op->address->length) != 0) {
-        return hv_client_failed(op);
-    }
-    return HV_DONE;
+    return hv_accept_settle(op->handle, op->accepted, op->address) ? HV_DONE : hv_client_failed(op);
 }
 
 /* A new socket like the listener; whether it survives a pause of the VM must be set before AcceptEx
@@ -645,31 +659,35 @@ hv_accept_start(hv_op *op)
     return hv_started(op, ok, n);
 }
 
-/* The connection is made; "not connected" is what its reset by the peer looks like here. */
+/* Makes a socket of what ConnectEx has connected: 0, or the error. "Not connected" is what a reset by the peer looks like
+ * here. */
+static int
+hv_connect_settle(hv_handle handle)
+{
+    int error = setsockopt(handle, SOL_SOCKET, SO_UPDATE_CONNECT_CONTEXT, NULL, 0) == 0 ? 0 : hv_last_error();
+    return error == WSAENOTCONN ? WSAECONNRESET : error;
+}
+
 static hv_status
 hv_connect_finish(hv_op *op)
 {
-    int error;
-    if (setsockopt(op->handle, SOL_SOCKET, SO_UPDATE_CONNECT_CONTEXT, NULL, 0) == 0) {
-        return HV_DONE;
-    }
-    error = hv_last_error();
-    return hv_failed(op, error == WSAENOTCONN ? WSAECONNRESET : error);
+    int error = hv_connect_settle(op->handle);
+    return error == 0 ? HV_DONE : hv_failed(op, error);
 }
 
 /* The provider gives up after about 2 s by itself: a longer timeout needs its own to move. */
 static int
-hv_set_connect_timeout(const hv_op *op)
+hv_set_connect_timeout(hv_handle handle, int64_t timeout)
 {
-    int64_t milliseconds = op->timeout / 1000000 + 1;
+    int64_t milliseconds = timeout / 1000000 + 1;
     ULONG limit = HV_HVSOCKET_CONNECT_TIMEOUT_MAX;
-    if (op->timeout < 0) {
+    if (timeout < 0) {
         return 0;
     }
     if (milliseconds < limit) {
         limit = (ULONG)milliseconds;
     }
-    return setsockopt(op->handle, HV_PROTOCOL_RAW, HV_HVSOCKET_CONNECT_TIMEOUT, (char *)&limit, sizeof limit);
+    return setsockopt(handle, HV_PROTOCOL_RAW, HV_HVSOCKET_CONNECT_TIMEOUT, (char *)&limit, sizeof limit);
 }
 
 /* ConnectEx wants a bound socket; WSAEINVAL: it is bound already. */
@@ -687,7 +705,7 @@ hv_connect_overlapped(hv_op *op)
     LPFN_CONNECTEX connect_ex;
     DWORD n = 0;
     int ok;
-    if (hv_set_connect_timeout(op) != 0 || !hv_bind_to_any(op->handle)) {
+    if (hv_set_connect_timeout(op->handle, op->timeout) != 0 || !hv_bind_to_any(op->handle)) {
         return hv_failed_now(op);
     }
     connect_ex = (LPFN_CONNECTEX)hv_extension(op->handle, &known, (GUID)WSAID_CONNECTEX);
@@ -822,9 +840,9 @@ hv_wait_pending(hv_socket *s, hv_op *op)
     return hv_end(op, why);
 }
 
-#define HV_ROOM_SLICE 50    /* ms between two looks at the gate and at Ctrl-C */
-#define HV_SEND_RETRY 1000  /* ms after which a send is tried again, whatever is said of the room for it */
-#define HV_LONGEST_PAUSE 16 /* ms */
+#define HV_ROOM_SLICE 50         /* ms between two looks at the gate and at Ctrl-C */
+#define HV_SEND_RETRY 1000000000 /* ns after which a send is tried again, whatever is said of the room for it */
+#define HV_LONGEST_PAUSE 16      /* ms */
 
 /* Sleeps before another attempt, since the one before has failed where room was announced. */
 static hv_status
@@ -843,7 +861,7 @@ hv_poll_for_room(hv_op *op)
 {
     WSAPOLLFD poll = {op->handle, POLLWRNORM, 0};
     int waited;
-    for (waited = 0; waited < HV_SEND_RETRY; waited += HV_ROOM_SLICE) {
+    for (waited = 0; waited < HV_SEND_RETRY / 1000000; waited += HV_ROOM_SLICE) {
         int64_t left = hv_op_time_left(op);
         if (hv_gate_is_closed(&op->socket->gate)) {
             return hv_op_fail(op, HV_ERROR_CLOSED);

@@ -22,6 +22,9 @@ typedef CONDITION_VARIABLE hv_cond;
 #define HV_ERROR_CLOSED WSAENOTSOCK
 #define HV_ERROR_WOULD_BLOCK WSAEWOULDBLOCK
 #define HV_ERROR_TOO_LONG WSAEMSGSIZE
+#define HV_ERROR_TIMED_OUT WSAETIMEDOUT
+#define HV_ERROR_NO_MEMORY WSA_NOT_ENOUGH_MEMORY
+#define HV_ERROR_CANCELED WSA_OPERATION_ABORTED
 
 /* No call waits in the system: what is pending, or has no room, must be waited for here. */
 #define HV_WAITS(timeout) ((timeout) != 0)

@@ -4,7 +4,7 @@
 
 #include "hv_pump.h"
 
-#if defined(__linux__) || defined(__APPLE__) || defined(__FreeBSD__)
+#if defined(__linux__) || defined(_WIN32) || defined(__APPLE__) || defined(__FreeBSD__)
 #include "hv_relay.h"
 
 typedef struct {
@@ -53,7 +53,7 @@ take_target(hv_target *target, PyObject *tuple)
         return 0;
     }
     memcpy(&target->address, bytes, (size_t)length);
-    target->length = (socklen_t)length;
+    target->length = (hv_socklen)length;
     return 1;
 }
 

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
@@ -22,7 +23,7 @@ from hvsock._transports.local import bind_path
 from hvsock.relay._access import DEFAULT_ACCESS, Access
 from hvsock.relay._attempt import Attempt, Wake
 from hvsock.relay._listeners import InheritedListener, Listener, OwnListener, TcpListener
-from hvsock.relay._native import Native, to_abstract, to_tcp, to_unix, to_vsock
+from hvsock.relay._native import Native, to_abstract, to_hyperv, to_tcp, to_unix, to_vsock
 from hvsock.relay._tcp import connect, listen, tcp_text
 
 __all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix", "parse"]
@@ -30,6 +31,7 @@ __all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix
 _BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
 _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
+_NATIVE: Final[dict[str, Callable[[HyperVAddress], Native | None]]] = {"hyperv": to_hyperv, "vsock": to_vsock}
 _ANSWER: Final = re.compile(rb"OK [0-9]{1,10}\n")
 
 
@@ -93,14 +95,14 @@ class HyperV(Endpoint):
 
     @property
     def is_plain(self) -> bool:
-        return self._carrier.name == "vsock"
+        return self._carrier.name in _NATIVE
 
     @property
     def _carrier(self) -> Transport:
         return default_transport() if self._transport is None else transport_named(self._transport)
 
     def addresses(self) -> tuple[Native, ...]:
-        native = to_vsock(self._address) if self.is_plain else None
+        native = _NATIVE[self._carrier.name](self._address) if self.is_plain else None
         return () if native is None else (native,)
 
     def explain(self, exc: OSError) -> None:

@@ -11,11 +11,19 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any, Final
 
-from hvsock._addresses import HyperVAddress, cid_from_vm_id, vsock_address, vsock_port_from_service_id
+from hvsock._addresses import (
+    AF_HYPERV,
+    HV_PROTOCOL_RAW,
+    HyperVAddress,
+    cid_from_vm_id,
+    vsock_address,
+    vsock_port_from_service_id,
+    warn_of_high_port,
+)
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._tcp import tcp_text
 
-__all__ = ["Native", "text_of", "to_abstract", "to_tcp", "to_unix", "to_vsock"]
+__all__ = ["Native", "text_of", "to_abstract", "to_hyperv", "to_tcp", "to_unix", "to_vsock"]
 
 Native = tuple[int, int, bytes]  # family, protocol, struct sockaddr
 
@@ -29,13 +37,18 @@ _VM: Final = struct.Struct("=HII4x")  # reserved, port, CID
 
 
 def to_tcp(host: str, port: int) -> tuple[Native, ...]:
-    """Return the addresses of a number or of localhost; nothing for other names, which may change their meaning."""
+    """Return the addresses of a number or of localhost; nothing for what connect() has to be asked for.
+
+    Those are other names, which may change their meaning, and several addresses on Windows.
+    """
     if host != "localhost" and not _is_number(host):
         return ()
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return tuple(
+    addresses = tuple(
         (family, proto, _pack_tcp(family, address)) for family, _, proto, _, address in found if _is_usable(family)
     )
+    # Windows asks a port that refuses again and again, for 2 s: connect() tries the next address meanwhile.
+    return () if sys.platform == "win32" and len(addresses) > 1 else addresses
 
 
 def _is_number(host: str) -> bool:
@@ -91,6 +104,12 @@ def to_vsock(address: HyperVAddress) -> Native | None:
     return family, 0, _pack(family, _VM.pack(0, port, cid))
 
 
+def to_hyperv(address: HyperVAddress) -> Native:
+    """Return the address on AF_HYPERV."""
+    warn_of_high_port(address)
+    return AF_HYPERV, HV_PROTOCOL_RAW, address.pack()
+
+
 def text_of(native: bytes) -> str | None:
     """Return a client's address for the log, or None if it has none."""
     family = _family_of(native)
@@ -104,4 +123,7 @@ def text_of(native: bytes) -> str | None:
     if family == VsockTransport.family and len(rest) >= _VM.size:
         _reserved, port, cid = _VM.unpack_from(rest)
         return str(vsock_address(cid, port))
+    if family == AF_HYPERV:
+        with contextlib.suppress(ValueError):
+            return str(HyperVAddress.unpack(native))
     return None
