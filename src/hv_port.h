@@ -13,6 +13,15 @@ typedef struct {
     int is_pending;
 } hv_transfer;
 
+/* A wait until the peer of a pipe has read all of it, in a thread of the system. */
+typedef struct {
+    HANDLE pipe; /* a copy */
+    HANDLE port; /* which is told so, as of an operation with this: */
+    ULONG_PTR token;
+    OVERLAPPED *overlapped;
+    hv_word state;
+} hv_flush;
+
 /* The next client of a listener. */
 typedef struct {
     hv_transfer transfer;

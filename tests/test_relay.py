@@ -1047,7 +1047,16 @@ def test_hybrid_listen(local_directory: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "is not of the form VM/SERVICE, vsock:CID:PORT, tcp:HOST:PORT, unix:PATH, hybrid:PATH:PORT or fd:NUMBER"),
+        (
+            "",
+            "is not of the form VM/SERVICE, vsock:CID:PORT, tcp:HOST:PORT, unix:PATH, hybrid:PATH:PORT, fd:NUMBER or ",
+        ),
+        ("npipe:", "of the form npipe:NAME"),
+        ("npipe:////server/pipe/a", "of the form npipe:NAME"),
+        ("npipe:a?b=1", "no option 'b'"),
+        (r"\\.\pipe\a", r"; did you mean 'npipe:\\\\.\\pipe\\a'?"),
+        ("//./pipe/a", "; did you mean 'npipe://./pipe/a'?"),
+        (f"npipe:{'a' * 248}", "the path of a pipe has 256 characters at most"),
         ("localhost:80", "; did you mean 'tcp:localhost:80'?"),
         ("wildcard:5000", "; did you mean 'wildcard/5000'?"),
         ("/run/a", "; did you mean 'unix:/run/a'?"),
@@ -1131,6 +1140,11 @@ def test_addresses_to_listen_on_only(uri: str) -> None:
         "unix:///run/a%2520b",
         "hybrid:/v.sock:4294967294",
         "hybrid:///v.sock?port=0",
+        "npipe:a b.c",
+        "npipe:////./pipe/docker_engine",
+        "npipe://./pipe/docker_engine",
+        r"npipe:\\.\pipe\ProtectedPrefix\a",
+        f"npipe:{'a' * 247}",
     ],
 )
 def test_addresses(uri: str) -> None:

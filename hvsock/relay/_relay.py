@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeAlias
 
 from hvsock._hvsock import Pump, Socket
 from hvsock._retries import Retries
@@ -23,6 +23,7 @@ from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left, wait
 from hvsock.relay._endpoints import parse
 from hvsock.relay._engine import NO_DESCRIPTORS, Engine, error_text, warn_of_accept
 from hvsock.relay._listeners import Listener
+from hvsock.relay._pipes import PipeEnd
 
 __all__ = ["Counters", "Relay"]
 
@@ -35,6 +36,8 @@ _SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on
 _NOT_YET: Final = NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
 _AF_VSOCK: Final = VsockTransport.family
+
+_Connected: TypeAlias = socket.socket | PipeEnd
 
 
 class Counters(NamedTuple):
@@ -355,7 +358,7 @@ class Relay:
         """Whether stop() was called, or a connection has ended and returned resources that the system lacked."""
         return self._state is not _State.RUNNING or self._running < running
 
-    def _next_client(self, listener: Listener) -> tuple[socket.socket, str, socket.socket]:
+    def _next_client(self, listener: Listener) -> tuple[_Connected, str, socket.socket]:
         """Accept only while a descriptor for the target is reserved; otherwise leave the client in the backlog.
 
         What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
@@ -371,7 +374,7 @@ class Relay:
             undo.pop_all()
         return client, name, place
 
-    def _admit(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+    def _admit(self, pump: Pump, client: _Connected, name: str, place: socket.socket) -> None:
         self._join()  # of threads that are about to end
         with self._changed:
             self._total += 1
@@ -395,14 +398,14 @@ class Relay:
             _abort(client)
             place.close()
 
-    def _serve(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+    def _serve(self, pump: Pump, client: _Connected, name: str, place: socket.socket) -> None:
         try:
             self._connect_and_pump(pump, client, name, place)
         finally:
             self._leave()
 
-    def _connect_and_pump(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
-        target: socket.socket | None = None
+    def _connect_and_pump(self, pump: Pump, client: _Connected, name: str, place: socket.socket) -> None:
+        target: _Connected | None = None
         ended = False
         try:
             target = self._reach(place)
@@ -431,7 +434,7 @@ class Relay:
                 if sock is not None:
                     _close(sock) if ended else _abort(sock)
 
-    def _reach(self, place: socket.socket) -> socket.socket:
+    def _reach(self, place: socket.socket) -> _Connected:
         assert self._parts is not None
         aborting = self._parts.aborting
         room = functools.partial(self._room, place)
@@ -471,14 +474,15 @@ class Relay:
                 self._reaching.discard(sock)
 
 
-def _close(sock: socket.socket) -> None:
+def _close(sock: _Connected) -> None:
     with contextlib.suppress(OSError):
         sock.close()
 
 
-def _abort(sock: socket.socket) -> None:
+def _abort(sock: _Connected) -> None:
     """Close the socket with a reset, if its family has one: the peer must not take it for the end of the stream."""
-    if sock.family != _AF_VSOCK:  # it has none, and CPython takes no struct for its options
+    # AF_VSOCK has none, and CPython takes no struct for its options.
+    if isinstance(sock, socket.socket) and sock.family != _AF_VSOCK:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
     _close(sock)
