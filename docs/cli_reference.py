@@ -65,7 +65,7 @@ def usage(command: click.Command, context: click.Context) -> str:
 
 def name_of(option: click.Option) -> str:
     """Return an option's names, and what it takes."""
-    names = ", ".join(option.opts)
+    names = " / ".join(", ".join(some) for some in (option.opts, option.secondary_opts) if some)
     if option.is_flag:
         return names
     choices = "|".join(getattr(option.type, "choices", []))

@@ -71,6 +71,7 @@ ALIASES: Final = {
     "parent": HV_GUID_PARENT,
     "silohost": HV_GUID_SILOHOST,
 }
+NO_VM: Final = frozenset({*ALIASES.values(), HV_GUID_BROADCAST})  # what is not the id of one VM
 _ALIAS_OF: Final = {vm_id: alias for alias, vm_id in ALIASES.items()}
 _CONSTANT_OF: Final = {
     HV_GUID_WILDCARD: "HV_GUID_WILDCARD",

@@ -11,7 +11,7 @@
 ``npipe:NAME``, ``npipe:////./pipe/NAME``       a named pipe of Windows
 ==============================================  ====================================================
 
-Here a text is only taken apart: what its parts mean is for those who use them.
+This module only takes a text apart; its callers decide what the parts mean.
 """
 
 from __future__ import annotations
@@ -55,27 +55,24 @@ HYPERV_KINDS: Final = ("hvsock", "vsock")  # those of a Hyper-V address
 _PORT: Final = re.compile(r"[0-9]{1,10}")
 _KIND: Final = re.compile(rf"({'|'.join(KINDS)}):(.*)", re.IGNORECASE | re.ASCII | re.DOTALL)
 
-
 _GUID: Final = r"\{?[0-9a-f-]{36}\}?"
-_MISTAKES: Final = [
-    (re.compile(pattern, re.IGNORECASE | re.ASCII), meant)
-    for pattern, meant in {
-        r"(vsock|tcp)-listen:([0-9]+)": r"\1::\2",  # socat's
-        r"(vsock|tcp|unix)-[a-z]+:(.*)": r"\1:\2",  # socat's VSOCK-CONNECT:, systemd's vsock-stream:
-        r"(?:https?|wss?)://([^/]+:[0-9]+)/?": r"tcp:\1",
-        r"(?:tcp:)?(?://)?:?([0-9]+)/?": r"tcp::\1",
-        r"vsock:(?://)?([0-9]*|-1)[:/]([0-9]+)/?": r"vsock:\1:\2",
-        r"([0-9]+|-1):([0-9]+)": r"vsock:\1:\2",
-        r"(?:hvsock|vsock):/*([^/]+)[/:]([^/:]+)/?": r"hvsock://\1/\2",
-        r"((?://|\\\\)\.[/\\]pipe[/\\].+)": r"npipe:\1",
-        r"//([^/]+/[^/]+)": r"hvsock://\1",
-        rf"(wildcard|children|loopback|parent|silohost|{_GUID}):({_GUID}|[0-9]+)": r"\1/\2",
-        rf"([^/]+/(?:{_GUID}|[0-9]+))/": r"\1",
-        r"(?:tcp:)?(?://)?([^/:]+:[0-9]+)/?": r"tcp:\1",
-        r"((?!\w+-listen:)[^/:]+):([0-9]+)": r"\1/\2",
-        r"(?:unix://)?([^/:]*/[^:]*?)/?": r"unix:\1",
-    }.items()
-]
+# How addresses are mistaken, and what is meant. Compiled after a mistake only: they would be a tenth of the import.
+_MISTAKES: Final = {
+    r"(vsock|tcp)-listen:([0-9]+)": r"\1::\2",  # socat's
+    r"(vsock|tcp|unix)-[a-z]+:(.*)": r"\1:\2",  # socat's VSOCK-CONNECT:, systemd's vsock-stream:
+    r"(?:https?|wss?)://([^/]+:[0-9]+)/?": r"tcp:\1",
+    r"(?:tcp:)?(?://)?:?([0-9]+)/?": r"tcp::\1",
+    r"vsock:(?://)?([0-9]*|-1)[:/]([0-9]+)/?": r"vsock:\1:\2",
+    r"([0-9]+|-1):([0-9]+)": r"vsock:\1:\2",
+    r"(?:hvsock|vsock):/*([^/]+)[/:]([^/:]+)/?": r"hvsock://\1/\2",
+    r"((?://|\\\\)\.[/\\]pipe[/\\].+)": r"npipe:\1",
+    r"//([^/]+/[^/]+)": r"hvsock://\1",
+    rf"(wildcard|children|loopback|parent|silohost|{_GUID}):({_GUID}|[0-9]+)": r"\1/\2",
+    rf"([^/]+/(?:{_GUID}|[0-9]+))/": r"\1",
+    r"(?:tcp:)?(?://)?([^/:]+:[0-9]+)/?": r"tcp:\1",
+    r"((?!\w+-listen:)[^/:]+):([0-9]+)": r"\1/\2",
+    r"(?:unix://)?([^/:]*/[^:]*?)/?": r"unix:\1",
+}
 
 
 class Written(NamedTuple):
@@ -134,10 +131,10 @@ def _is_address(text: str, kinds: Collection[str]) -> bool:
 
 
 def _read(text: str, kinds: Collection[str]) -> Written:
-    """Take it apart; a ValueError has a reason, or no words."""
+    """Take it apart; a ValueError has a reason, or an empty message."""
     kind = _kind_of(text)
     if kind is not None and kind not in kinds:
-        raise ValueError(f"{kind}: is for a relay")
+        raise ValueError(f"only a relay takes {kind}:")
     form, rest = (_SHORT, text) if kind is None else (_FORMS[kind], text[len(kind) + 1 :])
     match = form.pattern.fullmatch(rest)
     if match is None:
@@ -181,7 +178,7 @@ def _whole(written: Written) -> Written:
 
 def _guesses(text: str) -> Iterator[str]:
     """Yield what may have been meant by a text that is of no form."""
-    for pattern, meant in _MISTAKES:
-        if match := pattern.fullmatch(text):
+    for pattern, meant in _MISTAKES.items():
+        if match := re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
             kind, colon, rest = match.expand(meant).partition(":")
             yield f"{kind.lower() if colon else kind}{colon}{rest}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import socket
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from typing import Any, Final, TypeVar
 
-from hvsock._errors import code_of, is_transient
+from hvsock._errors import code_of, is_transient, os_error
 
-__all__ = ["Reconnects", "Retries", "connections"]
+__all__ = ["Reconnects", "Retries", "connect_without_blocking", "connections"]
 
 _T = TypeVar("_T")
 
@@ -17,6 +20,8 @@ _FIRST_PAUSE: Final = 0.01  # seconds between two attempts, doubled each time
 _LONGEST_PAUSE: Final = 0.5
 _LONGEST_ATTEMPT: Final = 2.0  # seconds, where no timeout says otherwise: about what both systems allow by themselves
 _SHORTEST_ATTEMPT: Final = 0.001
+_FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
+_LONGEST_POLL: Final = 0.016
 _LONGEST_BREAK: Final = 5.0  # seconds between two connections, the first of these breaks being _FIRST_PAUSE
 
 
@@ -51,6 +56,33 @@ class Retries:
             return None
         self._pause = min(2 * pause, _LONGEST_PAUSE)
         return pause
+
+
+async def connect_without_blocking(
+    sock: socket.socket,
+    start: Callable[[], None],
+    wait_writable: Callable[[Any], Awaitable[object]],
+    sleep: Callable[[float], Awaitable[object]],
+) -> None:
+    """Connect a non-blocking socket on any kind of event loop; `start` calls its connect().
+
+    Raises:
+        OSError: as the system says.
+    """
+    pause = _FIRST_POLL
+    while True:
+        try:
+            return start()
+        except BlockingIOError as exc:
+            if exc.errno != errno.EAGAIN or sys.platform == "win32":
+                break
+        # AF_UNIX, the backlog is full: nothing is pending, and nothing tells when there is room.
+        await sleep(pause)
+        pause = min(2 * pause, _LONGEST_POLL)
+    await wait_writable(sock)
+    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise os_error(code)
+    return None
 
 
 class Reconnects:

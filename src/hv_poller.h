@@ -1,98 +1,37 @@
-/* What a thread of the relay's engine waits with: epoll. Edge-triggered but for listeners: a socket is reported once when
- * something about it changes. */
+/* What a thread of the relay's engine waits with, edge-triggered but for listeners: a socket is reported once when something
+ * about it changes. hv_poller_epoll.h and hv_poller_kqueue.h define it:
+ *
+ *   hv_poller, hv_event
+ *   hv_event_is()    whether it says one of
+ *     HV_EVENT_IN         there is something to receive, or the end
+ *     HV_EVENT_OUT        it takes something; a connect is over
+ *     HV_EVENT_URGENT     among it may be urgent data, before which a receive stops
+ *     HV_EVENT_CLOSING    the peer sends nothing more
+ *     HV_EVENT_BROKEN     it may have an error
+ */
 #ifndef HV_POLLER_H
 #define HV_POLLER_H
 
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
-
 #define HV_POLLER_MOST 64 /* events of one wait */
+#define HV_EVENT_WAKE 0   /* the token of hv_poller_wake() */
 
-typedef struct {
-    int epoll, wake;
-} hv_poller;
+#ifdef HV_LIKE_BSD
+#include "hv_poller_kqueue.h"
+#else
+#include "hv_poller_epoll.h"
+#endif
 
-typedef struct epoll_event hv_event;
-
-#define HV_EVENT_WAKE 0                                          /* the token of hv_poller_wake() */
-#define HV_EVENT_IN (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) /* there is something to receive, or the end */
-#define HV_EVENT_OUT (EPOLLOUT | EPOLLHUP | EPOLLERR)            /* it takes something */
-#define HV_EVENT_CLOSING (EPOLLRDHUP | EPOLLHUP | EPOLLERR)      /* the peer sends nothing more */
-#define HV_EVENT_BROKEN (EPOLLHUP | EPOLLERR)                    /* it may have an error */
-
-static inline int
-hv_event_is(const hv_event *event, uint32_t kind)
-{
-    return (event->events & kind) != 0;
-}
-
-static inline uint64_t
-hv_event_token(const hv_event *event)
-{
-    return event->data.u64;
-}
-
-/* 0, or the error; to be closed in either case. */
-static int
-hv_poller_open(hv_poller *poller)
-{
-    hv_event event = {EPOLLIN, {.u64 = HV_EVENT_WAKE}};
-    poller->epoll = epoll_create1(EPOLL_CLOEXEC);
-    poller->wake = poller->epoll < 0 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return poller->wake >= 0 && epoll_ctl(poller->epoll, EPOLL_CTL_ADD, poller->wake, &event) == 0 ? 0 : errno;
-}
-
-static void
-hv_poller_close(hv_poller *poller)
-{
-    if (poller->wake >= 0) {
-        close(poller->wake);
-    }
-    if (poller->epoll >= 0) {
-        close(poller->epoll);
-    }
-}
-
-/* For any thread. */
-static void
-hv_poller_wake(hv_poller *poller)
-{
-    uint64_t one = 1;
-    ssize_t n = write(poller->wake, &one, sizeof one);
-    (void)n;
-}
-
-/* What has woken it is about to be looked at. */
-static void
-hv_poller_clear(hv_poller *poller)
-{
-    uint64_t count;
-    ssize_t n = read(poller->wake, &count, sizeof count);
-    (void)n;
-}
-
-/* 0, or the error. Closing the handle ends it. */
-static int
-hv_poller_watch(hv_poller *poller, hv_handle handle, uint64_t token)
-{
-    hv_event event = {EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, {.u64 = token}};
-    return epoll_ctl(poller->epoll, EPOLL_CTL_ADD, handle, &event) == 0 ? 0 : errno;
-}
-
-/* One of the threads that listen is woken for a client, and again while there is one. */
-static void
-hv_poller_listen(hv_poller *poller, hv_handle listener, uint64_t token, int on)
-{
-    hv_event event = {EPOLLIN | EPOLLEXCLUSIVE, {.u64 = token}};
-    epoll_ctl(poller->epoll, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, listener, &event);
-}
-
+static inline int hv_event_is(const hv_event *event, uint32_t kind);
+static inline uint64_t hv_event_token(const hv_event *event); /* what it was watched with */
+static int hv_poller_open(hv_poller *poller);                 /* 0, or the error; to be closed in either case */
+static void hv_poller_close(hv_poller *poller);
+static void hv_poller_wake(hv_poller *poller);  /* for any thread */
+static void hv_poller_clear(hv_poller *poller); /* what has woken it is about to be looked at */
+/* Until the handle is closed. 0, or the error. */
+static int hv_poller_watch(hv_poller *poller, hv_handle handle, uint64_t token);
+/* An event as often as it is asked, while there are clients. */
+static void hv_poller_listen(hv_poller *poller, hv_handle listener, uint64_t token, int on);
 /* Waits for so many ms at most, or for ever if < 0; how many events there are, 0 after an error. */
-static int
-hv_poller_wait(hv_poller *poller, hv_event *events, int ms)
-{
-    int n = epoll_wait(poller->epoll, events, HV_POLLER_MOST, ms);
-    return n < 0 ? 0 : n;
-}
+static int hv_poller_wait(hv_poller *poller, hv_event *events, int ms);
 
 #endif

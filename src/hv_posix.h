@@ -410,19 +410,26 @@ hv_is_readable(hv_handle handle)
     return poll(&fd, 1, 0) > 0;
 }
 
+static hv_handle
+hv_handle_accept(hv_handle listener, struct sockaddr *address, socklen_t *length, int nonblocking)
+{
+#ifdef HV_LIKE_BSD
+    hv_handle handle = accept(listener, address, length);
+    if (handle >= 0) {
+        fcntl(handle, F_SETFD, FD_CLOEXEC);
+        hv_set_nonblocking(handle, nonblocking); /* it has inherited the listener's mode */
+    }
+    return handle;
+#else
+    return accept4(listener, address, length, nonblocking ? SOCK_CLOEXEC | SOCK_NONBLOCK : SOCK_CLOEXEC);
+#endif
+}
+
 static hv_status
 hv_accept_now(hv_op *op)
 {
     hv_sockaddr_clear(op->address);
-#ifdef __linux__
-    op->accepted = accept4(op->handle, &op->address->u.any, &op->address->length, SOCK_CLOEXEC);
-#else
-    op->accepted = accept(op->handle, &op->address->u.any, &op->address->length);
-    if (op->accepted >= 0) {
-        fcntl(op->accepted, F_SETFD, FD_CLOEXEC);
-        hv_set_nonblocking(op->accepted, 0); /* BSD: inherited from the listener */
-    }
-#endif
+    op->accepted = hv_handle_accept(op->handle, &op->address->u.any, &op->address->length, 0);
     return op->accepted < 0 ? hv_failed_now(op) : HV_DONE;
 }
 

@@ -9,6 +9,12 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+/* Whether there are kqueue and the calls of 4.4BSD only, or Linux's. On Linux it is set by a test, which has a kqueue that
+ * is made of epoll. */
+#ifndef __linux__
+#define HV_LIKE_BSD
+#endif
+
 typedef int hv_handle;
 typedef struct iovec hv_iovec;
 typedef pthread_mutex_t hv_lock;

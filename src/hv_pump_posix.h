@@ -51,10 +51,11 @@ hv_end_stream(hv_handle handle)
     shutdown(handle, SHUT_WR);
 }
 
+/* EPROTOTYPE: macOS, at the moment at which the peer goes. */
 static int
 hv_error_is_pipe(int error)
 {
-    return error == EPIPE;
+    return error == EPIPE || error == EPROTOTYPE;
 }
 
 static inline int

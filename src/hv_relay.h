@@ -24,6 +24,7 @@
 #define HV_MOST_LISTENERS 16
 #define HV_MOST_UNREAD 1000 /* entries of the log that Python has not taken; further ones are dropped */
 #define HV_NEVER INT64_MAX
+#define HV_DAY 86400000000000 /* ns: the longest wait for what is to be logged */
 
 /* ---- the system's part ---- */
 
@@ -150,8 +151,8 @@ typedef struct {
 typedef struct {
     hv_handle handle;
     uint8_t readable, writable;
-    uint8_t is_inexact;  /* a receive that gets less than it asks for may not have taken all there is: AF_VSOCK's, */
-    uint8_t closing;     /* ... or since the peer has ended its stream */
+    uint8_t is_inexact;  /* a receive that gets less than it asks for may not have taken all there is: all but TCP's, */
+    uint8_t closing;     /* ... and TCP's where data is urgent, or since the peer has ended its stream */
     uint8_t ended;       /* nothing more is passed on from here */
     uint32_t start, end; /* what was received from here and is not sent yet, in: */
     char *room;          /* NULL: nothing */
@@ -216,7 +217,8 @@ struct hv_loop {
 
 struct hv_engine {
     hv_lock lock;
-    hv_cond changed;
+    hv_cond changed; /* which threads there are, what they listen on, whether a connection is left */
+    hv_cond logged;  /* something, or the engine is over */
     hv_handle listeners[HV_MOST_LISTENERS];
     int listener_count;
     hv_target *targets;
@@ -258,7 +260,7 @@ hv_engine_log(hv_engine *engine, hv_log_kind kind, int error, const hv_origin *o
         engine->last = entry;
         engine->unread++;
         entry = NULL;
-        hv_cond_wake_all(&engine->changed);
+        hv_cond_wake_all(&engine->logged);
     }
     hv_lock_release(&engine->lock);
     free(entry);
@@ -850,6 +852,7 @@ hv_engine_wake(hv_engine *engine)
         hv_poller_wake(&loop->poller);
     }
     hv_cond_wake_all(&engine->changed);
+    hv_cond_wake_all(&engine->logged);
 }
 
 /* States follow each other, none comes back. */
@@ -914,14 +917,14 @@ hv_engine_adopt(hv_engine *engine, hv_handle client, hv_handle target, const hv_
     return 0;
 }
 
-/* Waits for an entry of the log, which becomes the caller's; NULL: the engine is over, or the time. */
+/* Waits for an entry of the log, which becomes the caller's; NULL: the engine is over. */
 static hv_log *
-hv_engine_next_log(hv_engine *engine, int64_t ns)
+hv_engine_next_log(hv_engine *engine)
 {
     hv_log *entry;
     hv_lock_acquire(&engine->lock);
-    if (engine->first == NULL && hv_word_get(&engine->state) != HV_ENGINE_OVER) {
-        hv_cond_wait(&engine->changed, &engine->lock, ns);
+    while (engine->first == NULL && hv_word_get(&engine->state) != HV_ENGINE_OVER) {
+        hv_cond_wait(&engine->logged, &engine->lock, HV_DAY);
     }
     entry = engine->first;
     if (entry != NULL) {
@@ -937,6 +940,7 @@ hv_engine_init(hv_engine *engine)
 {
     hv_lock_init(&engine->lock);
     hv_cond_init(&engine->changed);
+    hv_cond_init(&engine->logged);
 }
 
 static void
@@ -948,6 +952,7 @@ hv_engine_destroy(hv_engine *engine)
         free(entry);
     }
     free(engine->targets);
+    hv_cond_destroy(&engine->logged);
     hv_cond_destroy(&engine->changed);
     hv_lock_destroy(&engine->lock);
 }

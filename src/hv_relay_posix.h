@@ -43,7 +43,7 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
         } else if (errno == EAGAIN) {
             to->writable = 0;
         } else if (errno != EINTR) {
-            hv_link_is_refused(link, side, errno == EPIPE ? link->error : errno);
+            hv_link_is_refused(link, side, hv_error_is_pipe(errno) ? link->error : errno);
         }
     }
     if (from->start < from->end) {
@@ -121,25 +121,67 @@ hv_socket_tune(hv_handle handle, int family)
 }
 
 static hv_handle
-hv_target_socket(const hv_engine *engine, const hv_target *target)
+hv_handle_new(int family, int proto)
 {
-    hv_handle handle = socket(target->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, target->proto);
+#ifdef HV_LIKE_BSD
+    hv_handle handle = socket(family, SOCK_STREAM, proto);
     if (handle >= 0) {
-        hv_socket_tune(handle, target->family);
+        fcntl(handle, F_SETFD, FD_CLOEXEC);
+        hv_set_nonblocking(handle, 1);
     }
-    if (handle >= 0 && target->family == AF_VSOCK && engine->connect_limit >= 0) {
+    return handle;
+#else
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, proto);
+#endif
+}
+
+static void
+hv_target_limit(const hv_engine *engine, const hv_target *target, hv_handle handle)
+{
+#ifdef SO_VM_SOCKETS_CONNECT_TIMEOUT
+    if (target->family == AF_VSOCK && engine->connect_limit >= 0) {
         /* It gives up after 2 s by itself. */
         int64_t us = engine->connect_limit / 1000 + 1;
         struct timeval limit = {us / 1000000, us % 1000000};
         setsockopt(handle, AF_VSOCK, SO_VM_SOCKETS_CONNECT_TIMEOUT, &limit, sizeof limit);
     }
+#endif
+    (void)engine;
+    (void)target;
+    (void)handle;
+}
+
+static hv_handle
+hv_target_socket(const hv_engine *engine, const hv_target *target)
+{
+    hv_handle handle = hv_handle_new(target->family, target->proto);
+    if (handle >= 0) {
+        hv_socket_tune(handle, target->family);
+        hv_target_limit(engine, target, handle);
+    }
     return handle;
+}
+
+/* What MSG_DONTWAIT and MSG_NOSIGNAL do elsewhere; macOS looks at the one in a receive only, and lacks the other. */
+static void
+hv_handle_claim(hv_handle handle)
+{
+#ifdef HV_LIKE_BSD
+    hv_set_nonblocking(handle, 1);
+#endif
+#ifdef SO_NOSIGPIPE
+    int on = 1;
+    setsockopt(handle, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+#endif
+    (void)handle;
 }
 
 static void
 hv_link_begin(hv_loop *loop, hv_link *link)
 {
     int error = hv_loop_watch(loop, link, 0);
+    hv_handle_claim(link->sides[0].handle);
+    hv_handle_claim(link->sides[1].handle);
     if (error == 0 && link->state != HV_LINK_CONNECTING) { /* where the target is watched already */
         error = hv_loop_watch(loop, link, 1);
     }
@@ -242,9 +284,7 @@ hv_loop_accept(hv_loop *loop, hv_handle listener)
         if (loop->spare < 0) {
             loop->spare = hv_target_socket(engine, &engine->targets[0]);
         }
-        client = loop->spare < 0
-                     ? -1
-                     : accept4(listener, (struct sockaddr *)&address, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        client = loop->spare < 0 ? -1 : hv_handle_accept(listener, (struct sockaddr *)&address, &length, 1);
         if (client < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             return;
         }
@@ -268,10 +308,13 @@ hv_loop_on_link(hv_loop *loop, hv_link *link, int side, const hv_event *event)
     hv_side *it = &link->sides[side];
     int error;
     it->readable |= hv_event_is(event, HV_EVENT_IN);
+    it->is_inexact |= hv_event_is(event, HV_EVENT_URGENT);
     it->closing |= hv_event_is(event, HV_EVENT_CLOSING);
     it->writable |= hv_event_is(event, HV_EVENT_OUT);
-    if (link->state == HV_LINK_CONNECTING && it->writable) {
-        hv_link_settle(loop, link);
+    if (link->state == HV_LINK_CONNECTING) {
+        if (hv_event_is(event, HV_EVENT_OUT)) { /* not of the target that was tried before */
+            hv_link_settle(loop, link);
+        }
     } else if (link->state == HV_LINK_MOVING) {
         error = hv_event_is(event, HV_EVENT_BROKEN) ? hv_link_lost(link, side) : 0;
         if (error != 0) {

@@ -4,7 +4,7 @@
 
 #include "hv_pump.h"
 
-#if defined(__linux__) || defined(_WIN32)
+#if defined(__linux__) || defined(__APPLE__) || defined(__FreeBSD__) || defined(_WIN32)
 #include "hv_relay.h"
 
 typedef struct {
@@ -189,13 +189,10 @@ static PyObject *
 engine_next_log(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     static const char *const kinds[] = {"connected", "ended", "aborted", "failed", "refused", "accept"};
-    hv_engine *engine = engine_of(self);
     hv_log *entry;
     PyObject *origin, *result;
     Py_BEGIN_ALLOW_THREADS
-    do {
-        entry = hv_engine_next_log(engine, HV_PAUSE_LONGEST);
-    } while (entry == NULL && hv_word_get(&engine->state) != HV_ENGINE_OVER);
+    entry = hv_engine_next_log(engine_of(self));
     Py_END_ALLOW_THREADS
     if (entry == NULL) {
         return Py_NewRef(Py_None);
@@ -285,7 +282,7 @@ engine_add_type(PyObject *module)
 
 #else
 
-/* The other systems have no epoll: there, each connection has a Pump and a thread. */
+/* On other systems each connection has a Pump and a thread. */
 static int
 engine_add_type(PyObject *Py_UNUSED(module))
 {

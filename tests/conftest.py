@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
@@ -28,6 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_report_header() -> list[str]:
     reasons = {name: utils.reason_to_skip(name) for name in utils.TRANSPORTS}
     return [f"hvsock {name}: {reason or 'tested'}" for name, reason in reasons.items()]
+
+
+def pytest_collection_finish() -> None:
+    """Leave what collecting has made out of later collections of garbage: tests ask for many, and each took 0.1 s."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Undo it: hypothesis asks the collector for references to what its plugins have made."""
+    gc.unfreeze()
 
 
 def require_backlog(number: int) -> None:

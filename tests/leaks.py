@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import gc
 import socket
-import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,8 @@ from utils import LIMIT, WINDOWS, framed, patiently
 
 import hvsock
 from hvsock import _hvsock
-from hvsock._hvsock import Pump, Socket, own_data_path
+from hvsock._hvsock import Pump, RelayEngine, Socket, own_data_path
+from hvsock.relay._native import to_tcp
 
 DATA = utils.random_bytes(300)
 LARGE = utils.random_bytes(100_000)
@@ -309,60 +309,59 @@ CALLS: dict[str, list[Callable[[Scene], object]]] = {
     ],
 }
 
-KINDS: list[type[Any]] = [Socket, Pump]
+KINDS: list[type[Any]] = [Socket, Pump, RelayEngine]
 
-if sys.platform in ("linux", "win32"):
-    from hvsock._hvsock import RelayEngine
 
-    def new_engine() -> RelayEngine:
-        return RelayEngine((), (), 1.0, 1.0, 10, False)
+def new_engine() -> RelayEngine:
+    return RelayEngine((), (), 1.0, 1.0, 10, False)
 
-    def ended_engine() -> RelayEngine:
-        engine = new_engine()
-        engine.end()
-        return engine
 
-    def engine(s: Scene) -> None:
-        """Relay a connection that is accepted, and one that is adopted."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            target = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", listener.getsockname()[1], b"\x7f\0\0\1")
-            source = socket.create_server(("127.0.0.1", 0))
-            source.setblocking(False)
-            moving = RelayEngine((source.fileno(),), ((socket.AF_INET, 0, target),), 1.0, 1.0, 10, True)
-            running = utils.Task(moving.run)
-            with socket.create_connection(source.getsockname(), LIMIT) as client, listener.accept()[0] as server:
-                client.sendall(DATA)
-                assert utils.receive_exactly(server, len(DATA)) == DATA
-            one, other = socket.socketpair()
-            moving.adopt(one.detach(), other.detach(), b"name")
-            moving.stop_listening()
-            source.close()
-            moving.abort()
-            assert moving.wait(0, LIMIT)
-            moving.end()
-            running.result()
-            while moving.next_log() is not None:
-                pass
+def ended_engine() -> RelayEngine:
+    engine = new_engine()
+    engine.end()
+    return engine
 
-    KINDS.append(RelayEngine)
-    CALLS |= {
-        "RelayEngine": [
-            engine,
-            lambda s: RelayEngine((), (), 0, None, 1, False),
-            lambda s: RelayEngine(1),  # type: ignore[arg-type, call-arg]
-        ],
-        "RelayEngine.run": [lambda s: ended_engine().run()],
-        "RelayEngine.adopt": [
-            lambda s: new_engine().adopt(-1, -1, b"x"),
-            lambda s: new_engine().adopt(1),  # type: ignore[call-arg]
-        ],
-        "RelayEngine.stop_listening": [lambda s: new_engine().stop_listening()],
-        "RelayEngine.abort": [lambda s: new_engine().abort()],
-        "RelayEngine.end": [lambda s: new_engine().end()],
-        "RelayEngine.wait": [lambda s: new_engine().wait(0, 0.0), lambda s: new_engine().wait(1, 0.0)],
-        "RelayEngine.next_log": [lambda s: ended_engine().next_log()],
-        "RelayEngine.counters": [lambda s: new_engine().counters],
-    }
+
+def engine(s: Scene) -> None:
+    """Relay a connection that is accepted, and one that is adopted."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        source = socket.create_server(("127.0.0.1", 0))
+        source.setblocking(False)
+        moving = RelayEngine((source.fileno(),), to_tcp(*listener.getsockname()), 1.0, 1.0, 10, True)
+        running = utils.Task(moving.run)
+        with socket.create_connection(source.getsockname(), LIMIT) as client, listener.accept()[0] as server:
+            client.sendall(DATA)
+            assert utils.receive_exactly(server, len(DATA)) == DATA
+        one, other = socket.socketpair()
+        moving.adopt(one.detach(), other.detach(), b"name")
+        moving.stop_listening()
+        source.close()
+        moving.abort()
+        assert moving.wait(0, LIMIT)
+        moving.end()
+        running.result()
+        while moving.next_log() is not None:
+            pass
+
+
+CALLS |= {
+    "RelayEngine": [
+        engine,
+        lambda s: RelayEngine((), (), 0, None, 1, False),
+        lambda s: RelayEngine(1),  # type: ignore[arg-type, call-arg]
+    ],
+    "RelayEngine.run": [lambda s: ended_engine().run()],
+    "RelayEngine.adopt": [
+        lambda s: new_engine().adopt(-1, -1, b"x"),
+        lambda s: new_engine().adopt(1),  # type: ignore[call-arg]
+    ],
+    "RelayEngine.stop_listening": [lambda s: new_engine().stop_listening()],
+    "RelayEngine.abort": [lambda s: new_engine().abort()],
+    "RelayEngine.end": [lambda s: new_engine().end()],
+    "RelayEngine.wait": [lambda s: new_engine().wait(0, 0.0), lambda s: new_engine().wait(1, 0.0)],
+    "RelayEngine.next_log": [lambda s: ended_engine().next_log()],
+    "RelayEngine.counters": [lambda s: new_engine().counters],
+}
 
 
 def misuse(call: Callable[[Any], object]) -> Callable[[Scene], object]:

@@ -321,9 +321,9 @@ def test_parse_takes_the_other_forms(text: str, address: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("tcp:localhost:80", ": tcp: is for a relay"),
-        ("unix:/run/a", ": unix: is for a relay"),
-        ("hybrid:/run/a:5", ": hybrid: is for a relay"),
+        ("tcp:localhost:80", ": only a relay takes tcp:"),
+        ("unix:/run/a", ": only a relay takes unix:"),
+        ("hybrid:/run/a:5", ": only a relay takes hybrid:"),
         ("parent:5000", "; did you mean 'parent/5000'?"),
         ("hvsock:parent/5000", "; did you mean 'hvsock://parent/5000'?"),
         ("2:5000", "; did you mean 'vsock:2:5000'?"),

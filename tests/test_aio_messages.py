@@ -1053,6 +1053,8 @@ async def test_no_cycle_of_a_call_that_ends_early(bed: Bed, how: str) -> None:
 @pytest.mark.parametrize("how", ["send", "exchange", "several"])
 async def test_no_cycle_of_a_connection(bed: Bed, how: str) -> None:
     """At neither end, and with calls that are cancelled or end with an error."""
+    if how == "send" and bed.completes and sys.version_info >= (3, 14):
+        pytest.skip("asyncio.wait() itself refers to the task that was cancelled in it")
     async with await bed.serve_messages(echo) as server:
 
         async def operation() -> None:

@@ -80,7 +80,7 @@ def test_every_option_is_completed_with_its_help() -> None:
     for path, option in options():
         assert option.help
         begin = " ".join(option.help.split())[:20]
-        for name in option.opts:
+        for name in (*option.opts, *option.secondary_opts):
             words = (offered(*path, name).get(name) or "").split()
             assert " ".join(words).startswith(begin), (path, name)
 

@@ -36,6 +36,7 @@ from utils import Task
 
 import hvsock
 from hvsock._cli import stdio
+from hvsock._cli.meter import Counts
 from hvsock._cli.output import Failure
 
 EVERY_BYTE = bytes(range(256)) + b"\r\n\n\r\x1a\x04\x00" * 3
@@ -263,6 +264,7 @@ def test_programs_end_with_the_service(local: str) -> None:
         (["--exec", "'"], "No closing quotation"),
         pytest.param(["--exec", "no-such-program -x"], "there is no program 'no-such-program'", marks=posix),
         (["-k", "-t", "1"], "--timeout is for one connection"),
+        (["-k", "--progress"], "--progress is for one connection to stdin and stdout"),
     ],
 )
 def test_usage(options: list[str], words: str) -> None:
@@ -286,7 +288,7 @@ def test_on_a_terminal_what_comes_is_escaped(served: str, monkeypatch: pytest.Mo
         b.sendall("é".encode()[:1])
         b.sendall("é中\tx\x1b[31m\r\n".encode()[1:] + b"\xff\xc3")
         b.shutdown(socket.SHUT_WR)
-        counts = stdio.Counts()
+        counts = Counts()
         stdio.receive(a, counts)
         assert counts.received == 16
         assert raw.getvalue() == b"\xe9\\u4e2d\tx\\x1b[31m\n\\xff\\xc3"
@@ -464,37 +466,6 @@ def test_ctrl_c_while_stdin_alone_is_waited_for(local: str) -> None:
         time.sleep(utils.TICK)
         process.send_signal(signal.SIGINT)
         assert process.wait(utils.LIMIT) == 130
-
-
-@posix
-@pytest.mark.parametrize("shown_there", [True, False])
-def test_progress(local: str, tmp_path: Path, shown_there: bool) -> None:
-    """On a terminal, after a second; stdout has the answer alone."""
-    (tmp_path / "request").write_bytes(bytes(3_000_000))
-
-    def serve(connection: hvsock.HyperVSocket) -> None:
-        utils.receive_exactly(connection, 3_000_000)
-        time.sleep(1.5)
-        connection.sendall(bytes(1_500_000))
-
-    with contextlib.ExitStack() as stack:
-        address = stack.enter_context(service(local, serve))
-        stdin = stack.enter_context((tmp_path / "request").open("rb"))
-        stdout = stack.enter_context((tmp_path / "reply").open("wb"))
-        words = ("connect", "--progress", "--transport", local, address)
-        if shown_there:
-            process, shown, _ = stack.enter_context(on_terminal(*words, stdin=stdin, stdout=stdout))
-            text = plain(shown())
-            assert process.wait(utils.LIMIT) == 0
-            *_, sent, received = [line for line in text.splitlines() if " MB" in line]
-            assert re.match(r"sent +[^ ]+ +3\.0/3\.0 MB +", sent), text
-            assert re.match(r"received +[^ ]+ +1\.5/\? MB +", received), text
-        else:
-            process = stack.enter_context(ended(start(*words, stdin=stdin, stdout=stdout)))
-            assert process.wait(utils.LIMIT) == 0
-            assert process.stderr is not None
-            assert process.stderr.read() == b""
-    assert (tmp_path / "reply").stat().st_size == 1_500_000
 
 
 @posix

@@ -112,7 +112,8 @@ def test_an_example_is_given(text: str) -> None:
 @pytest.mark.parametrize("text", ["tcp::80", "tcp:80", "unix:/run/a", "hybrid:/v.sock:1"])
 def test_what_is_for_a_relay(text: str) -> None:
     kind = text.partition(":")[0]
-    with pytest.raises(ValueError, match=rf" is not of the form VM/SERVICE or vsock:CID:PORT: {kind}: is for a relay$"):
+    reason = rf"only a relay takes {kind}:"
+    with pytest.raises(ValueError, match=rf" is not of the form VM/SERVICE or vsock:CID:PORT: {reason}$"):
         read(text, HYPERV_KINDS)
 
 

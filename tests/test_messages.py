@@ -1463,8 +1463,10 @@ def check_without_memory(operation: str) -> None:
     """Whichever allocation fails, the message is there afterwards, or the socket says that it is lost."""
     lines = run_child(memory.no_allocation, operation)
     failures = int(lines[-1])
-    # A message of a few buffers is sent without any memory but the stack's.
-    assert failures == 0 if operation == "send" else failures > 0
+    # A message of a few buffers is sent without any memory but the stack's; CPython 3.14 has kept room for the number
+    # that recv_message_into() returns.
+    frugal = {"send", "recv into"} if sys.version_info >= (3, 14) else {"send"}
+    assert failures == 0 if operation in frugal else failures > 0
 
 
 # Any order of things

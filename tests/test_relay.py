@@ -705,7 +705,9 @@ def test_a_patient_stop_is_cut_short_by_another(rig: Callable[..., Rig]) -> None
 
 @linux_only
 @pytest.mark.parametrize("kind", ["tcp", "local"])
-def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) -> None:
+def test_stop_while_a_target_is_being_reached(
+    kind: str, local_directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = threading.active_count()
     with contextlib.ExitStack() as stack:
         relay = stalled(stack, kind, connect_timeout=None)
@@ -715,8 +717,116 @@ def test_stop_while_a_target_is_being_reached(kind: str, local_directory: Path) 
         time.sleep(2 * TICK)
         relay.stop()
         assert relay.counters[:5] == (0, 1, 0, 1, 0)
+        assert caplog.text.endswith(f"{relay.target} was not reached: the relay stops\n")
         assert end_of(client) == "reset"
     assert threading.active_count() == before
+
+
+def connects_by(way: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Have the engine do all, only what has a target, or nothing; return the options for that."""
+    if way == "threads":
+        monkeypatch.setattr(Engine, "serves", lambda *_: False)
+    return {"retry_for": LIMIT} if way == "both" else {}
+
+
+WAYS = pytest.mark.parametrize("way", ["engine", "both", "threads"] if sys.platform == "linux" else ["threads"])
+
+
+@WAYS
+@pytest.mark.parametrize("kind", KINDS)
+def test_stop_listening(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, way: str, kind: str) -> None:
+    """Who is in continues, nobody else comes in, and the address is another relay's at once."""
+    it = rig(kind, kind, **connects_by(way, monkeypatch))
+    client, server = it.used()
+    it.relay.stop_listening()
+    assert repr(it.relay) == f"<Relay {it.relay.address} -> {it.target}, no longer listening>"
+    with pytest.raises(OSError):
+        dial(it.relay.address)
+    if not (WINDOWS and kind == "tcp"):
+        with Relay(it.relay.address, it.target) as other:
+            it.relay.stop_listening()  # which does nothing to the other one
+            with dial(other.address) as late, it.listener.accept()[0] as there:
+                late.sendall(b"x")
+                assert there.recv(1) == b"x"
+    server.sendall(b"still")
+    assert receive_exactly(client, 5) == b"still"
+    it.expect(open=1, bytes_to_client=5)
+    client.close()
+    server.close()
+    it.relay.stop(None)
+    it.relay.stop_listening()
+    assert it.relay.counters == Counters(0, 1, 0, 0, 0, 1, 5)
+
+
+def test_stop_listening_while_a_target_is_waited_for(rig: Callable[..., Rig]) -> None:
+    """Who was accepted is connected to it nevertheless."""
+    it = rig(retry_for=LIMIT)
+    address = it.listener.getsockname()
+    it.listener.close()
+    client = it.client()
+    it.expect(open=1)
+    it.relay.stop_listening()
+    with socket.create_server(address) as it.listener:
+        it.listener.settimeout(LIMIT)
+        with it.listener.accept()[0] as server:
+            server.sendall(b"late")
+            assert receive_exactly(client, 4) == b"late"
+    assert it.relay.counters[:4] == (1, 1, 0, 0)
+    client.close()
+
+
+@WAYS
+def test_stop_listening_from_threads(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Each returns when the listener is closed, also while another one stops the relay patiently."""
+    it = rig(**connects_by(way, monkeypatch))
+    client, _ = it.used()
+    patient = Task(it.relay.stop, None)
+    for task in [Task(it.relay.stop_listening) for _ in range(4)]:
+        task.result()
+        with pytest.raises(ConnectionRefusedError):
+            dial(it.relay.address)
+    assert not patient.wait(2 * TICK)
+    assert repr(it.relay).endswith(", stopping>")
+    client.close()
+    it.relay.stop()
+    patient.result()
+
+
+def waits() -> dict[int, int]:
+    """Return how often each thread but this one has waited for something, by the system's number."""
+    threads = [thread.native_id for thread in threading.enumerate() if thread is not threading.current_thread()]
+    states = {number: Path(f"/proc/self/task/{number}/status").read_text() for number in threads if number}
+    return {number: int(state.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for number, state in states.items()}
+
+
+@linux_only
+@pytest.mark.parametrize(("way", "stops"), [("engine", False), ("engine", True), ("threads", True)])
+def test_nothing_wakes_a_relay_that_has_nothing_to_do(
+    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, way: str, stops: bool
+) -> None:
+    """Not even once in a second, and with a connection that is idle, whose end is waited for or not."""
+    it = rig(**connects_by(way, monkeypatch))
+    client, server = it.used()
+    stopping = Task(it.relay.stop, None) if stops else None
+    time.sleep(4 * TICK)
+    before = waits()
+    time.sleep(1.1)
+    assert waits() == before
+    assert len(before) > 1
+    client.close()
+    server.close()
+    if stopping is not None:
+        stopping.result()
+
+
+def test_serve_forever_continues_without_a_listener(rig: Callable[..., Rig]) -> None:
+    it = rig()
+    it.used()
+    serving = Task(it.relay.serve_forever)
+    it.relay.stop_listening()
+    assert not serving.wait(4 * TICK)
+    it.relay.stop()
+    serving.result()
 
 
 def test_serve_forever_returns_after_stop(rig: Callable[..., Rig]) -> None:
@@ -751,13 +861,19 @@ def test_a_relay_runs_once(rig: Callable[..., Rig]) -> None:
     never.serve_forever()
     with pytest.raises(RuntimeError):
         never.start()
+    never = Relay("tcp://:0", "tcp://:1")
+    never.stop_listening()
+    with pytest.raises(RuntimeError):
+        never.start()
 
 
 def test_an_address_in_use(rig: Callable[..., Rig]) -> None:
     it = rig()
     other = Relay(it.relay.address, "tcp://:1")
+    descriptors = None if WINDOWS else open_descriptors()
     with pytest.raises(OSError) as caught:
         other.start()
+    assert descriptors is None or open_descriptors() == descriptors  # though the error has a trace
     assert any(it.relay.address in note for note in caught.value.__notes__)
     assert other.counters == Counters(0, 0, 0, 0, 0, 0, 0)
 
@@ -845,6 +961,16 @@ def test_a_unix_socket_is_removed_and_replaced(local_directory: Path) -> None:
     with pytest.raises(OSError, match="in use"):
         Relay(uri, "tcp://:1").start()
     assert path.read_text() == "a file of somebody's"
+
+
+@posix_only
+def test_a_unix_socket_in_the_current_directory_is_removed(
+    local_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(local_directory)
+    with Relay("unix:name", "tcp://:1"):
+        assert (local_directory / "name").is_socket()
+    assert not (local_directory / "name").exists()
 
 
 # Hybrid vsock
@@ -1160,11 +1286,11 @@ Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, .
 
 @pytest.fixture
 def name_service(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Resolved]], None]:
-    """Play the system's: a.host has these addresses, localhost is ::1 and 127.0.0.1 as on most systems."""
+    """Play the system's: a.host and localhost have these addresses; else localhost is ::1 and 127.0.0.1, as mostly."""
     resolve = socket.getaddrinfo
 
     def ask(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
-        if host == "a.host":
+        if known and host in ("a.host", "localhost"):
             return known
         hosts = ("::1", "127.0.0.1") if host == "localhost" else (host,)
         return [answer for host in hosts for answer in resolve(host, port, *args, **kwargs)]
@@ -1283,6 +1409,23 @@ def test_an_address_that_refuses_costs_nothing(
         with relay, dial(relay.address) as client, it.listener.accept()[0] as server:
             server.sendall(b"x")
             assert client.recv(1) == b"x"
+
+
+@linux_only
+def test_what_is_late_about_one_address_says_nothing_about_the_next(
+    name_service: Callable[[list[Resolved]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one refuses, the second one stays silent."""
+    with contextlib.ExitStack() as stack:
+        reserved = stack.enter_context(socket.socket())
+        reserved.bind(("127.0.0.1", 0))
+        silent = utils.full_listener("stdlib", stack)
+        name_service([on_loopback(sock.getsockname()[1]) for sock in (reserved, silent)])
+        relay = stack.enter_context(Relay("tcp://:0", "tcp://localhost:80", connect_timeout=4 * TICK))
+        with dial(relay.address) as client:
+            assert end_of(client) == "reset"
+        utils.wait_for(lambda: "localhost:80 was not reached: timed out" in caplog.text)
+        assert relay.counters[:5] == (0, 1, 0, 1, 0)
 
 
 @linux_only

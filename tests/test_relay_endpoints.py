@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
 import re
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
-from utils import LIMIT, WINDOWS, open_descriptors, receive_all
+from utils import LIMIT, WINDOWS, open_descriptors, receive_all, receive_exactly
 
-from hvsock.relay import Relay
+from hvsock.relay import Relay, _native
 
 posix_only = pytest.mark.skipif(WINDOWS, reason="POSIX only: run it there")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract names: run it there")
@@ -147,6 +149,35 @@ def test_only_windows_has_named_pipes() -> None:
         Relay("npipe:name", "tcp://:1").start()
 
 
+def send_a_descriptor(sock: socket.socket) -> None:
+    socket.send_fds(sock, [b"a"], [sock.fileno()])
+
+
+def send_urgently(sock: socket.socket) -> None:
+    sock.sendall(b"a")
+    sock.send(b"!", socket.MSG_OOB)
+
+
+@posix_only
+@pytest.mark.parametrize(("make", "send"), [(unix_listener, send_a_descriptor), (tcp_listener, send_urgently)])
+def test_what_a_receive_stops_at(
+    make: Callable[[Path], socket.socket], send: Callable[[socket.socket], None], local_directory: Path
+) -> None:
+    """It does not come through, and what was sent after it is not held up."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(make(local_directory))
+        target = stack.enter_context(tcp_listener(local_directory))
+        client = stack.enter_context(socket.socket(source.family))
+        client.connect(source.getsockname())
+        send(client)
+        client.sendall(b"b")
+        stack.enter_context(Relay(f"fd:{source.fileno()}", f"tcp:127.0.0.1:{target.getsockname()[1]}"))
+        target.settimeout(LIMIT)
+        server = stack.enter_context(target.accept()[0])
+        server.settimeout(LIMIT)
+        assert receive_exactly(server, 2) == b"ab"
+
+
 # Abstract names
 
 
@@ -184,6 +215,26 @@ def test_the_length_of_an_abstract_name() -> None:
 def test_only_linux_has_abstract_names() -> None:
     with pytest.raises(OSError, match="only Linux has"):
         Relay("unix:@name", "tcp://:1").start()
+
+
+# As the system has them
+
+
+@pytest.mark.parametrize(
+    ("has_length", "unix", "tcp"),
+    [
+        (False, struct.pack("=H", 1), struct.pack("=H", socket.AF_INET)),
+        (True, b"\x05\x01", bytes((16, socket.AF_INET))),
+    ],
+    ids=["linux", "bsd"],
+)
+def test_an_address_as_bytes(monkeypatch: pytest.MonkeyPatch, has_length: bool, unix: bytes, tcp: bytes) -> None:
+    monkeypatch.setattr(_native, "_HAS_LENGTH", has_length)
+    assert _native.to_unix(PurePosixPath("/a")) == (1, 0, unix + b"/a\0")
+    ((family, _, native),) = _native.to_tcp("127.0.0.1", 80)
+    assert (family, native) == (socket.AF_INET, tcp + b"\0\x50\x7f\0\0\x01" + bytes(8))
+    assert _native.text_of(native) == "127.0.0.1:80"
+    assert [_native.text_of(native[:n]) for n in range(3)] == [None, None, None]
 
 
 # Who may connect to a Unix socket

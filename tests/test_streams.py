@@ -842,6 +842,8 @@ def test_as_the_oracle(ours: str, name: str) -> None:
     """The same operation has the same result, or the same exception, as on the standard library's socket."""
     if name.startswith("sendmsg"):
         skip_without_sendmsg("stdlib")
+    if name == "sendmsg raising iterator" and sys.version_info >= (3, 14):
+        pytest.skip("the oracle hides the iterator's error behind a TypeError of its own")
     if ours not in ("adopted", "local") and name not in SAME_ON_EVERY_FAMILY:
         pytest.skip("this error is the kernel's, and differs between address families")
     *expected, message = outcome("stdlib", OPERATIONS[name])

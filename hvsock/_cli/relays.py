@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import threading
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from hvsock._cli.names import with_id
 from hvsock._cli.output import Failure, print_note
 from hvsock.relay import Counters, Relay
 
 __all__ = ["Pair", "Relays", "read"]
-
-_REBIND: Final = 2.0  # seconds in which a listener that is being closed returns its address
-_PAUSE: Final = 0.02
-_IN_USE: Final = (errno.EADDRINUSE, 10048)  # 10048: WSAEADDRINUSE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,22 +156,13 @@ class Relays:
         return [(relay, relay.counters) for relay in relays]
 
     def _start(self, pair: Pair) -> None:
-        """Start a relay, on an address that may be that of one which is ending."""
-        deadline = time.monotonic() + (_REBIND if self._ending else 0.0)
-        while True:
-            relay = pair.relay()
-            try:
-                relay.start()
-            except OSError as exc:
-                if exc.errno not in _IN_USE or time.monotonic() > deadline:
-                    raise
-                time.sleep(_PAUSE)
-            else:
-                break
+        relay = pair.relay()
+        relay.start()
         self._running[pair] = relay
         self._said(f"listening on {relay.address} for {relay.target}")
 
     def _end(self, relay: Relay, grace: float | None) -> None:
+        relay.stop_listening()
         thread = threading.Thread(target=relay.stop, args=(grace,), name="relay-stop", daemon=True)
         thread.start()
         self._ending.append((relay, thread))

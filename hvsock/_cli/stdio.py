@@ -10,19 +10,20 @@ import os
 import shlex
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
 
 import hvsock
 from hvsock._cli.clients import Clients
+from hvsock._cli.meter import Counts, Meter
 from hvsock._cli.options import Seconds, address_argument, examples, transport_option, until_interrupted
-from hvsock._cli.output import Failure, console, doing, drop_output, encodable, escaped, print_note, stdout, writing
+from hvsock._cli.output import Failure, doing, drop_output, encodable, escaped, print_note, stdout, writing
 from hvsock._cli.streams import Whole, read
 
 __all__ = ["connect", "listen", "pump"]
@@ -47,9 +48,10 @@ LISTEN_EXAMPLES = """
 """
 
 progress_option = click.option(
-    "--progress",
-    is_flag=True,
-    help="On a terminal, show on stderr how much was sent and received, and how fast.",
+    "--progress/--no-progress",
+    default=None,
+    help="On a terminal, show on stderr how much was moved, and how fast. "
+    "By default it is shown if stdout is redirected or stdin is a file, and not between two pipes.",
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report connections on stderr.")
 
@@ -80,7 +82,7 @@ def connect(
     retry_for: float,
     check: bool,
     end_after: float | None,
-    progress: bool,
+    progress: bool | None,
     verbose: bool,
     transport: str | None,
 ) -> None:
@@ -120,7 +122,7 @@ def listen(
     timeout: float | None,
     keep_open: bool,
     program: str | None,
-    progress: bool,
+    progress: bool | None,
     verbose: bool,
     transport: str | None,
 ) -> None:
@@ -138,6 +140,8 @@ def listen(
     """
     if keep_open and timeout is not None:
         raise click.UsageError("--timeout is for one connection: it cannot be used with --keep-open")
+    if progress and (keep_open or program is not None):
+        raise click.UsageError("--progress is for one connection to stdin and stdout: not for --keep-open and --exec")
     words = None if program is None else program_words(program)
     with doing(f"listen on {address}"):
         server = hvsock.create_server(address, backlog=None if keep_open else 1, transport=transport)
@@ -260,7 +264,9 @@ def feed(process: subprocess.Popen[bytes], connection: hvsock.HyperVSocket) -> N
             whole.write(buffer[:size])
 
 
-def pump(connection: hvsock.HyperVSocket, peer: str, *, end_after: float | None = None, progress: bool = False) -> None:
+def pump(
+    connection: hvsock.HyperVSocket, peer: str, *, end_after: float | None = None, progress: bool | None = False
+) -> None:
     """Carry bytes and ends of streams both ways until both have ended.
 
     On a terminal, the end of what comes is enough; otherwise so is a stdin that has been silent for `end_after` seconds
@@ -272,16 +278,15 @@ def pump(connection: hvsock.HyperVSocket, peer: str, *, end_after: float | None 
     """
     connection.settimeout(None)
     counts = Counts()
-    sender = Sender(connection, peer, counts)
-    with Meter(counts) if progress else contextlib.nullcontext():
-        carry(connection, peer, sender, end_after)
+    with Meter(counts, progress) as meter:
+        carry(connection, peer, Sender(connection, peer, counts), end_after, meter)
 
 
-def carry(connection: hvsock.HyperVSocket, peer: str, sender: Sender, end_after: float | None) -> None:
+def carry(connection: hvsock.HyperVSocket, peer: str, sender: Sender, end_after: float | None, meter: Meter) -> None:
     """Receive until the end, then wait for the sender's."""
     try:
         with doing(f"receive from {peer}"):
-            receive(connection, sender.counts)
+            receive(connection, sender.counts, before_showing=meter.make_room)
     except Failure:
         if sender.failure is not None:
             raise sender.failure from None  # it came first and caused the other
@@ -294,53 +299,6 @@ def carry(connection: hvsock.HyperVSocket, peer: str, sender: Sender, end_after:
         sender.join(min(left, TICK))
     if sender.failure is not None:
         raise sender.failure
-
-
-class Counts:
-    """Bytes moved so far."""
-
-    sent = received = 0
-
-
-class Meter:
-    """A context in which a terminal at stderr shows what was moved; it needs a second to begin."""
-
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="hvsock progress", daemon=True)
-
-    def __enter__(self) -> None:
-        if sys.stderr is not None and sys.stderr.isatty():
-            self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        if self._ended.wait(1.0):  # what is over sooner needs no meter, nor the time that importing one takes
-            return
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with contextlib.suppress(OSError), Progress(*columns, console=console(sys.stderr), auto_refresh=False) as bars:
-            sent, received = bars.add_task("sent", total=size_of_stdin()), bars.add_task("received", total=None)
-            while not self._ended.wait(0.25):
-                bars.update(sent, completed=self._counts.sent)
-                bars.update(received, completed=self._counts.received)
-                bars.refresh()
-            bars.update(sent, completed=self._counts.sent)
-            bars.update(received, completed=self._counts.received)
-
-
-def size_of_stdin() -> int | None:
-    """Return how much there is to send, if stdin is a file."""
-    if sys.stdin is None:
-        return None
-    status = os.fstat(sys.stdin.fileno())
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 
 class Sender(threading.Thread):
@@ -382,8 +340,17 @@ class Sender(threading.Thread):
         return data
 
 
-def receive(connection: hvsock.HyperVSocket, counts: Counts, *, is_last: bool = True) -> None:
-    """Write what comes to stdout, at once, and close stdout at the end of the last stream."""
+def receive(
+    connection: hvsock.HyperVSocket,
+    counts: Counts,
+    *,
+    is_last: bool = True,
+    before_showing: Callable[[], object] = lambda: None,
+) -> None:
+    """Write what comes to stdout, at once, and close stdout at the end of the last stream.
+
+    `before_showing` is called before something is written to a terminal.
+    """
     out = stdout()
     terminal = out.isatty()
     utf8 = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -392,12 +359,13 @@ def receive(connection: hvsock.HyperVSocket, counts: Counts, *, is_last: bool = 
     while True:
         size = connection.recv_into(buffer)
         with writing():
-            if terminal:
-                out.write(shown(decode(bytes(buffer[:size]), final=not size), out))
-                out.flush()
-            else:
+            if not terminal:
                 out.buffer.write(buffer[:size])
                 out.buffer.flush()
+            elif text := shown(decode(bytes(buffer[:size]), final=not size), out):
+                before_showing()
+                out.write(text)
+                out.flush()
         counts.received += size
         if not size:
             if is_last and not terminal:

@@ -32,6 +32,7 @@ from hvsock._addresses import (
     HV_GUID_SILOHOST,
     HV_GUID_WILDCARD,
     HV_GUID_ZERO,
+    NO_VM,
     SEVERAL_VMS,
     HyperVAddress,
     as_vm_id,
@@ -57,7 +58,6 @@ _NAME_OF: Final = {
     HV_GUID_PARENT: "parent",
 }
 _ID_OF: Final = {name: vm_id for vm_id, name in _NAME_OF.items()}
-_NO_PARTITION: Final = frozenset({*_NAME_OF, HV_GUID_BROADCAST, HV_GUID_SILOHOST})
 _CHOICE: Final = "set HVSOCK_LOCAL_DIR to a directory that you can use, the same for both ends"
 _PATIENCE: Final = 5.0  # seconds to wait for the lock, which another user could keep in a shared directory
 _PAUSE: Final = 0.005  # seconds between two attempts to get it
@@ -178,7 +178,7 @@ def partition() -> UUID | None:
         vm_id = as_vm_id(text)
     except ValueError:
         vm_id = HV_GUID_ZERO
-    if vm_id in _NO_PARTITION:
+    if vm_id in NO_VM:
         raise ValueError(f"HVSOCK_LOCAL_VM must be the GUID of a VM, not {text!r}")
     return vm_id
 
@@ -285,7 +285,7 @@ def _route(me: UUID | None, vm_id: UUID) -> tuple[UUID | None, tuple[UUID, ...]]
         return me, (HV_GUID_LOOPBACK, HV_GUID_WILDCARD)
     if vm_id == HV_GUID_PARENT and me is not None:
         return None, (me, HV_GUID_CHILDREN, HV_GUID_WILDCARD)
-    if vm_id not in _NO_PARTITION and me is None:
+    if vm_id not in NO_VM and me is None:
         return vm_id, (HV_GUID_PARENT, HV_GUID_WILDCARD)
     raise os_error(errno.ENETUNREACH)
 
@@ -386,6 +386,7 @@ def _locked(path: str) -> Iterator[None]:
 
 def _remove(path: str) -> None:
     """Remove a name, unless a socket has it: the one that was closed, in another object or process, or a newer one."""
-    with contextlib.suppress(OSError), _locked(os.path.dirname(path)):  # what stays is replaced by the next bind()
+    # What stays is replaced by the next bind().
+    with contextlib.suppress(OSError), _locked(os.path.dirname(path) or os.curdir):
         if not _is_live(path):
             os.unlink(path)

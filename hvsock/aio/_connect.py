@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import math
 import socket
 import sys
@@ -14,8 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar, cast
 
 from hvsock._addresses import Address, HyperVAddress, as_address
-from hvsock._errors import os_error
-from hvsock._retries import Reconnects, Retries
+from hvsock._retries import Reconnects, Retries, connect_without_blocking
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import Transport, default_transport, transport_named, transport_of_family
 from hvsock._transports.vsock import VsockTransport
@@ -24,8 +23,6 @@ __all__ = ["call_in_thread", "connect", "connect_socket", "connections", "end_wi
 
 _T = TypeVar("_T")
 
-_FIRST_POLL: Final = 0.001  # seconds between two looks at a full backlog, doubled each time
-_LONGEST_POLL: Final = 0.016
 _AF_VSOCK: Final = VsockTransport.family
 _LOOK: Final = 1.0  # seconds between two looks at a peer
 
@@ -108,7 +105,8 @@ async def connect_socket(
             if timeout is not None:
                 carrier.limit_connect(sock, timeout)
             async with asyncio.timeout(timeout):
-                await _connect_watched(loop, sock, lambda: carrier.connect(sock, to))
+                start = functools.partial(carrier.connect, sock, to)
+                await connect_without_blocking(sock, start, _wait_writable, asyncio.sleep)
         except OSError as exc:
             sock._note(exc, "connect", peer=to)
             raise
@@ -119,39 +117,27 @@ async def connect_socket(
     end_with_peer(loop, sock)
 
 
-async def _connect_watched(loop: asyncio.AbstractEventLoop, sock: HyperVSocket, start: Callable[[], None]) -> None:
-    pause = _FIRST_POLL
-    while True:
-        try:
-            return start()
-        except BlockingIOError as exc:
-            if exc.errno != errno.EAGAIN or sys.platform == "win32":
-                break
-        # AF_UNIX, the backlog is full: nothing is pending, and nothing tells when there is room.
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_POLL)
+async def _wait_writable(sock: HyperVSocket) -> None:
+    loop = asyncio.get_running_loop()
     settled = loop.create_future()
     loop.add_writer(sock, settle, settled)
     try:
         await settled
     finally:
         loop.remove_writer(sock)
-    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise os_error(code)
-    return None
 
 
 def settle(future: asyncio.Future[None]) -> None:
-    """Wake the task that waits for the future, unless it was woken."""
+    """Wake the task that waits for the future, unless it was woken before."""
     if not future.done():
         future.set_result(None)
 
 
 def end_with_peer(loop: asyncio.AbstractEventLoop, sock: HyperVSocket) -> None:
-    """Have it reported, to whatever waits to send on the socket, that the peer has gone.
+    """Wake what waits to send on the socket once the peer has gone.
 
-    The poll of AF_VSOCK does not tell if something was left to read, only a send does. A shutdown() makes it tell: it
-    takes nothing from a socket that cannot send any more.
+    If something was left to read, the poll of AF_VSOCK does not report that; only a send fails. After a shutdown() poll
+    reports it, and a socket that cannot send any more loses nothing by that.
     """
     if sock.family == _AF_VSOCK and sock not in _looked_after:
         _looked_after.add(sock)

@@ -39,19 +39,30 @@ class MessageStream:
         OSError: from every method, as the system says, or EBADF after aclose().
     """
 
-    __slots__ = ("_burst", "_closed", "_due", "_left", "_link", "_loop", "_receiving", "_sending", "_sock", "_unsent")
+    __slots__ = (
+        "__weakref__",
+        "_burst",
+        "_closed",
+        "_due",
+        "_left",
+        "_link",
+        "_receiving",
+        "_sending",
+        "_sock",
+        "_unsent",
+    )
 
     def __init__(self, sock: HyperVSocket) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._sock = sock
         sock.setblocking(False)
-        kind = WatchedLink if watches_sockets(self._loop) else OverlappedLink
-        self._link: Link = kind(self._loop, sock)
+        kind = WatchedLink if watches_sockets(loop) else OverlappedLink
+        self._link: Link = kind(loop, sock)
         self._closed = False
         self._left: int | None = None  # bytes of messages that recv() returns without waiting, and then ends
         self._burst = 0  # messages sent or received without waiting: after BURST, other tasks get a turn of the loop
-        self._sending = Turn(self._loop)
-        self._receiving = Turn(self._loop)
+        self._sending = Turn(loop)
+        self._receiving = Turn(loop)
         self._unsent: tuple[bytes, ...] | None = None  # the message of a cancelled send() that had begun
         self._due: bytes | None = None  # the request of a cancelled exchange() whose reply is still to come
 
@@ -279,6 +290,8 @@ async def connect_messages(
 class MessageServer(BaseServer):
     """What `serve_messages` returns. Leaving ``async with`` shuts it down."""
 
+    _failure = "error in the handler of a message stream"
+
     def __init__(
         self,
         sock: HyperVSocket,
@@ -288,7 +301,7 @@ class MessageServer(BaseServer):
     ) -> None:
         super().__init__(sock, backlog, max_connections)
         self._handler = handler
-        self._streams: dict[HyperVSocket, MessageStream] = {}
+        self._streams = weakref.WeakSet[MessageStream]()
 
     def close_clients(self) -> None:
         """Let the handlers come to their end.
@@ -296,7 +309,7 @@ class MessageServer(BaseServer):
         recv() returns the messages that have arrived already, and then raises EOFError (`async for` ends); exchange()
         still gets the reply.
         """
-        for stream in self._streams.values():
+        for stream in self._streams:
             stream._end_input()
 
     def abort_clients(self) -> None:
@@ -307,22 +320,13 @@ class MessageServer(BaseServer):
         await self._end()
 
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
-        stream = self._streams[sock] = MessageStream(sock)
-        return self._handle(sock, stream)
+        stream = MessageStream(sock)
+        self._streams.add(stream)
+        return self._handle(stream)
 
-    async def _handle(self, sock: HyperVSocket, stream: MessageStream) -> None:
-        try:
+    async def _handle(self, stream: MessageStream) -> None:
+        async with stream:
             await self._handler(stream)
-        except Exception as exc:
-            self._loop.call_exception_handler(
-                {"message": "error in the handler of a message stream", "exception": exc, "socket": sock}
-            )
-        finally:
-            await stream.aclose()
-
-    def _served(self, sock: HyperVSocket, connection: weakref.ref[HyperVSocket], task: asyncio.Task[None]) -> None:
-        super()._served(sock, connection, task)
-        del self._streams[sock]
 
 
 async def serve_messages(

@@ -19,6 +19,8 @@ __all__ = ["SocketServer", "serve"]
 class SocketServer(BaseServer):
     """What `serve` returns: `asyncio.Server`'s methods. A connection lasts until its socket is closed or forgotten."""
 
+    _failure = "error in the handler of a socket"
+
     def __init__(
         self,
         sock: HyperVSocket,
@@ -41,16 +43,7 @@ class SocketServer(BaseServer):
                 _end(self._loop, sock)
 
     async def _serve(self, sock: HyperVSocket) -> None:
-        try:
-            await self._handler(sock)
-        except Exception as exc:
-            sock.close()
-            self._loop.call_exception_handler(
-                {"message": "error in the handler of a socket", "exception": exc, "socket": sock}
-            )
-        except BaseException:
-            sock.close()
-            raise
+        await self._handler(sock)
 
     def _ended(self, connection: weakref.ref[HyperVSocket]) -> None:
         """Note it in the loop: a library may close the socket in a thread."""

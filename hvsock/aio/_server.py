@@ -10,7 +10,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket, _bind_server
@@ -53,6 +53,9 @@ class BaseServer(asyncio.AbstractServer):
     The methods are those of `asyncio.Server`, on every version of Python as on the newest.
     """
 
+    _failure: ClassVar[str]
+    """What the loop's exception handler is told of an error that `_serve` raises."""
+
     def __init__(self, sock: HyperVSocket, backlog: int | None, max_connections: int | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -61,7 +64,7 @@ class BaseServer(asyncio.AbstractServer):
         self._acceptor: _Acceptor | None = None
         self._closed = False
         self._open: set[weakref.ref[HyperVSocket]] = set()  # one for each connection
-        self._drained: list[asyncio.Future[None]] = []
+        self._over = asyncio.Event()  # set once the server is closed and the last connection has ended
         self._forever: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._shutdowns: set[asyncio.Future[None]] = set()  # that are not over
@@ -71,7 +74,10 @@ class BaseServer(asyncio.AbstractServer):
 
     @abc.abstractmethod
     def _serve(self, sock: HyperVSocket) -> Coroutine[Any, Any, None]:
-        """Take care of a connection. The task is one of `_tasks` until it ends; the socket is to be closed later."""
+        """Take care of a connection.
+
+        The task is one of `_tasks` until it ends. The socket is closed if it fails, and otherwise later.
+        """
 
     @abc.abstractmethod
     def close_clients(self) -> None:
@@ -88,8 +94,11 @@ class BaseServer(asyncio.AbstractServer):
     def _served(self, sock: HyperVSocket, connection: weakref.ref[HyperVSocket], task: asyncio.Task[None]) -> None:
         """End a task of `_serve`."""
         self._tasks.discard(task)
-        if task.cancelled():  # maybe before it began
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:  # maybe before it began
             sock.close()
+        if isinstance(error, Exception):
+            self._loop.call_exception_handler({"message": self._failure, "exception": error, "socket": sock})
         if sock.fileno() < 0:  # or it was detached, of which there is no notice
             self._ended(connection)
 
@@ -155,14 +164,11 @@ class BaseServer(asyncio.AbstractServer):
         self._sock.close()
         if self._forever is not None:
             self._forever.cancel()
-        self._wake_if_drained()
+        self._note_end()
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and the last connection has ended."""
-        if not self._closed or self._open:
-            waiter = self._loop.create_future()
-            self._drained.append(waiter)
-            await waiter
+        await self._over.wait()
 
     async def shutdown(self, timeout: float | None = 10.0) -> None:
         """Close the server and its clients, as close_clients() does, and abort those that have not ended in time.
@@ -233,18 +239,15 @@ class BaseServer(asyncio.AbstractServer):
             self._open.remove(connection)
             if self._max_connections is not None:
                 self._release()
-            self._wake_if_drained()
+            self._note_end()
 
     def _release(self) -> None:
         if self._acceptor is not None and not self._closed:
             self._acceptor.release()
 
-    def _wake_if_drained(self) -> None:
+    def _note_end(self) -> None:
         if self._closed and not self._open:
-            for waiter in self._drained:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._drained.clear()
+            self._over.set()
 
 
 class _Acceptor(abc.ABC):

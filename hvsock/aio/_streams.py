@@ -157,6 +157,8 @@ class _Introduction(asyncio.Protocol):
 class Server(BaseServer):
     """What `create_server` and `start_server` return: `asyncio.Server`'s methods, on every event loop."""
 
+    _failure = "error on transport creation for incoming connection"
+
     def __init__(
         self,
         sock: HyperVSocket,
@@ -196,12 +198,9 @@ class Server(BaseServer):
         task = cast(asyncio.Task[None], asyncio.current_task())
         try:
             await attach(make, lambda: _Introduction(self._protocol_factory(), present), sock)
-        except Exception as exc:
-            # As in asyncio: a peer that speaks no TLS could fill a log otherwise.
-            if not isinstance(exc, OSError) or self._loop.get_debug():
-                self._loop.call_exception_handler(
-                    {"message": "error on transport creation for incoming connection", "exception": exc}
-                )
+        except OSError:
+            if self._loop.get_debug():  # as in asyncio: a peer that speaks no TLS could fill a log otherwise
+                raise
 
 
 async def create_server(

@@ -39,10 +39,7 @@ class Waiter:
 
     def wake_soon(self) -> None:
         """Have the task run in the loop's next turn, unless it was woken before."""
-        if not self.done:
-            self.done = True
-            self._loop.call_soon(self._callback, self, context=self._context)
-            del self._callback
+        self._loop.call_soon(self.wake)
 
     # What a task asks of a future
 

@@ -34,9 +34,9 @@ class AsyncStream(httpcore.AsyncNetworkStream):
                 await self._writer.drain()
 
     async def aclose(self) -> None:
-        """Close the connection, and send nothing more: the response was read, or is not wanted."""
+        """Close the connection without sending more: the response has been read, or is not wanted."""
         self._writer.close()
-        await asyncio.sleep(0)  # for TLS to take its leave
+        await asyncio.sleep(0)  # TLS sends its closing alert
         self._writer.transport.abort()
 
     async def start_tls(

@@ -1,4 +1,4 @@
-"""httpx's requests, responses and errors as httpcore's, and back; httpx has no public way for it."""
+"""httpx's requests, responses and errors as httpcore's, and back; httpx has no public functions for that."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class _Introduction(asyncio.Protocol):
 
 
 class _Transport:
-    """A transport, but for its names; and its socket, which has others, is not shown."""
+    """A transport with such pairs as its names; it hides its socket, which has other names."""
 
     def __init__(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -49,7 +49,7 @@ class _Transport:
 
 
 def presented(writer: asyncio.StreamWriter) -> asyncio.StreamWriter:
-    """Return a writer whose socket seems to be of IPv6, for code that asks it for its family and names."""
+    """Return a writer whose socket looks like one of IPv6, for code that asks a socket for its family and names."""
     return cast(asyncio.StreamWriter, _Writer(writer))
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import socket
-import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, TypeVar
 
 from hvsock._addresses import Address, as_address
-from hvsock._errors import os_error
+from hvsock._retries import connect_without_blocking
 from hvsock._sockets import HyperVSocket
 from hvsock._transports import default_transport, transport_named
 
@@ -22,11 +20,10 @@ Wait = Callable[[HyperVSocket], Awaitable[object]]
 #: Seconds between two looks at a peer that takes nothing: AF_VSOCK does not say that a socket whose peer has gone is
 #: writable if something was left to read, and only a send, which may be empty, fails.
 LOOK: Final = 1.0
-_POLL: Final = 0.01  # seconds between two looks at a full backlog
 
 
 async def attempt(sock: HyperVSocket, call: Callable[[], T], wait: Wait) -> T:
-    """Call until it does not block, and wait in between."""
+    """Make a call until it does not block, and wait between two attempts."""
     while True:
         try:
             return call()
@@ -35,7 +32,7 @@ async def attempt(sock: HyperVSocket, call: Callable[[], T], wait: Wait) -> T:
 
 
 async def send_all(sock: HyperVSocket, data: bytes | bytearray | memoryview, wait: Wait) -> None:
-    """Send all of the data; if cancelled, it is not known how much was sent."""
+    """Send all of the data; if it is cancelled, it is unknown how much was sent."""
     with memoryview(data) as view, view.cast("B") as octets:
         sent = 0
         while sent < len(octets):
@@ -44,7 +41,7 @@ async def send_all(sock: HyperVSocket, data: bytes | bytearray | memoryview, wai
 
 
 async def accepted(listener: HyperVSocket, wait: Wait) -> HyperVSocket:
-    """Return the next connection; one that has ended before it was accepted is left out."""
+    """Return the next connection, without those that ended before they were accepted."""
     while True:
         try:
             return (await attempt(listener, listener.accept, wait))[0]
@@ -70,13 +67,12 @@ async def connected(
         sock.setblocking(False)
         if seconds is not None:
             carrier.limit_connect(sock, seconds)
-        while not _started(sock, to):
-            await sleep(_POLL)
-        await wait(sock)
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            error = os_error(code)
-            sock._note(error, "connect", peer=to)
-            raise error
+        await sleep(0)  # a checkpoint, which trio asks of each call: the connect may be done at once
+        await connect_without_blocking(sock, partial(carrier.connect, sock, to), wait, sleep)
+    except OSError as exc:
+        sock._note(exc, "connect", peer=to)
+        sock.close()
+        raise
     except BaseException:
         sock.close()
         raise
@@ -88,12 +84,3 @@ def timed_out(address: Address) -> TimeoutError:
     error = TimeoutError(errno.ETIMEDOUT, "timed out")
     error.add_note(f"connect, peer {as_address(address)}")
     return error
-
-
-def _started(sock: HyperVSocket, address: Address) -> bool:
-    """Connect; return False where nothing is pending: AF_UNIX, whose backlog is full, and nothing tells of room."""
-    try:
-        sock.connect(address)
-    except BlockingIOError as exc:
-        return exc.errno != errno.EAGAIN or sys.platform == "win32"
-    return True

@@ -22,7 +22,7 @@ _default_context = functools.cache(ssl.create_default_context)
 
 
 class Connector(aiohttp.BaseConnector):
-    """What opens the connections of a session: all of them go to the service at `address`, whatever host a URL names.
+    """The connector of a session: it opens all connections to the service at `address`, whatever host a URL names.
 
     `address` is any (vm, service) pair that `hvsock.as_address` takes, else a `ValueError`, `transport` the name of a
     transport; the other arguments are those of `aiohttp.BaseConnector`. Make it in a coroutine. Errors are aiohttp's:
@@ -35,7 +35,7 @@ class Connector(aiohttp.BaseConnector):
         self._address = hvsock.as_address(address)
         self._transport = transport
 
-    # What a connector is made of, as aiohttp's own ones are; there is no public name for it.
+    # The method that a connector implements, as aiohttp's own ones do; it has no public name.
     async def _create_connection(self, req: Any, traces: Any, timeout: aiohttp.ClientTimeout) -> Any:
         tls: dict[str, Any] = {}
         if req.is_ssl():

@@ -19,7 +19,7 @@ __all__ = ["AsyncBackend", "Backend"]
 
 
 class Backend(httpcore.NetworkBackend):
-    """What opens the connections of a pool: all of them go to the service at `address`, whatever host a URL names.
+    """The backend of a pool: it opens all connections to the service at `address`, whatever host a URL names.
 
     `address` is any (vm, service) pair that `hvsock.as_address` takes, `transport` the name of a transport, by default
     `hvsock.default_transport()`. Timeouts and errors are httpcore's, in seconds: `httpcore.ConnectError` where the

@@ -18,7 +18,7 @@ __all__ = ["AsyncTransport", "Transport"]
 
 
 class Transport(httpx.BaseTransport):
-    """What sends requests to the service at `address`, whatever host a URL names, and so a redirect too.
+    """A transport that sends all requests to the service at `address`, whatever host a URL or a redirect names.
 
     The host of a URL becomes the ``Host`` header, and is the name that TLS checks the certificate for.
 

@@ -37,7 +37,7 @@ async def serve_in_loop(app: Any, address: hvsock.Address, *, config: Config | N
     Args:
         app: the application, ASGI's or WSGI's.
         address: any (vm, service) pair that `hvsock.as_address` takes.
-        config: what hypercorn knows; ``bind``, ``workers``, ``max_requests`` and QUIC mean nothing here.
+        config: hypercorn's settings; ``bind``, ``workers``, ``max_requests`` and those of QUIC are ignored.
         **options: as for `hvsock.aio.create_server`: ``transport``, ``connected_suspend``.
 
     Raises:
@@ -49,7 +49,7 @@ async def serve_in_loop(app: Any, address: hvsock.Address, *, config: Config | N
     context, state, tasks = WorkerContext(None), dict[str, Any](), set[asyncio.Task[None]]()
 
     async def noted(scope: Any, *args: Any) -> None:
-        if scope["type"] == "lifespan":  # what the application stores there is wanted back for each connection
+        if scope["type"] == "lifespan":  # what the application stores there, each connection's scope has
             scope["state"] = state
         await wrapped(scope, *args)
 

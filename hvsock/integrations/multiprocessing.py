@@ -26,7 +26,7 @@ class Listener:
         self.last_accepted: HyperVAddress | None = None
 
     def accept(self) -> connections.Connection[Any, Any]:
-        """Wait for a client, and until it has proved that it has the key.
+        """Wait for a client, and for its proof that it has the key.
 
         Raises:
             multiprocessing.AuthenticationError: it has another key.

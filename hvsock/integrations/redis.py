@@ -14,8 +14,10 @@ from hvsock import Address, HyperVAddress, HyperVSocket, aio, as_address, create
 __all__ = ["AsyncConnection", "Connection", "async_client", "client"]
 
 
-class Connection(AbstractConnection):
-    """The `connection_class` of a `redis.ConnectionPool`, which is given an `address` too."""
+class _Addressed:
+    """What a connection has in place of a host and a port."""
+
+    db: Any
 
     def __init__(self, *, address: Address, **options: Any) -> None:
         self.address: HyperVAddress = as_address(address)
@@ -24,33 +26,26 @@ class Connection(AbstractConnection):
     def repr_pieces(self) -> list[tuple[str, Any]]:
         """Return what tells connections apart in a log."""
         return [("address", str(self.address)), ("db", self.db)]
+
+    def _host_error(self) -> str:
+        return str(self.address)
+
+
+class Connection(_Addressed, AbstractConnection):
+    """The `connection_class` of a `redis.ConnectionPool`, which is given an `address` too."""
 
     def _connect(self) -> HyperVSocket:
         sock = create_connection(self.address, self.socket_connect_timeout)
         sock.settimeout(self.socket_timeout)
         return sock
 
-    def _host_error(self) -> str:
-        return str(self.address)
 
-
-class AsyncConnection(AbstractAsyncConnection):
+class AsyncConnection(_Addressed, AbstractAsyncConnection):
     """The `connection_class` of a `redis.asyncio.ConnectionPool`, which is given an `address` too."""
-
-    def __init__(self, *, address: Address, **options: Any) -> None:
-        self.address: HyperVAddress = as_address(address)
-        super().__init__(**options)
-
-    def repr_pieces(self) -> list[tuple[str, Any]]:
-        """Return what tells connections apart in a log."""
-        return [("address", str(self.address)), ("db", self.db)]
 
     async def _connect(self) -> None:
         timeout = self.socket_connect_timeout
         self._reader, self._writer = await aio.open_connection(self.address, timeout=timeout)
-
-    def _host_error(self) -> str:
-        return str(self.address)
 
 
 def client(address: Address, **options: Any) -> redis.Redis:

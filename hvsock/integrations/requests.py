@@ -21,7 +21,7 @@ __all__ = ["Adapter", "URLAdapter"]
 
 
 class Adapter(HTTPAdapter):
-    """What sends requests to the service at `address`, a (vm, service) pair that `hvsock.as_address` takes.
+    """An adapter that sends requests to the service at `address`, a (vm, service) pair that `hvsock.as_address` takes.
 
     Mount it on a name, which only the session knows: ``http://agent``, or for TLS ``https://agent``. Proxies are
     ignored. Timeouts and errors are those of requests, in seconds. `transport` is as for `hvsock.create_connection`,
@@ -44,7 +44,7 @@ class Adapter(HTTPAdapter):
 
 
 class URLAdapter(BaseAdapter):
-    """What sends requests to ``hvsock://VM/SERVICE/PATH``: a URI as `hvsock.HyperVAddress.parse` takes it, then a path.
+    """An adapter for ``hvsock://VM/SERVICE/PATH``: a URI as `hvsock.HyperVAddress.parse` takes it, then a path.
 
     Mount it on ``hvsock://``. The arguments are those of `Adapter`. requests leaves out ``params`` where a URL does not
     begin with ``http``: write them into the URL. Another URI raises `requests.exceptions.InvalidURL`, a `ValueError`.

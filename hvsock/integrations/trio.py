@@ -29,7 +29,7 @@ class _Resource(trio.abc.AsyncResource):
     @contextlib.contextmanager
     def _open(self, *errors: type[OSError]) -> Iterator[HyperVSocket]:
         if self.socket.fileno() == -1:
-            raise trio.ClosedResourceError("it was closed")
+            raise trio.ClosedResourceError("this socket was already closed")
         try:
             yield self.socket
         except errors as exc:

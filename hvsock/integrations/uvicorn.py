@@ -24,7 +24,7 @@ class Server(uvicorn.Server):
     stands for none, that id's number, which `uuid.UUID(int=...)` takes.
 
     Args:
-        config: as for `uvicorn.Server`; its host, port, workers and reload mean nothing here.
+        config: as for `uvicorn.Server`; its host, port, workers and reload are ignored.
         address: any (vm, service) pair that `hvsock.as_address` takes.
         **options: as for `hvsock.aio.create_server`: ``transport``, ``connected_suspend``.
     """

@@ -51,7 +51,7 @@ def serve(
 
 
 def _wait_for(call: Callable[[], None]) -> None:
-    """Call in a thread, and wait so that Ctrl-C is noticed, which does not end a wait for sockets on Windows."""
+    """Call in a thread, and wait so that Ctrl-C is noticed: on Windows it does not end a wait for sockets."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     while thread.is_alive():
@@ -59,7 +59,7 @@ def _wait_for(call: Callable[[], None]) -> None:
 
 
 class _Listener:
-    """A listening socket that seems to be of IPv6: of other families, websockets does not know how to show the name."""
+    """A listening socket that looks like one of IPv6: websockets cannot show the name of another family."""
 
     family = socket.AF_INET6
 

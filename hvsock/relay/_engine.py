@@ -5,18 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import sys
 import threading
 from typing import Any, Final
 
+from hvsock import _hvsock
 from hvsock._errors import os_error
 from hvsock.relay._endpoints import Endpoint
 from hvsock.relay._listeners import Listener
-
-if sys.platform in ("linux", "win32"):
-    from hvsock._hvsock import RelayEngine
-else:
-    RelayEngine = Any
 
 __all__ = ["NO_DESCRIPTORS", "Engine", "error_text", "warn_of_accept"]
 
@@ -24,6 +19,7 @@ logger = logging.getLogger("hvsock.relay")
 
 NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, 10024})  # 10024: WSAEMFILE
 
+_RELAY_ENGINE: Final[Any] = getattr(_hvsock, "RelayEngine", None)  # for some systems there is none
 _MOST_THREADS: Final = 16
 _BEGIN: Final = 10.0  # seconds that the threads may take to begin
 _STOPPED: Final = 0  # in place of an error: see src/hv_relay.h
@@ -53,7 +49,7 @@ class Engine:
         self._listener = listener
         self._target = target
         self._most = max_connections
-        self._engine = RelayEngine(
+        self._engine = _RELAY_ENGINE(
             tuple(sock.fileno() for sock in socks),
             addresses if socks else (),
             connect_timeout,
@@ -66,7 +62,7 @@ class Engine:
     @staticmethod
     def serves(source: Endpoint, target: Endpoint) -> bool:
         """Whether connections between the two can be an engine's."""
-        return sys.platform in ("linux", "win32") and source.is_plain and target.is_plain
+        return _RELAY_ENGINE is not None and source.is_plain and target.is_plain
 
     def start(self) -> None:
         """Start the threads.

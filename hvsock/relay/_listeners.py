@@ -110,7 +110,7 @@ class TcpListener(Listener):
 
     def sockets(self) -> Sequence[socket.socket]:
         for sock in self._socks:
-            tune(sock)  # Linux: those that are accepted inherit it
+            tune(sock)  # those that are accepted inherit it
         return self._socks
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Addresses as the bytes of a struct sockaddr of Linux or Windows, as the engine takes and returns them."""
+"""Addresses as the bytes of the system's struct sockaddr, as the engine takes and returns them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, Final
 
 from hvsock._addresses import (
@@ -28,7 +28,8 @@ __all__ = ["Native", "text_of", "to_abstract", "to_hyperv", "to_tcp", "to_unix",
 Native = tuple[int, int, bytes]  # family, protocol, struct sockaddr
 
 _AF_UNIX: Final = 1
-_FAMILY: Final = struct.Struct("=H")
+_HEAD_SIZE: Final = 2  # the family; on macOS and the BSDs the whole length, a byte, and the family, another one
+_HAS_LENGTH: Final = sys.platform == "darwin" or "bsd" in sys.platform
 _IN: Final = struct.Struct("!H4s8x")  # port, address
 _IN6: Final = struct.Struct("!HI16s")  # port, flow information, address; the scope follows, in the machine's order
 _SCOPE: Final = struct.Struct("=I")
@@ -62,9 +63,18 @@ def _pack_tcp(family: int, address: Sequence[Any]) -> bytes:
     host, port, *rest = address
     number = socket.inet_pton(family, host.partition("%")[0])
     if family == socket.AF_INET:
-        return _FAMILY.pack(family) + _IN.pack(port, number)
+        return _pack(family, _IN.pack(port, number))
     flow, scope = rest
-    return _FAMILY.pack(family) + _IN6.pack(port, flow, number) + _SCOPE.pack(scope)
+    return _pack(family, _IN6.pack(port, flow, number) + _SCOPE.pack(scope))
+
+
+def _pack(family: int, rest: bytes) -> bytes:
+    head = bytes((_HEAD_SIZE + len(rest), family)) if _HAS_LENGTH else family.to_bytes(_HEAD_SIZE, sys.byteorder)
+    return head + rest
+
+
+def _family_of(native: bytes) -> int:
+    return int.from_bytes(native[_HAS_LENGTH:_HEAD_SIZE], sys.byteorder)  # of nothing: AF_UNSPEC
 
 
 def _is_usable(family: int) -> bool:
@@ -75,14 +85,14 @@ def _is_usable(family: int) -> bool:
     return True
 
 
-def to_unix(path: Path) -> Native:
+def to_unix(path: PurePath) -> Native:
     """Return the address of a Unix socket."""
-    return _AF_UNIX, 0, _FAMILY.pack(_AF_UNIX) + os.fsencode(path) + b"\0"
+    return _AF_UNIX, 0, _pack(_AF_UNIX, os.fsencode(path) + b"\0")
 
 
 def to_abstract(name: str) -> Native:
     """Return the address of a Unix socket with an abstract name, whose first character is NUL."""
-    return _AF_UNIX, 0, _FAMILY.pack(_AF_UNIX) + os.fsencode(name)
+    return _AF_UNIX, 0, _pack(_AF_UNIX, os.fsencode(name))
 
 
 def to_vsock(address: HyperVAddress) -> Native | None:
@@ -91,7 +101,7 @@ def to_vsock(address: HyperVAddress) -> Native | None:
     if cid is None or port is None:
         return None
     family = VsockTransport.family
-    return family, 0, _FAMILY.pack(family) + _VM.pack(0, port, cid)
+    return family, 0, _pack(family, _VM.pack(0, port, cid))
 
 
 def to_hyperv(address: HyperVAddress) -> Native:
@@ -102,8 +112,8 @@ def to_hyperv(address: HyperVAddress) -> Native:
 
 def text_of(native: bytes) -> str | None:
     """Return a client's address for the log, or None if it has none."""
-    family = _FAMILY.unpack_from(native)[0] if len(native) >= _FAMILY.size else socket.AF_UNSPEC
-    rest = native[_FAMILY.size :]
+    family = _family_of(native)
+    rest = native[_HEAD_SIZE:]
     if family == socket.AF_INET and len(rest) >= _IN.size:
         port, number = _IN.unpack_from(rest)
         return tcp_text((socket.inet_ntop(family, number), port))

@@ -31,7 +31,8 @@ logger = logging.getLogger("hvsock.relay")
 
 _FIRST_PAUSE: Final = 0.05  # seconds after an accept that failed, doubled each time
 _LONGEST_PAUSE: Final = 1.0
-_SLICE: Final = 0.1  # seconds: Ctrl-C does not interrupt the wait for a lock on Windows
+_SLICE: Final = 0.1  # seconds: Ctrl-C interrupts neither the wait for a lock on Windows nor the engine's
+_LONGEST_SLICE: Final = 3600.0  # seconds, for other threads, which do not get it
 # While a target starts: the file of its socket is missing; connections that ended have not returned their descriptors.
 _NOT_YET: Final = NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
@@ -62,6 +63,7 @@ class Counters(NamedTuple):
 class _State(enum.StrEnum):
     NEW = "new"
     RUNNING = "running"
+    CLOSED = "no longer listening"
     STOPPING = "stopping"
     STOPPED = "stopped"
 
@@ -83,9 +85,8 @@ class Relay:
     and counted, and does not end the relay.
 
     As a context manager it starts, and at the end of the block stops at once. Methods may be called from any thread.
-    A connection has two descriptors. On Linux and Windows, one thread in C for each processor serves all of them
-    without the GIL, but for those of hybrid vsock and of the transport local; there, and on other systems, each has a
-    thread.
+    A connection has two descriptors. One thread in C for each processor serves all of them without the GIL, but for
+    those of hybrid vsock and of the transport local: each of these has a thread.
 
     Args:
         listen: the address to listen on; TCP's port 0 is any free one.
@@ -131,8 +132,9 @@ class Relay:
         self._state = _State.NEW
         self._parts: _Parts | None = None  # once started
         self._pump: Pump | None = None  # while running
-        self._engine: Engine | None = None  # while running, where it serves
+        self._engine: Engine | None = None  # while running, if it has one
         self._counted = (0,) * len(Counters._fields)  # by these two, afterwards
+        self._is_accepting = False  # the thread that does; it has the listener
         self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
         self._running = 0  # threads at work
         self._done: list[threading.Thread] = []  # threads to be joined
@@ -181,7 +183,6 @@ class Relay:
             for endpoint in (self._source, self._target):
                 if (reason := endpoint.unavailable()) is not None:
                     raise OSError(errno.EAFNOSUPPORT, f"{endpoint.text}: {reason}")
-            pump = Pump()
             with contextlib.ExitStack() as undo:
                 closing = undo.enter_context(Wake())
                 aborting = undo.enter_context(Wake())
@@ -191,12 +192,14 @@ class Relay:
                     exc.add_note(f"listen on {self._source.text}")
                     raise
                 engine = self._start_engine(listener, undo) if Engine.serves(self._source, self._target) else None
+                pump = Pump()  # after what may fail: whoever keeps the error, with its trace, would keep it open
                 if engine is None or not engine.accepts:
                     thread = threading.Thread(
                         target=self._accept, args=(listener, pump), name="relay-accept", daemon=True
                     )
                     thread.start()  # it waits for the lock
                     self._running = 1
+                    self._is_accepting = True
                 undo.pop_all()
             self._parts = _Parts(listener, closing, aborting)
             self._pump = pump
@@ -231,6 +234,17 @@ class Relay:
             self._parts.closing.wait()
         self._wait(lambda: self._state is _State.STOPPED, None)
 
+    def stop_listening(self) -> None:
+        """Stop listening, and return once the listener is closed; connections continue.
+
+        From then on clients are refused, and those that waited to be accepted are cut off; behind the original of an
+        inherited listener they wait. The address can be listened on again at once (of TCP on Windows: once the
+        connections that came by it have ended). What was accepted, `counters` and `serve_forever` continue until
+        `stop`. Calling it again, or after `stop`, does nothing; a relay that was never started cannot be started any
+        more.
+        """
+        self._stop_listening(_State.CLOSED)
+
     def stop(self, timeout: float | None = 0.0) -> None:
         """Stop listening, let connections continue for `timeout` seconds, and abort those that have not ended.
 
@@ -243,19 +257,9 @@ class Relay:
         """
         if timeout is not None and not timeout >= 0.0:
             raise ValueError(f"timeout must be a number of seconds, at least 0, or None, not {timeout!r}")
-        with self._changed:
-            parts = self._parts
-            if parts is None or self._state is _State.STOPPED:
-                self._state = _State.STOPPED
-                return
-            self._state = _State.STOPPING
-            parts.closing.set()
+        if (parts := self._stop_listening(_State.STOPPING)) is None:
+            return
         engine = self._engine
-        if engine is not None:
-            engine.stop_listening()
-            if engine.accepts:
-                parts.listener.close()
-        parts.listener.interrupt()
         if not self._drain(engine, timeout):
             with self._changed:
                 if self._pump is not None:
@@ -278,7 +282,29 @@ class Relay:
             parts.aborting.close()
             self._state = _State.STOPPED
             self._changed.notify_all()
-        logger.info("stopped listening on %s", self.address)
+
+    def _stop_listening(self, state: _State) -> _Parts | None:
+        """Close the listener, unless that has been done, and enter the state; None if there are no parts any more."""
+        with self._changed:
+            parts = self._parts
+            if parts is None or self._state is _State.STOPPED:
+                self._state = _State.STOPPED
+                return None
+            is_first = self._state is _State.RUNNING
+            if self._state is not _State.STOPPING:
+                self._state = state
+            parts.closing.set()
+            self._changed.notify_all()
+            engine = self._engine
+        if engine is not None:
+            engine.stop_listening()
+            if engine.accepts:
+                parts.listener.close()
+        parts.listener.interrupt()
+        self._wait(lambda: not self._is_accepting, None)
+        if is_first:
+            logger.info("stopped listening on %s", self.address)
+        return parts
 
     def __enter__(self) -> Self:
         try:
@@ -299,7 +325,7 @@ class Relay:
                 left = time_left(deadline)
                 if left is not None and left <= 0.0:
                     return False
-                self._changed.wait(_SLICE if left is None else min(left, _SLICE))
+                self._changed.wait(_slice_of(left))
         return True
 
     def _drain(self, engine: Engine | None, timeout: float | None) -> bool:
@@ -309,7 +335,7 @@ class Relay:
             return False
         while engine is not None:
             left = time_left(deadline)
-            if engine.wait(_SLICE if left is None else max(0.0, min(left, _SLICE))):
+            if engine.wait(_slice_of(left)):
                 break
             if left is not None and left <= 0.0:
                 return False
@@ -352,6 +378,8 @@ class Relay:
                         self._admit(pump, client, name, place)
                         pause = _FIRST_PAUSE
         finally:
+            with self._changed:
+                self._is_accepting = False
             self._leave()
 
     def _has_news(self, running: int) -> bool:
@@ -421,7 +449,9 @@ class Relay:
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
         except (OSError, ValueError) as exc:
             if target is None:
-                logger.warning("%s: %s was not reached: %s", name, self.target, error_text(exc))
+                assert self._parts is not None
+                why = "the relay stops" if self._parts.aborting.is_set else error_text(exc)
+                logger.warning("%s: %s was not reached: %s", name, self.target, why)
             else:
                 logger.info("%s: aborted: %s", name, error_text(exc))
         finally:
@@ -472,6 +502,12 @@ class Relay:
         finally:
             with self._changed:
                 self._reaching.discard(sock)
+
+
+def _slice_of(left: float | None) -> float:
+    """Return how many seconds to wait before another look at what is waited for."""
+    longest = _SLICE if threading.current_thread() is threading.main_thread() else _LONGEST_SLICE
+    return longest if left is None else max(0.0, min(left, longest))
 
 
 def _close(sock: _Connected) -> None:

@@ -1,9 +1,9 @@
 r"""Finding the ids of virtual machines.
 
-There is no one place to ask, so there are sources, each with needs of its own:
+No single place knows all VMs, so there are several sources, each with requirements of its own:
 
-* ``hcs``: the Host Compute Service of a Windows host. Knows every VM that runs, WSL's and containers' too, but not
-  every one's name. Needs an administrator, or a member of the group Hyper-V Administrators.
+* ``hcs``: the Host Compute Service of a Windows host. Knows every running VM, those of WSL and containers too, but not
+  the names of all. Needs an administrator, or a member of the group Hyper-V Administrators.
 * ``wmi``: Hyper-V's own management on a Windows host. Knows the VMs of Hyper-V Manager by name, also those that are
   off. Needs the same, and starts PowerShell.
 * ``wsl``: ``wslinfo --vm-id``, on the Windows side and in WSL itself. Needs no rights, but WSL 2.5.10, and starts the
@@ -12,7 +12,7 @@ There is no one place to ask, so there are sources, each with needs of its own:
   ``hv_kvp_daemon``.
 * ``vsock``: this machine's own CID on Linux. A Hyper-V guest's kernel does not know it; a KVM guest's does.
 
-Sources that start a program are asked only if they are named. Nothing is connected or bound.
+Sources that start a program are asked only if you name them. No socket is connected or bound.
 """
 
 from hvsock import _names

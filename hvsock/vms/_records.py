@@ -2,25 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-from hvsock._addresses import (
-    HV_GUID_BROADCAST,
-    HV_GUID_CHILDREN,
-    HV_GUID_LOOPBACK,
-    HV_GUID_PARENT,
-    HV_GUID_SILOHOST,
-    HV_GUID_ZERO,
-    parse_guid,
-)
+from hvsock._addresses import NO_VM, parse_guid
 from hvsock._shown import shown
 
-__all__ = ["NO_VM", "VM", "VMLookupError", "parse_records", "parse_vm_id", "text"]
-
-NO_VM: Final = frozenset(
-    {HV_GUID_ZERO, HV_GUID_BROADCAST, HV_GUID_CHILDREN, HV_GUID_LOOPBACK, HV_GUID_PARENT, HV_GUID_SILOHOST}
-)
+__all__ = ["VM", "VMLookupError", "parse_records", "parse_vm_id", "text"]
 
 
 class VMLookupError(OSError):

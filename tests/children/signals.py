@@ -212,9 +212,9 @@ def in_message(implementation: str, operation: str, what: str, timeout: str) -> 
         helper = Task(peer) if what != "closes" else None
         signal.signal(signal.SIGALRM, handler)
         while not results:
-            # One signal a call where the handler ends it; else they come all the time.
-            signal.setitimer(signal.ITIMER_REAL, TICK / 5, 0 if what in ("raises", "recurses") else TICK / 5)
             try:
+                # One signal a call where the handler ends it; else they come all the time.
+                signal.setitimer(signal.ITIMER_REAL, TICK / 5, 0 if what in ("raises", "recurses") else TICK / 5)
                 results.append(call())
             except FromHandlerError:
                 interrupted += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -35,14 +35,10 @@ def test_server_and_its_clients(server: str, local: str, tmp_path: Path) -> None
     environment = {**os.environ, "HVSOCK_TRANSPORT": local}
     with utils.running([sys.executable, server], tmp_path, environment):
         hvsock.create_connection(("loopback", 8000), transport=local, retry_for=utils.LIMIT).close()
-        for client in clients:
-            done = subprocess.run(
-                [sys.executable, "-W", "error", client],
-                cwd=tmp_path,
-                env={**environment, "HVSOCK_LOCAL_VM": GUEST},
-                capture_output=True,
-                text=True,
-                timeout=utils.LIMIT,
-            )
-            assert (done.returncode, done.stderr) == (0, ""), client
-            assert set(done.stdout.splitlines()) == {f"hello, {GUEST}"}, client
+        with contextlib.ExitStack() as stack:
+            guest = {**environment, "HVSOCK_LOCAL_VM": GUEST}
+            commands = [[sys.executable, "-W", "error", client] for client in clients]
+            asking = [stack.enter_context(utils.running(command, tmp_path, guest)) for command in commands]
+            for client, process in zip(clients, asking, strict=True):
+                output, _ = process.communicate(timeout=utils.LIMIT)
+                assert (process.returncode, set(output.splitlines())) == (0, {f"hello, {GUEST}"}), client

@@ -23,7 +23,6 @@ from hvsock._transports import local
 from hvsock.aio._parser import HEADER, SHORT, MessageParser
 from hvsock.relay import _endpoints
 from hvsock.vms import _hcs
-from hvsock.vms._records import NO_VM
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 
@@ -298,7 +297,7 @@ def hcs(data: bytes) -> None:
             assert len(str(exc)) < 500
             return
     for vm in found:
-        assert type(vm.id) is uuid.UUID and vm.id not in NO_VM
+        assert type(vm.id) is uuid.UUID and vm.id not in addresses.NO_VM
         assert all(type(field) is str for field in vm[1:])
 
 

@@ -1,9 +1,15 @@
-"""The event loops that the libraries are run on."""
+"""The event loops that the libraries are run on, and a server that their clients ask."""
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+
 import pytest
 from aio_loops import KINDS
+from certificates import tls_contexts
+
+from integrations.services import Server, serving
 
 
 @pytest.fixture(params=[name for name in KINDS if name != "winloop"])
@@ -18,3 +24,18 @@ def loop(request: pytest.FixtureRequest) -> str:
     if request.param == "selector" and "proactor" in KINDS:
         pytest.skip("asyncio's selector loop is not woken by Ctrl-C on Windows")
     return str(request.param)
+
+
+@pytest.fixture
+def server(transport: str) -> Iterator[Server]:
+    """A server of HTTP."""
+    with serving(transport) as it:
+        yield it
+
+
+@pytest.fixture
+def secure(transport: str) -> Iterator[tuple[Server, ssl.SSLContext]]:
+    """The same with TLS, and the context for its clients."""
+    for_server, for_client = tls_contexts("TLS 1.3")
+    with serving(transport, for_server) as it:
+        yield it, for_client

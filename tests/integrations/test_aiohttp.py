@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import io
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,17 +16,11 @@ from certificates import tls_contexts
 
 import hvsock
 from integrations import servers
-from integrations.services import BIG, Server, serving
+from integrations.services import BIG, Server
 
 aiohttp = pytest.importorskip("aiohttp", reason="pip install 'hvsock[aiohttp]'")
 
 VM = str(hvsock.HV_GUID_LOOPBACK)
-
-
-@pytest.fixture
-def server(transport: str) -> Iterator[Server]:
-    with serving(transport) as it:
-        yield it
 
 
 @contextlib.asynccontextmanager
@@ -87,13 +81,6 @@ async def test_connect_takes_too_long(bed: Bed, monkeypatch: pytest.MonkeyPatch)
     async with aiohttp.ClientSession(connector=Connector(bed.address, transport=bed.transport)) as it:
         with pytest.raises(aiohttp.ConnectionTimeoutError):
             await it.get("http://agent/", timeout=aiohttp.ClientTimeout(sock_connect=utils.TICK))
-
-
-@pytest.fixture
-def secure(transport: str) -> Iterator[tuple[Server, ssl.SSLContext]]:
-    for_server, for_client = tls_contexts("TLS 1.3")
-    with serving(transport, for_server) as it:
-        yield it, for_client
 
 
 async def test_tls(secure: tuple[Server, ssl.SSLContext], bed: Bed) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import utils
 from aio_loops import Bed
-from certificates import tls_contexts
 
 import hvsock
 from integrations.services import BIG, Server, serving
@@ -20,12 +19,6 @@ from integrations.services import BIG, Server, serving
 httpx = pytest.importorskip("httpx", reason="pip install 'hvsock[httpx]'")
 
 VM = str(hvsock.HV_GUID_LOOPBACK)
-
-
-@pytest.fixture
-def server(transport: str) -> Iterator[Server]:
-    with serving(transport) as it:
-        yield it
 
 
 def client(server: Server, transport: str, **kwargs: Any) -> Any:
@@ -82,13 +75,6 @@ def test_a_body_that_fails(server: Server, transport: str) -> None:
 
     with client(server, transport) as it, pytest.raises(KeyError):
         it.post("/", content=body(), headers={"Content-Length": "2"})
-
-
-@pytest.fixture
-def secure(transport: str) -> Iterator[tuple[Server, ssl.SSLContext]]:
-    for_server, for_client = tls_contexts("TLS 1.3")
-    with serving(transport, for_server) as it:
-        yield it, for_client
 
 
 def test_tls(secure: tuple[Server, ssl.SSLContext], transport: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import utils
-from utils import LIMIT, SLACK, TICK, Address, Pair
+from utils import LIMIT, SLACK, TICK, Address, Pair, takes
 
 if sys.platform != "win32":
     pytest.skip("Windows Python only: tests/windows/run has one", allow_module_level=True)
@@ -92,13 +92,6 @@ def pressed(after: float) -> Iterator[None]:
         yield
     finally:
         presser.join()
-
-
-@contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < seconds
 
 
 # A send is never cancelled
@@ -171,7 +164,7 @@ def test_ctrl_c_of_long_ago(pair: Pair, timeout: float | None) -> None:
 def test_ctrl_c_ends_a_send_that_waits(pair: Pair, timeout: float | None) -> None:
     """And the message is continued by the same call."""
     pair[0].settimeout(timeout)
-    with sigint(signal.default_int_handler), within(SLACK), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
+    with sigint(signal.default_int_handler), takes(0, SLACK), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
         pair[0].send_message(PAYLOAD)
     check_message_arrives(pair)
 
@@ -198,7 +191,7 @@ def test_close_ends_a_send_that_waits(pair: Pair) -> None:
     client.settimeout(None)
     sending = utils.Task(client.sendall, PAYLOAD)
     assert not sending.wait(2 * TICK)
-    with within(0.9):
+    with takes(0, 0.9):
         client.close()
         assert isinstance(sending.error(), OSError)
 
@@ -238,7 +231,7 @@ def test_ctrl_c_of_long_ago_and_an_adopted_send(adopted: Pair) -> None:
 def test_ctrl_c_loses_an_adopted_stream(adopted: Pair) -> None:
     """How much of it was sent is not known: nothing may follow."""
     sock, accepted = adopted
-    with sigint(signal.default_int_handler), within(SLACK), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
+    with sigint(signal.default_int_handler), takes(0, SLACK), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
         sock.sendall(16 * PAYLOAD)
     for send in (sock.send, sock.sendall, sock.send_message, lambda data: sock.sendmsg([data])):
         with pytest.raises(RuntimeError, match="close the socket"):
@@ -253,7 +246,7 @@ def test_close_ends_an_adopted_send(adopted: Pair) -> None:
     sock, _ = adopted
     sending = utils.Task(sock.sendall, 16 * PAYLOAD)
     assert not sending.wait(2 * TICK)
-    with within(0.9):
+    with takes(0, 0.9):
         sock.close()
         assert isinstance(sending.error(), OSError)
 
@@ -412,7 +405,7 @@ def test_clients_that_have_gone_do_not_prolong_the_timeout(address: Address, ser
     with hvsim.faults("accept-context=10054*0"), contextlib.ExitStack() as clients:
         for _ in range(3):
             clients.enter_context(hvsock.create_connection(address, timeout=LIMIT))
-        with within(4 * TICK + SLACK), pytest.raises(TimeoutError):
+        with takes(0, 4 * TICK + SLACK), pytest.raises(TimeoutError):
             server.accept()
 
 
@@ -484,7 +477,7 @@ def test_close_ends_a_send_in_the_system(pair: Pair, timeout: float | None) -> N
         other.settimeout(None)
         sending = utils.Task(sock.sendall, 16 * PAYLOAD)
         assert not sending.wait(2 * TICK)
-        with within(0.9):
+        with takes(0, 0.9):
             sock.close()
             assert isinstance(sending.error(), OSError)
         accepted.sendall(b"x")
@@ -567,11 +560,11 @@ EALREADY = 10037
 def test_timeout_of_a_stubborn_connect(address: Address) -> None:
     with hvsock.HyperVSocket() as sock, hvsim.faults(STUBBORN):
         sock.settimeout(2 * TICK)
-        with within(1.5), pytest.raises(TimeoutError):
+        with takes(0, 1.5), pytest.raises(TimeoutError):
             sock.connect(address)
         for timeout in (2 * TICK, None, 0):
             sock.settimeout(timeout)
-            with within(1.5), pytest.raises(OSError) as caught:
+            with takes(0, 1.5), pytest.raises(OSError) as caught:
                 sock.connect(address)
             assert caught.value.winerror == EALREADY
 
@@ -600,7 +593,7 @@ def test_close_ends_a_stubborn_connect(address: Address) -> None:
         sock.settimeout(LIMIT)
         connecting = utils.Task(sock.connect, address)
         assert not connecting.wait(2 * TICK)
-        with within(1.5):
+        with takes(0, 1.5):
             sock.close()
             assert isinstance(connecting.error(), OSError)
 
@@ -608,7 +601,7 @@ def test_close_ends_a_stubborn_connect(address: Address) -> None:
 def test_ctrl_c_ends_a_stubborn_connect(address: Address) -> None:
     with hvsock.HyperVSocket() as sock, hvsim.faults(STUBBORN):
         sock.settimeout(None)
-        with sigint(signal.default_int_handler), within(1.5), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
+        with sigint(signal.default_int_handler), takes(0, 1.5), pytest.raises(KeyboardInterrupt), pressed(2 * TICK):
             sock.connect(address)
 
 
