@@ -11,7 +11,7 @@ _S = TypeVar("_S", bound=type[Socket])
 
 def own_data_path(cls: _S, /) -> _S: ...
 
-class RelayEngine:
+class RelayEngine:  # on Linux, Windows, macOS and FreeBSD
     def __new__(
         cls,
         listeners: tuple[int, ...],

@@ -556,7 +556,7 @@ static void
 hv_link_is_refused(hv_link *link, int side, int error)
 {
     hv_side *from = &link->sides[side];
-    link->error = error;
+    link->error = hv_error_is_pipe(error) ? link->error : error;
     from->start = from->end;
     from->ended = 1;
 }

@@ -43,7 +43,7 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
         } else if (errno == EAGAIN) {
             to->writable = 0;
         } else if (errno != EINTR) {
-            hv_link_is_refused(link, side, hv_error_is_pipe(errno) ? link->error : errno);
+            hv_link_is_refused(link, side, errno);
         }
     }
     if (from->start < from->end) {

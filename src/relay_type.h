@@ -4,7 +4,7 @@
 
 #include "hv_pump.h"
 
-#if defined(__linux__) || defined(__APPLE__) || defined(__FreeBSD__) || defined(_WIN32)
+#if defined(__linux__) || defined(_WIN32) || defined(__APPLE__) || defined(__FreeBSD__)
 #include "hv_relay.h"
 
 typedef struct {

@@ -85,8 +85,9 @@ class Relay:
     and counted, and does not end the relay.
 
     As a context manager it starts, and at the end of the block stops at once. Methods may be called from any thread.
-    A connection has two descriptors. One thread in C for each processor serves all of them without the GIL, but for
-    those of hybrid vsock and of the transport local: each of these has a thread.
+    A connection has two descriptors. One thread in C for each processor serves all of them without the GIL, except
+    those of hybrid vsock and of the transport local, which have a thread each, as all have on other systems than
+    Linux, Windows, macOS and FreeBSD.
 
     Args:
         listen: the address to listen on; TCP's port 0 is any free one.
