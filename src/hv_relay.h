@@ -365,7 +365,7 @@ hv_loop_free_over(hv_loop *loop)
     }
 }
 
-/* Nothing has come for so long from a side that is to answer. */
+/* ns without an answer, after which a target is closed that cannot be told the end of the stream. */
 #define HV_HOLD 5000000000
 
 static void
@@ -690,6 +690,20 @@ hv_loop_retry_sends(hv_loop *loop)
     }
 }
 
+/* Ends those whose target has been silent; one that a slow reader holds up is not. */
+static void
+hv_loop_release_held(hv_loop *loop)
+{
+    while (!hv_list_is_empty(&loop->held) && HV_OF(loop->held.next, held)->held_until <= loop->now) {
+        hv_link *link = HV_OF(loop->held.next, held);
+        if (link->sides[0].start < link->sides[0].end || link->sides[1].start < link->sides[1].end) {
+            hv_link_hold(loop, link);
+        } else {
+            hv_link_end(loop, link);
+        }
+    }
+}
+
 static void
 hv_loop_on_time(hv_loop *loop)
 {
@@ -704,9 +718,7 @@ hv_loop_on_time(hv_loop *loop)
     while ((link = hv_loop_due(loop, &loop->idle)) != NULL) {
         hv_link_abort(loop, link, HV_LOG_IDLE);
     }
-    while (!hv_list_is_empty(&loop->held) && HV_OF(loop->held.next, held)->held_until <= loop->now) {
-        hv_link_end(loop, HV_OF(loop->held.next, held));
-    }
+    hv_loop_release_held(loop);
     if (!hv_list_is_empty(&loop->blocked) && loop->retry_at <= loop->now) {
         hv_loop_retry_sends(loop);
     }
