@@ -35,6 +35,13 @@ typedef struct {
     hv_accepting accepting[HV_MOST_LISTENERS];
 } hv_poller;
 
+/* The other end of a pipe is closed. */
+static inline int
+hv_error_is_pipe(int error)
+{
+    return error == ERROR_BROKEN_PIPE || error == ERROR_NO_DATA || error == ERROR_PIPE_NOT_CONNECTED;
+}
+
 typedef OVERLAPPED_ENTRY hv_event;
 
 #define HV_EVENT_WAKE 0 /* the token of hv_poller_wake() */

@@ -68,13 +68,6 @@ hv_side_result(const hv_side *side, hv_transfer *transfer, DWORD *n)
     return GetOverlappedResult((HANDLE)side->handle, &transfer->overlapped, n, FALSE) ? 0 : hv_last_error();
 }
 
-/* The other end of a pipe is closed. */
-static int
-hv_error_is_end(int error)
-{
-    return error == ERROR_BROKEN_PIPE || error == ERROR_NO_DATA || error == ERROR_PIPE_NOT_CONNECTED;
-}
-
 /* ---- the end of a direction ---- */
 
 enum { HV_FLUSH_WAITS, HV_FLUSH_OVER, HV_FLUSH_FORGOTTEN };
@@ -228,7 +221,7 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
             return 0;
         }
         if (error != 0) {
-            hv_link_is_refused(link, side, hv_error_is_end(error) ? link->error : error);
+            hv_link_is_refused(link, side, error);
         }
     }
     if (from->sending.is_pending) {
@@ -310,7 +303,7 @@ hv_link_await(hv_loop *loop, hv_link *link, int side)
         hv_link_is_blocked(loop, link);
         return 0;
     }
-    if (hv_error_is_end(error)) {
+    if (hv_error_is_pipe(error)) {
         from->closing = from->readable = 1;
         hv_list_add(&loop->more, &link->more);
         return 0;
@@ -620,7 +613,7 @@ hv_link_on_received(hv_loop *loop, hv_link *link, int side)
     hv_side *it = &link->sides[side];
     DWORD n;
     int error = hv_side_result(it, &it->receiving, &n);
-    if (hv_error_is_end(error)) {
+    if (hv_error_is_pipe(error)) {
         error = hv_link_has_received(loop, link, side, 0);
     } else if (error == 0 && (n > 0 || !it->is_pipe || it->is_message)) { /* a pipe of bytes is not ended by none */
         error = hv_link_has_received(loop, link, side, n);
@@ -643,7 +636,7 @@ hv_link_on_sent(hv_loop *loop, hv_link *link, int side)
         return;
     }
     if (error != 0) {
-        hv_link_is_refused(link, side, hv_error_is_end(error) ? link->error : error);
+        hv_link_is_refused(link, side, error);
     } else {
         hv_link_has_sent(loop, link, side, n);
         hv_link_is_active(loop, link);
