@@ -44,6 +44,7 @@ def test_relay_soak(tmp_path: Path, pytestconfig: pytest.Config) -> None:
         for what in ("whole", "broken off"):
             assert it.seen[f"{end}: {what}"] > 0
     assert last["refused"] == 0
-    assert last["descriptors"] == first["descriptors"]
+    # A thread of the relay may have a socket for its next client, or not yet.
+    assert abs(last["descriptors"] - first["descriptors"]) <= (os.cpu_count() or 1)
     if "LD_PRELOAD" not in os.environ:
         assert last["resident"] - first["resident"] < TOLERATED
