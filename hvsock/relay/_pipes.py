@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
-from hvsock._errors import code_of
+from hvsock._errors import code_of, os_error
 from hvsock.relay._attempt import Attempt, wait_for
 
 __all__ = ["ClientWait", "PipeEnd", "connect_pipe", "make_pipe"]
@@ -18,6 +20,8 @@ _ERROR_PIPE_BUSY: Final = 231
 _PIPE_REJECT_REMOTE_CLIENTS: Final = 8
 _SECURITY_SQOS_PRESENT: Final = 0x00100000
 _SECURITY_IDENTIFICATION: Final = 0x00010000  # the server may ask who the client is, and not act in its name
+# Full access for the system, administrators and the owner. Without it, everybody could open the pipe to read from it.
+_ACCESS: Final = "D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;OW)"
 _BUFFER: Final = 65536  # bytes that the system holds for each direction
 _PAUSE: Final = 0.01  # seconds before another try to connect, as go-winio has it
 
@@ -78,7 +82,29 @@ def make_pipe(path: str, *, first: bool) -> PipeEnd:
         mode |= _winapi.FILE_FLAG_FIRST_PIPE_INSTANCE
     kind = _winapi.PIPE_TYPE_MESSAGE | _PIPE_REJECT_REMOTE_CLIENTS
     most = _winapi.PIPE_UNLIMITED_INSTANCES
-    return PipeEnd(_winapi.CreateNamedPipe(path, mode, kind, most, _BUFFER, _BUFFER, 0, _winapi.NULL))
+    with _security_attributes() as attributes:
+        return PipeEnd(_winapi.CreateNamedPipe(path, mode, kind, most, _BUFFER, _BUFFER, 0, attributes))
+
+
+@contextlib.contextmanager
+def _security_attributes() -> Iterator[int]:
+    """Give the address of a SECURITY_ATTRIBUTES with that access."""
+    import ctypes  # slow to load
+    from ctypes import wintypes
+
+    class Attributes(ctypes.Structure):
+        _fields_ = (("size", wintypes.DWORD), ("descriptor", ctypes.c_void_p), ("is_inherited", wintypes.BOOL))
+
+    load: Any = vars(ctypes)["WinDLL"]
+    advapi, kernel = load("advapi32", use_last_error=True), load("kernel32")
+    descriptor = ctypes.c_void_p()
+    if not advapi.ConvertStringSecurityDescriptorToSecurityDescriptorW(_ACCESS, 1, ctypes.byref(descriptor), None):
+        raise os_error(vars(ctypes)["get_last_error"]())
+    try:
+        attributes = Attributes(ctypes.sizeof(Attributes), descriptor, False)
+        yield ctypes.addressof(attributes)
+    finally:
+        kernel.LocalFree(descriptor)
 
 
 class ClientWait:

@@ -44,6 +44,9 @@ class End:
     def __init__(self, handle: int) -> None:
         self._handle = handle
 
+    def fileno(self) -> int:
+        return self._handle
+
     def send(self, data: bytes) -> None:
         _winapi.WriteFile(self._handle, data)
 
@@ -230,6 +233,19 @@ def test_from_pipe_to_pipe(name: str, tcp: socket.socket) -> None:
         assert client.receive() == b""
         for relay in (inner, outer):
             expect(relay, 0, 1, 0, 0, 0, 7, 6)
+
+
+def test_who_may_open_it(name: str, tcp: socket.socket) -> None:
+    """Neither Everyone (WD) nor an anonymous user (AN), who may read from a pipe of no special access."""
+    advapi = ctypes.WinDLL("advapi32")
+    descriptor, text = ctypes.c_void_p(), wintypes.LPWSTR()
+    with Relay(f"npipe:{name}", uri(tcp)), open_pipe(name) as client:
+        handle = wintypes.HANDLE(client.fileno())
+        assert advapi.GetSecurityInfo(handle, 6, 4, None, None, None, None, ctypes.byref(descriptor)) == 0
+    convert = advapi.ConvertSecurityDescriptorToStringSecurityDescriptorW
+    assert convert(descriptor, 1, 4, ctypes.byref(text), None)
+    assert text.value is not None
+    assert sorted(entry.rpartition(";")[2] for entry in text.value.split(")")[:-1]) == ["BA", "OW", "SY"]
 
 
 def test_clients_one_after_the_other(name: str, tcp: socket.socket) -> None:
