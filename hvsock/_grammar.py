@@ -8,6 +8,7 @@
 ``unix:@NAME``, ``unix://@NAME``                one with an abstract name
 ``hybrid:PATH:PORT``, ``hybrid:///PATH?port=``  the Unix socket of a hybrid vsock, and a guest's port
 ``fd:NUMBER``, ``fd://NUMBER``                  a descriptor of the process
+``npipe:NAME``, ``npipe:////./pipe/NAME``       a named pipe of Windows
 ==============================================  ====================================================
 
 This module only takes a text apart; its callers decide what the parts mean.
@@ -44,6 +45,7 @@ _FORMS: Final = {
     "unix": _form("unix:PATH", r"(?://(?=[/@]))?(?!//)([^?#]*[^/?#])", "()", "mode", "group"),
     "hybrid": _form("hybrid:PATH:PORT", r"(?://(?=/))?(?!//)([^?#]*?[^/?#])", r"(?::([0-9]{1,10}))?", "port"),
     "fd": _form("fd:NUMBER", r"(?://)?([0-9]{1,9})", "()"),
+    "npipe": _form("npipe:NAME", r"(?:(?://)?//\./pipe/|\\\\\.\\pipe\\)?([^/\\?#][^?#]*)", "()"),
 }
 # The name of a VM may be any text, but a path begins with a slash or dots, and a URI with a scheme.
 _SHORT: Final = _form("VM/SERVICE", r"(?!\.{0,2}/|[\w+.-]*:/)(.+)", r"/([^/?#]+)", "transport")
@@ -63,6 +65,7 @@ _MISTAKES: Final = {
     r"vsock:(?://)?([0-9]*|-1)[:/]([0-9]+)/?": r"vsock:\1:\2",
     r"([0-9]+|-1):([0-9]+)": r"vsock:\1:\2",
     r"(?:hvsock|vsock):/*([^/]+)[/:]([^/:]+)/?": r"hvsock://\1/\2",
+    r"((?://|\\\\)\.[/\\]pipe[/\\].+)": r"npipe:\1",
     r"//([^/]+/[^/]+)": r"hvsock://\1",
     rf"(wildcard|children|loopback|parent|silohost|{_GUID}):({_GUID}|[0-9]+)": r"\1/\2",
     rf"([^/]+/(?:{_GUID}|[0-9]+))/": r"\1",
@@ -78,9 +81,9 @@ class Written(NamedTuple):
     kind: str
     """One of `KINDS`."""
     place: str
-    """A VM, a CID, a host, a path or a descriptor."""
+    """A VM, a CID, a host, a path, a descriptor or the name of a pipe."""
     service: str
-    """A service or a port; empty for ``unix`` and ``fd``."""
+    """A service or a port; empty for ``unix``, ``fd`` and ``npipe``."""
     options: dict[str, str]
     """What follows a question mark."""
 

@@ -1,4 +1,5 @@
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, TypeVar
 
@@ -31,13 +32,14 @@ class RelayEngine:  # on Linux, Windows, macOS and FreeBSD
     @property
     def counters(self) -> tuple[int, int, int, int, int, int, int]: ...
 
-class Pump:
-    """Moves bytes between pairs of connected sockets, each pair in a thread of its own."""
+if sys.platform != "win32":
+    class Pump:
+        """Moves bytes between pairs of connected sockets, each pair in a thread of its own."""
 
-    @property
-    def transferred(self) -> tuple[int, int]: ...
-    def run(self, a: int, b: int, idle_timeout: float | None, hold: float | None, /) -> bool: ...
-    def stop(self) -> None: ...
+        @property
+        def transferred(self) -> tuple[int, int]: ...
+        def run(self, a: int, b: int, idle_timeout: float | None, hold: float | None, /) -> bool: ...
+        def stop(self) -> None: ...
 
 class Socket(socket.socket):
     """A `socket.socket` with a data path, waiting and closing of its own.

@@ -13,6 +13,15 @@ typedef struct {
     int is_pending;
 } hv_transfer;
 
+/* A wait until the peer of a pipe has read all of it, in a thread of the system. */
+typedef struct {
+    HANDLE pipe; /* a copy */
+    HANDLE port; /* which is told so, as of an operation with this: */
+    ULONG_PTR token;
+    OVERLAPPED *overlapped;
+    hv_word state;
+} hv_flush;
+
 /* The next client of a listener. */
 typedef struct {
     hv_transfer transfer;
@@ -25,6 +34,13 @@ typedef struct {
     HANDLE port;
     hv_accepting accepting[HV_MOST_LISTENERS];
 } hv_poller;
+
+/* The other end of a pipe is closed. */
+static inline int
+hv_error_is_pipe(int error)
+{
+    return error == ERROR_BROKEN_PIPE || error == ERROR_NO_DATA || error == ERROR_PIPE_NOT_CONNECTED;
+}
 
 typedef OVERLAPPED_ENTRY hv_event;
 

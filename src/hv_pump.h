@@ -1,15 +1,10 @@
 /* The relay's pump: moves bytes between two connected sockets, both ways at once, until both
- * directions have ended. The type Pump is what Python sees of it; hv_pump_posix.h and
- * hv_pump_windows.h have the loop. */
+ * directions have ended. The type Pump is what Python sees of it; hv_pump_posix.h has the loop. Windows has no socket that
+ * needs it. */
 #ifndef HV_PUMP_H
 #define HV_PUMP_H
 
-#include "sock_process.h"
-
-/* One direction's room. Measured from 8 KiB on: the cost of a byte no longer falls above 128 KiB, and
- * splice() through a pipe costs more than this copy unless both are AF_UNIX sockets.
- * Pages that no data has reached are never touched. */
-#define HV_PUMP_ROOM 131072
+#include "relay_arguments.h"
 
 /* What part of `hold` an answer may pause that has begun. */
 #define HV_PUMP_HOLD_PART 5
@@ -149,11 +144,7 @@ hv_pair_left(hv_pair *pair)
     return hold > 0 && (left < 0 || hold < left) ? hold : left;
 }
 
-#ifdef _WIN32
-#include "hv_pump_windows.h"
-#else
 #include "hv_pump_posix.h"
-#endif
 
 /* ---- the type ---- */
 
@@ -193,30 +184,6 @@ pump_dealloc(PyObject *self)
     hv_stop_close(&((pump_object *)self)->stop);
     release(self);
     Py_DECREF(type);
-}
-
-/* Seconds, or None: < 0. */
-static int
-as_seconds(PyObject *object, const char *what, int64_t *ns)
-{
-    double seconds = object == Py_None ? -1.0 : PyFloat_AsDouble(object);
-    if (seconds == -1.0 && PyErr_Occurred()) {
-        return 0;
-    }
-    if (object != Py_None && !(seconds > 0.0)) {
-        PyErr_Format(PyExc_ValueError, "the %s must be above zero", what);
-        return 0;
-    }
-    *ns = seconds < 0.0 ? -1 : (int64_t)((seconds > 3e9 ? 3e9 : seconds) * 1e9) + 1;
-    return 1;
-}
-
-static int
-as_handle(PyObject *object, hv_handle *handle)
-{
-    long long wide = PyLong_AsLongLong(object);
-    *handle = (hv_handle)wide;
-    return !(wide == -1 && PyErr_Occurred());
 }
 
 static PyObject *
@@ -302,16 +269,6 @@ static PyType_Slot pump_slots[] = {
     {Py_tp_doc, (void *)pump_doc}, {Py_tp_new, (void *)pump_new}, {Py_tp_dealloc, (void *)pump_dealloc},
     {Py_tp_methods, pump_methods}, {Py_tp_getset, pump_getset},   {0, NULL},
 };
-
-/* Adds a type to the module, by the last part of its name; 0, or -1 with an exception set. */
-static int
-add_type(PyObject *module, PyType_Spec *spec)
-{
-    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
-    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, strrchr(spec->name, '.') + 1, type);
-    Py_XDECREF(type);
-    return result;
-}
 
 static int
 pump_add_type(PyObject *module)

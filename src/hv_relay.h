@@ -38,6 +38,7 @@ typedef struct hv_loop hv_loop;
 typedef struct hv_link hv_link;
 
 static void hv_handle_abort(hv_handle handle); /* with a reset, where the family has one: not the end of the stream */
+static void hv_link_close_side(hv_link *link, int side, int is_clean);
 static void hv_loop_listen(hv_loop *loop, int on);
 static void hv_loop_on_event(hv_loop *loop, const hv_event *event);
 static void hv_link_begin(hv_loop *loop, hv_link *link);   /* both sides are connected */
@@ -157,6 +158,8 @@ typedef struct {
     char *room;          /* NULL: nothing */
 #ifdef _WIN32
     hv_transfer receiving, sending; /* from here; and on to the other side, out of the room */
+    hv_flush *flush;                /* of the other side, before the end is passed on to it */
+    uint8_t is_pipe, is_message;    /* a named pipe; one that an empty message ends */
     char first[HV_FIRST];           /* what is being received from here */
 #endif
 } hv_side;
@@ -172,9 +175,10 @@ typedef enum {
 
 struct hv_link {
     hv_side sides[2];
-    hv_node all, timed, blocked, more; /* the lists of its thread that it is in */
-    int64_t deadline;                  /* of the list `timed` */
-    int64_t limit;                     /* for connecting to this target */
+    hv_node all, timed, blocked, more, held; /* the lists of its thread that it is in */
+    int64_t deadline;                        /* of the list `timed`, */
+    int64_t held_until;                      /* ... and of the list `held` */
+    int64_t limit;                           /* for connecting to this target */
     hv_link_state state;
     uint8_t has_moved; /* something, in this turn */
     int target;        /* index of the one that is tried */
@@ -195,6 +199,7 @@ struct hv_loop {
     hv_node connecting, retrying, idle; /* in the order of their deadlines */
     hv_node blocked;                    /* a side takes nothing more */
     hv_node more;                       /* there is more to be received at once */
+    hv_node held;                       /* an end is kept from a target that would take it for the end of both */
     hv_node over;                       /* freed after the events, when nothing may name them any more */
     char *rooms[HV_ROOMS];
     int room_count;
@@ -305,16 +310,15 @@ hv_link_close(hv_loop *loop, hv_link *link, int is_clean)
     int i;
     for (i = 0; i < 2; i++) {
         hv_side *side = &link->sides[i];
-        if (side->handle != HV_NO_HANDLE && is_clean) {
-            hv_close(side->handle);
-        } else if (side->handle != HV_NO_HANDLE) {
-            hv_handle_abort(side->handle);
+        if (side->handle != HV_NO_HANDLE) {
+            hv_link_close_side(link, i, is_clean);
         }
         side->handle = HV_NO_HANDLE;
     }
     hv_node_remove(&link->timed);
     hv_node_remove(&link->blocked);
     hv_node_remove(&link->more);
+    hv_node_remove(&link->held);
     link->state = HV_LINK_OVER;
     hv_list_add(&loop->over, &link->all);
     loop->accept_at = loop->now; /* there may be descriptors now */
@@ -361,9 +365,22 @@ hv_loop_free_over(hv_loop *loop)
     }
 }
 
+/* ns without an answer, after which a target is closed that cannot be told the end of the stream. */
+#define HV_HOLD 5000000000
+
+static void
+hv_link_hold(hv_loop *loop, hv_link *link)
+{
+    link->held_until = loop->now + HV_HOLD;
+    hv_list_add(&loop->held, &link->held);
+}
+
 static void
 hv_link_is_active(hv_loop *loop, hv_link *link)
 {
+    if (!hv_list_is_empty(&link->held)) {
+        hv_link_hold(loop, link);
+    }
     if (loop->engine->idle_limit >= 0) {
         link->deadline = loop->now + loop->engine->idle_limit;
         hv_list_add(&loop->idle, &link->timed);
@@ -384,6 +401,7 @@ hv_link_new(hv_handle client, hv_handle target, const hv_origin *origin)
         hv_node_init(&link->timed);
         hv_node_init(&link->blocked);
         hv_node_init(&link->more);
+        hv_node_init(&link->held);
     }
     return link;
 }
@@ -672,6 +690,20 @@ hv_loop_retry_sends(hv_loop *loop)
     }
 }
 
+/* Ends those whose target has been silent; one that a slow reader holds up is not. */
+static void
+hv_loop_release_held(hv_loop *loop)
+{
+    while (!hv_list_is_empty(&loop->held) && HV_OF(loop->held.next, held)->held_until <= loop->now) {
+        hv_link *link = HV_OF(loop->held.next, held);
+        if (link->sides[0].start < link->sides[0].end || link->sides[1].start < link->sides[1].end) {
+            hv_link_hold(loop, link);
+        } else {
+            hv_link_end(loop, link);
+        }
+    }
+}
+
 static void
 hv_loop_on_time(hv_loop *loop)
 {
@@ -686,6 +718,7 @@ hv_loop_on_time(hv_loop *loop)
     while ((link = hv_loop_due(loop, &loop->idle)) != NULL) {
         hv_link_abort(loop, link, HV_LOG_IDLE);
     }
+    hv_loop_release_held(loop);
     if (!hv_list_is_empty(&loop->blocked) && loop->retry_at <= loop->now) {
         hv_loop_retry_sends(loop);
     }
@@ -711,6 +744,9 @@ hv_loop_timeout(const hv_loop *loop)
         if (!hv_list_is_empty(lists[i]) && HV_OF(lists[i]->next, timed)->deadline < until) {
             until = HV_OF(lists[i]->next, timed)->deadline;
         }
+    }
+    if (!hv_list_is_empty(&loop->held) && HV_OF(loop->held.next, held)->held_until < until) {
+        until = HV_OF(loop->held.next, held)->held_until;
     }
     if (!hv_list_is_empty(&loop->blocked) && loop->retry_at < until) {
         until = loop->retry_at;
@@ -745,8 +781,8 @@ hv_loop_turn(hv_loop *loop)
 static int
 hv_loop_open(hv_loop *loop, hv_engine *engine)
 {
-    hv_node *lists[] = {&loop->all,     &loop->connecting, &loop->retrying, &loop->idle,
-                        &loop->blocked, &loop->more,       &loop->over,     &loop->arrived};
+    hv_node *lists[] = {&loop->held,    &loop->all,  &loop->connecting, &loop->retrying, &loop->idle,
+                        &loop->blocked, &loop->more, &loop->over,       &loop->arrived};
     size_t i;
     memset(loop, 0, sizeof *loop);
     for (i = 0; i < sizeof lists / sizeof *lists; i++) {

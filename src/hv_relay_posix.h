@@ -18,6 +18,16 @@ hv_handle_abort(hv_handle handle)
     close(handle);
 }
 
+static void
+hv_link_close_side(hv_link *link, int side, int is_clean)
+{
+    if (is_clean) {
+        hv_close(link->sides[side].handle);
+    } else {
+        hv_handle_abort(link->sides[side].handle);
+    }
+}
+
 /* ---- moving ---- */
 
 static int

@@ -1,7 +1,10 @@
 /* The engine where a system says what has ended. A receive is pending on every side that has nothing to be sent on, and
  * is given little memory: a connection that says nothing has no room. When it has ended, what else is there is received
  * into a room and sent on without waiting; what is not taken is given to one overlapped send. Nothing is cancelled but
- * by closing, when nothing of the connection is to be kept. */
+ * by closing, when nothing of the connection is to be kept.
+ *
+ * A named pipe knows no attempts: what it is sent is always pending. It has no end of one direction either, but that an
+ * empty message is taken for one where the pipe is made of messages, as by go-winio, Docker's. */
 #ifndef HV_RELAY_WINDOWS_H
 #define HV_RELAY_WINDOWS_H
 
@@ -55,6 +58,108 @@ hv_transfer_result(hv_transfer *transfer, hv_handle handle, DWORD *n)
     return WSAGetOverlappedResult(handle, &transfer->overlapped, n, FALSE, &flags) ? 0 : hv_last_error();
 }
 
+/* The same of an operation on the handle of a side. */
+static int
+hv_side_result(const hv_side *side, hv_transfer *transfer, DWORD *n)
+{
+    if (!side->is_pipe) {
+        return hv_transfer_result(transfer, side->handle, n);
+    }
+    return GetOverlappedResult((HANDLE)side->handle, &transfer->overlapped, n, FALSE) ? 0 : hv_last_error();
+}
+
+/* ---- the end of a direction ---- */
+
+enum { HV_FLUSH_WAITS, HV_FLUSH_OVER, HV_FLUSH_FORGOTTEN };
+
+static DWORD WINAPI
+hv_flush_run(void *argument)
+{
+    hv_flush *flush = argument;
+    long seen = HV_FLUSH_WAITS;
+    FlushFileBuffers(flush->pipe);
+    CloseHandle(flush->pipe);
+    if (hv_word_swap_if(&flush->state, &seen, HV_FLUSH_OVER)) {
+        PostQueuedCompletionStatus(flush->port, 0, flush->token, flush->overlapped); /* the link frees it */
+    } else {
+        free(flush);
+    }
+    return 0;
+}
+
+static void
+hv_link_forget_flush(hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    long seen = HV_FLUSH_WAITS;
+    if (from->flush != NULL && hv_word_swap_if(&from->flush->state, &seen, HV_FLUSH_FORGOTTEN)) {
+        from->flush = NULL;
+        hv_transfer_ended(&from->sending, &link->pending);
+    }
+}
+
+static void
+hv_link_send_empty(hv_link *link, int side)
+{
+    hv_transfer *transfer = &link->sides[side].sending;
+    int ok = WriteFile((HANDLE)link->sides[1 - side].handle, "", 0, NULL, hv_transfer_new(transfer));
+    hv_transfer_begun(transfer, &link->pending, ok); /* an error is the other direction's too */
+}
+
+/* A reader that does not read by messages takes an empty one for nothing, if it reads it together with one before. */
+static void
+hv_link_send_empty_alone(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    HANDLE self = GetCurrentProcess(), pipe = (HANDLE)link->sides[1 - side].handle;
+    hv_flush *flush = calloc(1, sizeof *flush);
+    int ok = flush != NULL && DuplicateHandle(self, pipe, self, &flush->pipe, 0, FALSE, DUPLICATE_SAME_ACCESS);
+    if (ok) {
+        flush->port = loop->poller.port;
+        flush->token = (uintptr_t)link | (uintptr_t)(1 - side);
+        flush->overlapped = hv_transfer_new(&from->sending);
+        ok = QueueUserWorkItem(hv_flush_run, flush, WT_EXECUTELONGFUNCTION);
+        if (!ok) {
+            CloseHandle(flush->pipe);
+        }
+    }
+    if (!ok) {
+        free(flush);
+        hv_link_send_empty(link, side);
+        return;
+    }
+    from->flush = flush;
+    hv_transfer_begun(&from->sending, &link->pending, 1);
+}
+
+static void
+hv_link_pass_end(hv_loop *loop, hv_link *link, int side)
+{
+    const hv_side *to = &link->sides[1 - side];
+    if (!to->is_pipe) {
+        shutdown(to->handle, SD_SEND);
+    } else if (!to->ended && to->is_message) {
+        hv_link_send_empty_alone(loop, link, side);
+    } else if (!to->ended) {
+        hv_link_hold(loop, link);
+    }
+}
+
+static void
+hv_link_close_side(hv_link *link, int side, int is_clean)
+{
+    const hv_side *it = &link->sides[side];
+    hv_link_forget_flush(link, 1 - side);
+    if (it->is_pipe) {
+        CancelIoEx((HANDLE)it->handle, NULL);
+        CloseHandle((HANDLE)it->handle);
+    } else if (is_clean) {
+        hv_close(it->handle);
+    } else {
+        hv_handle_abort(it->handle);
+    }
+}
+
 /* ---- moving ---- */
 
 static void
@@ -88,9 +193,12 @@ static int
 hv_link_send_pending(hv_link *link, int side)
 {
     hv_side *from = &link->sides[side];
+    const hv_side *to = &link->sides[1 - side];
     WSABUF data = {from->end - from->start, from->room + from->start};
     for (;;) {
-        int ok = WSASend(link->sides[1 - side].handle, &data, 1, NULL, 0, hv_transfer_new(&from->sending), NULL) == 0;
+        OVERLAPPED *overlapped = hv_transfer_new(&from->sending);
+        int ok = to->is_pipe ? WriteFile((HANDLE)to->handle, data.buf, data.len, NULL, overlapped)
+                             : WSASend(to->handle, &data, 1, NULL, 0, overlapped, NULL) == 0;
         int error = hv_transfer_begun(&from->sending, &link->pending, ok);
         if (error != WSAENOBUFS || data.len <= HV_SEND_LEAST) {
             return error;
@@ -104,7 +212,7 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
 {
     hv_side *from = &link->sides[side];
     while (!from->sending.is_pending && from->start < from->end) {
-        int error = hv_link_send_now(loop, link, side);
+        int error = link->sides[1 - side].is_pipe ? WSAEWOULDBLOCK : hv_link_send_now(loop, link, side);
         if (error == WSAEWOULDBLOCK) {
             error = hv_link_send_pending(link, side);
         }
@@ -119,7 +227,9 @@ hv_link_send(hv_loop *loop, hv_link *link, int side)
     if (from->sending.is_pending) {
         return 0;
     }
-    hv_side_drop_room(loop, from);
+    if (!from->receiving.is_pending) { /* into the room, where a pipe has more */
+        hv_side_drop_room(loop, from);
+    }
     return 1;
 }
 
@@ -146,27 +256,56 @@ hv_link_receive(hv_loop *loop, hv_link *link, int side)
     if (from->closing) {
         from->ended = 1;
         link->has_moved = 1;
-        shutdown(link->sides[1 - side].handle, SD_SEND);
+        hv_link_pass_end(loop, link, side);
         return 0;
     }
     from->room = hv_loop_take_room(loop);
     return from->room == NULL ? HV_ERROR_NO_MEMORY : hv_link_fill(link, side);
 }
 
+/* Begins a receive of a pipe: into the room if there is much already. 0, or the error. */
 static int
-hv_link_await(hv_loop *loop, hv_link *link, int side)
+hv_link_await_pipe(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    HANDLE pipe = (HANDLE)from->handle;
+    DWORD there = 0, size = HV_FIRST;
+    char *room = from->first;
+    if (PeekNamedPipe(pipe, NULL, 0, NULL, &there, NULL) && there > HV_FIRST) {
+        from->room = room = hv_loop_take_room(loop);
+        size = HV_PUMP_ROOM;
+    }
+    return room == NULL ? HV_ERROR_NO_MEMORY
+                        : hv_transfer_begun(&from->receiving, &link->pending,
+                                            ReadFile(pipe, room, size, NULL, hv_transfer_new(&from->receiving)));
+}
+
+static int
+hv_link_await_socket(hv_link *link, int side)
 {
     hv_side *from = &link->sides[side];
     WSABUF room = {HV_FIRST, from->first};
     DWORD flags = 0;
-    int ok, error;
+    int ok = WSARecv(from->handle, &room, 1, NULL, &flags, hv_transfer_new(&from->receiving), NULL) == 0;
+    return hv_transfer_begun(&from->receiving, &link->pending, ok);
+}
+
+static int
+hv_link_await(hv_loop *loop, hv_link *link, int side)
+{
+    hv_side *from = &link->sides[side];
+    int error;
     if (from->receiving.is_pending) {
         return 0;
     }
-    ok = WSARecv(from->handle, &room, 1, NULL, &flags, hv_transfer_new(&from->receiving), NULL) == 0;
-    error = hv_transfer_begun(&from->receiving, &link->pending, ok);
+    error = from->is_pipe ? hv_link_await_pipe(loop, link, side) : hv_link_await_socket(link, side);
     if (error == WSAEWOULDBLOCK) { /* too much is pending in this system */
         hv_link_is_blocked(loop, link);
+        return 0;
+    }
+    if (hv_error_is_pipe(error)) {
+        from->closing = from->readable = 1;
+        hv_list_add(&loop->more, &link->more);
         return 0;
     }
     return error;
@@ -181,13 +320,16 @@ hv_link_has_received(hv_loop *loop, hv_link *link, int side, DWORD n)
         from->closing = from->readable = 1;
         return 0;
     }
+    from->end = n;
+    if (from->room != NULL) {
+        return 0;
+    }
     from->room = hv_loop_take_room(loop);
     if (from->room == NULL) {
         return HV_ERROR_NO_MEMORY;
     }
     memcpy(from->room, from->first, n);
-    from->end = n;
-    return n == HV_FIRST ? hv_link_fill(link, side) : 0;
+    return n == HV_FIRST && !from->is_pipe ? hv_link_fill(link, side) : 0;
 }
 
 /* ---- connecting ---- */
@@ -203,18 +345,30 @@ hv_socket_new(int family, int proto)
 {
     hv_handle handle =
         WSASocketW(family, SOCK_STREAM, proto, NULL, 0, WSA_FLAG_OVERLAPPED | WSA_FLAG_NO_HANDLE_INHERIT);
-    char on = 1;
+    BOOL on = TRUE;
     if (handle != INVALID_SOCKET && family != HV_AF_HYPERV) {
-        setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        setsockopt(handle, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+        setsockopt(handle, IPPROTO_TCP, TCP_NODELAY, (const char *)&on, sizeof on);
+        setsockopt(handle, SOL_SOCKET, SO_KEEPALIVE, (const char *)&on, sizeof on);
     }
     return handle;
 }
 
 static void
+hv_side_set_up(hv_side *side)
+{
+    DWORD flags = 0;
+    side->is_pipe = (uint8_t)GetNamedPipeInfo((HANDLE)side->handle, &flags, NULL, NULL, NULL);
+    side->is_message = side->is_pipe && (flags & PIPE_TYPE_MESSAGE) != 0;
+}
+
+static void
 hv_link_begin(hv_loop *loop, hv_link *link)
 {
-    int error = hv_loop_watch(loop, link, 0);
+    int error, i;
+    for (i = 0; i < 2 && link->state == HV_LINK_CONNECTED; i++) { /* by others */
+        hv_side_set_up(&link->sides[i]);
+    }
+    error = hv_loop_watch(loop, link, 0);
     if (error == 0 && link->state != HV_LINK_CONNECTING) { /* where the target is watched already */
         error = hv_loop_watch(loop, link, 1);
     }
@@ -222,8 +376,11 @@ hv_link_begin(hv_loop *loop, hv_link *link)
         hv_link_fail(loop, link, error);
         return;
     }
-    hv_set_mode(link->sides[0].handle, 1);
-    hv_set_mode(link->sides[1].handle, 1);
+    for (i = 0; i < 2; i++) {
+        if (!link->sides[i].is_pipe) {
+            hv_set_mode(link->sides[i].handle, 1);
+        }
+    }
     link->state = HV_LINK_MOVING;
     hv_node_remove(&link->timed);
     hv_link_is_active(loop, link);
@@ -455,8 +612,10 @@ hv_link_on_received(hv_loop *loop, hv_link *link, int side)
 {
     hv_side *it = &link->sides[side];
     DWORD n;
-    int error = hv_transfer_result(&it->receiving, it->handle, &n);
-    if (error == 0) {
+    int error = hv_side_result(it, &it->receiving, &n);
+    if (hv_error_is_pipe(error)) {
+        error = hv_link_has_received(loop, link, side, 0);
+    } else if (error == 0 && (n > 0 || !it->is_pipe || it->is_message)) { /* a pipe of bytes is not ended by none */
         error = hv_link_has_received(loop, link, side, n);
     }
     if (error != 0) {
@@ -470,8 +629,12 @@ hv_link_on_received(hv_loop *loop, hv_link *link, int side)
 static void
 hv_link_on_sent(hv_loop *loop, hv_link *link, int side)
 {
+    hv_side *from = &link->sides[side];
     DWORD n;
-    int error = hv_transfer_result(&link->sides[side].sending, link->sides[1 - side].handle, &n);
+    int error = hv_side_result(&link->sides[1 - side], &from->sending, &n);
+    if (from->ended) { /* it was the end: an error of it is the other direction's too */
+        return;
+    }
     if (error != 0) {
         hv_link_is_refused(link, side, error);
     } else {
@@ -481,21 +644,35 @@ hv_link_on_sent(hv_loop *loop, hv_link *link, int side)
     hv_link_move(loop, link);
 }
 
+/* A flush or a send of this direction is over. */
+static void
+hv_loop_on_sending(hv_loop *loop, hv_link *link, int side)
+{
+    hv_flush *flush = link->sides[side].flush;
+    link->sides[side].flush = NULL;
+    free(flush);
+    if (link->state == HV_LINK_OVER) {
+        return;
+    }
+    if (flush != NULL) {
+        hv_link_send_empty(link, side);
+    } else {
+        hv_link_on_sent(loop, link, side);
+    }
+}
+
 /* An operation on the handle of a side has ended. */
 static void
 hv_loop_on_link(hv_loop *loop, hv_link *link, int side, const OVERLAPPED *overlapped)
 {
     int is_received = overlapped == &link->sides[side].receiving.overlapped;
     hv_transfer_ended(is_received ? &link->sides[side].receiving : &link->sides[1 - side].sending, &link->pending);
-    if (link->state == HV_LINK_OVER) {
-        return;
-    }
-    if (link->state == HV_LINK_CONNECTING) {
+    if (!is_received) {
+        hv_loop_on_sending(loop, link, 1 - side);
+    } else if (link->state == HV_LINK_CONNECTING) {
         hv_link_settle(loop, link);
-    } else if (is_received) {
+    } else if (link->state == HV_LINK_MOVING) {
         hv_link_on_received(loop, link, side);
-    } else {
-        hv_link_on_sent(loop, link, 1 - side);
     }
 }
 

@@ -2,7 +2,11 @@
 #ifndef RELAY_TYPE_H
 #define RELAY_TYPE_H
 
+#ifdef _WIN32
+#include "relay_arguments.h"
+#else
 #include "hv_pump.h"
+#endif
 
 #if defined(__linux__) || defined(_WIN32) || defined(__APPLE__) || defined(__FreeBSD__)
 #include "hv_relay.h"
@@ -279,6 +283,15 @@ engine_add_type(PyObject *module)
     };
     return add_type(module, &spec);
 }
+
+#ifdef _WIN32
+/* The engine serves every kind of socket that there is. */
+static int
+pump_add_type(PyObject *Py_UNUSED(module))
+{
+    return 0;
+}
+#endif
 
 #else
 

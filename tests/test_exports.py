@@ -58,6 +58,7 @@ TESTED_ELSEWHERE = {
     "relay_engine": "test_relay",
     "relay_listeners": "test_relay",
     "relay_native": "test_relay",
+    "relay_pipes": "test_relay_endpoints",  # and windows/test_relay_pipes.py
     "relay_relay": "test_relay",
     "relay_tcp": "test_relay",
     "shown": "test_addresses",

@@ -40,11 +40,13 @@ from utils import (
 )
 
 import hvsock
-from hvsock._hvsock import Pump
 from hvsock.relay import Counters, Relay, _tcp
 from hvsock.relay._endpoints import Hybrid
 from hvsock.relay._engine import Engine
 from hvsock.relay._listeners import TcpListener
+
+if sys.platform != "win32":
+    from hvsock._hvsock import Pump
 
 TRANSPORTS = [name for name in TESTED if name in utils.TRANSPORTS]
 KINDS = ["tcp", *([] if WINDOWS else ["unix"]), *TRANSPORTS]
@@ -53,6 +55,7 @@ PAIRS = [(one, other) for one in KINDS for other in KINDS]
 #: How a stream ends that the relay cuts off. Wine turns an abortive close into an orderly one.
 CUT = "end" if WINE else "reset"
 
+pumped = pytest.mark.skipif(WINDOWS, reason="on Windows there is the engine alone: run it on POSIX")
 posix_only = pytest.mark.skipif(WINDOWS, reason="Python has no AF_UNIX on Windows: run it on POSIX")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that says so: run it there")
 no_reset = pytest.mark.skipif(WINE, reason="Wine turns an abortive close into an orderly one: run it on Windows")
@@ -619,6 +622,7 @@ def test_clients_of_the_engine_wait_for_descriptors(kind: str, room: int, local_
         assert child.finish() == ["20 accepted, refused 0 failed 0"]
 
 
+@pumped
 @pytest.mark.parametrize(
     ("error", "pauses"),
     [
@@ -729,7 +733,7 @@ def connects_by(way: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"retry_for": LIMIT} if way == "both" else {}
 
 
-WAYS = pytest.mark.parametrize("way", ["engine", "both", "threads"] if sys.platform == "linux" else ["threads"])
+WAYS = pytest.mark.parametrize("way", ["engine", "both", pytest.param("threads", marks=pumped)])
 
 
 @WAYS
@@ -1173,7 +1177,16 @@ def test_hybrid_listen(local_directory: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("", "is not of the form VM/SERVICE, vsock:CID:PORT, tcp:HOST:PORT, unix:PATH, hybrid:PATH:PORT or fd:NUMBER"),
+        (
+            "",
+            "is not of the form VM/SERVICE, vsock:CID:PORT, tcp:HOST:PORT, unix:PATH, hybrid:PATH:PORT, fd:NUMBER or ",
+        ),
+        ("npipe:", "of the form npipe:NAME"),
+        ("npipe:////server/pipe/a", "of the form npipe:NAME"),
+        ("npipe:a?b=1", "no option 'b'"),
+        (r"\\.\pipe\a", r"; did you mean 'npipe:\\\\.\\pipe\\a'?"),
+        ("//./pipe/a", "; did you mean 'npipe://./pipe/a'?"),
+        (f"npipe:{'a' * 248}", "the path of a pipe has 256 characters at most"),
         ("localhost:80", "; did you mean 'tcp:localhost:80'?"),
         ("wildcard:5000", "; did you mean 'wildcard/5000'?"),
         ("/run/a", "; did you mean 'unix:/run/a'?"),
@@ -1257,6 +1270,11 @@ def test_addresses_to_listen_on_only(uri: str) -> None:
         "unix:///run/a%2520b",
         "hybrid:/v.sock:4294967294",
         "hybrid:///v.sock?port=0",
+        "npipe:a b.c",
+        "npipe:////./pipe/docker_engine",
+        "npipe://./pipe/docker_engine",
+        r"npipe:\\.\pipe\ProtectedPrefix\a",
+        f"npipe:{'a' * 247}",
     ],
 )
 def test_addresses(uri: str) -> None:
@@ -1525,6 +1543,7 @@ def ends() -> Iterator[Ends]:
         yield Ends(Pump(), client, a, b, server)
 
 
+@pumped
 def test_pump_counts_while_it_runs(ends: Ends) -> None:
     task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
     ends.client.sendall(b"12345")
@@ -1539,6 +1558,7 @@ def test_pump_counts_while_it_runs(ends: Ends) -> None:
     assert task.result() is True
 
 
+@pumped
 def test_pump_that_was_stopped(ends: Ends) -> None:
     task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
     assert not task.wait(2 * TICK)
@@ -1550,7 +1570,7 @@ def test_pump_that_was_stopped(ends: Ends) -> None:
     assert ends.a.recv(1) == b"x"  # the handles are still open
 
 
-@posix_only
+@pumped
 def test_pump_keeps_an_end(ends: Ends) -> None:
     """For less time once an answer has begun, and not while a slow reader is what holds it up."""
     task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, 80 * TICK)
@@ -1568,7 +1588,7 @@ def test_pump_keeps_an_end(ends: Ends) -> None:
     assert task.result() is True
 
 
-@posix_only
+@pumped
 def test_pump_sleeps(ends: Ends) -> None:
     """It uses no processor while it can do nothing, whatever the sockets' states."""
     task = Task(ends.pump.run, ends.a.fileno(), ends.b.fileno(), None, None)
@@ -1594,6 +1614,7 @@ def test_pump_sleeps(ends: Ends) -> None:
     task.result()
 
 
+@pumped
 @pytest.mark.parametrize("direction", [0, 1])
 def test_pump_of_a_closed_descriptor(ends: Ends, direction: int) -> None:
     number = ends.a.fileno()
@@ -1603,11 +1624,13 @@ def test_pump_of_a_closed_descriptor(ends: Ends, direction: int) -> None:
         ends.pump.run(*(pair if direction == 0 else pair[::-1]), None, None)
 
 
+@pumped
 def test_pump_times_out(ends: Ends) -> None:
     with pytest.raises(TimeoutError, match="idle timeout"):
         ends.pump.run(ends.a.fileno(), ends.b.fileno(), TICK, None)
 
 
+@pumped
 def test_pump_arguments(ends: Ends) -> None:
     run: Any = ends.pump.run
     a, b = ends.a.fileno(), ends.b.fileno()
@@ -1626,6 +1649,7 @@ def test_pump_arguments(ends: Ends) -> None:
         Pump(1)  # type: ignore[call-arg]
 
 
+@pumped
 def test_pump_is_stopped_as_often_as_one_likes(ends: Ends) -> None:
     """It never waits for room to say so, with or without a run that could hear it."""
     task = Task(lambda: [ends.pump.stop() for _ in range(100_000)])
@@ -1633,7 +1657,7 @@ def test_pump_is_stopped_as_often_as_one_likes(ends: Ends) -> None:
     assert ends.pump.run(ends.a.fileno(), ends.b.fileno(), None, None) is False
 
 
-@posix_only
+@pumped
 def test_pumps_leave_nothing() -> None:
     before = open_descriptors()
     for _ in range(100):

@@ -143,6 +143,12 @@ def test_windows_passes_no_listeners() -> None:
         Relay("fd:3", "tcp://:1").start()
 
 
+@posix_only
+def test_only_windows_has_named_pipes() -> None:
+    with pytest.raises(OSError, match="only Windows has such pipes"):
+        Relay("npipe:name", "tcp://:1").start()
+
+
 def send_a_descriptor(sock: socket.socket) -> None:
     socket.send_fds(sock, [b"a"], [sock.fileno()])
 

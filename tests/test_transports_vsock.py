@@ -28,8 +28,10 @@ from utils import LIMIT, SLACK, TICK, Child, Task
 
 import hvsock
 from hvsock import aio
-from hvsock._hvsock import Pump
 from hvsock._transports import vsock
+
+if sys.platform != "win32":
+    from hvsock._hvsock import Pump
 
 TRANSPORT = vsock.VsockTransport()
 ANY, LOCAL, HOST = 0xFFFFFFFF, 1, 2

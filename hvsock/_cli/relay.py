@@ -149,6 +149,7 @@ def command(
     Listens at LISTEN until Ctrl-C or SIGTERM, and connects each client to CONNECT. Each is VM/SERVICE, vsock:CID:PORT,
     tcp:HOST:PORT, unix:PATH, unix:@NAME or hybrid:PATH:PORT. tcp::PORT is this machine's loopback, because anything
     that reaches the port reaches the target. LISTEN may be fd:NUMBER, a listener with which systemd starts the command.
+    On Windows both may be npipe:NAME, a named pipe.
 
     When one side stops sending, the other sees the end and can still answer. The numbers of connections and bytes are
     printed at the end, and when the relay gets SIGUSR1 (on Windows, Ctrl-Break).

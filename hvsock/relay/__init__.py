@@ -13,6 +13,9 @@ a hypervisor. An address is one of these:
 * ``unix:@NAME``, a Unix socket with an abstract name, which is not a file. Only Linux has them.
 * ``fd:NUMBER``, to listen on: a listener of any kind with which the process was started, such as systemd's ``fd:3``. A
   copy of it is used, and the original stays open. Not on Windows.
+* ``npipe:NAME`` or ``npipe:////./pipe/NAME``, a named pipe of Windows on this machine. A pipe of messages, as Docker's
+  and those that a relay makes, can end one direction, by an empty message; a pipe of bytes, as that of OpenSSH's agent,
+  only both: it is kept open for an answer until nothing has come for 5 seconds.
 * ``hybrid:PATH:PORT``: the Unix sockets by which Firecracker and cloud-hypervisor give their host a guest's
   ``AF_VSOCK``. Connecting asks at PATH for the guest's PORT; listening on it serves, at ``PATH_PORT``, the guests that
   connect to the host's PORT.

@@ -22,13 +22,15 @@ from hvsock._transports import Transport, default_transport, transport_named
 from hvsock._transports.local import bind_path
 from hvsock.relay._access import DEFAULT_ACCESS, Access
 from hvsock.relay._attempt import Attempt, Wake
-from hvsock.relay._listeners import InheritedListener, Listener, OwnListener, TcpListener
+from hvsock.relay._listeners import InheritedListener, Listener, OwnListener, PipeListener, TcpListener
 from hvsock.relay._native import Native, to_abstract, to_hyperv, to_tcp, to_unix, to_vsock
+from hvsock.relay._pipes import PipeEnd, connect_pipe
 from hvsock.relay._tcp import connect, listen, tcp_text
 
-__all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Tcp", "Unix", "parse"]
+__all__ = ["Abstract", "Endpoint", "Hybrid", "HyperV", "Inherited", "Pipe", "Tcp", "Unix", "parse"]
 
 _BACKLOG: Final = 1024  # connections that may wait to be accepted; systems lower it to their own limit
+_LONGEST_PIPE: Final = 256  # characters of a path: CreateNamedPipe
 _LONGEST_ANSWER: Final = 32  # bytes of an answer to CONNECT; "OK 4294967295\n" has 14
 _AF_UNIX: Final = getattr(socket, "AF_UNIX", -2)
 _NATIVE: Final[dict[str, Callable[[HyperVAddress], Native | None]]] = {"hyperv": to_hyperv, "vsock": to_vsock}
@@ -49,7 +51,7 @@ class Endpoint(abc.ABC):
         """Listen."""
 
     @abc.abstractmethod
-    def connect(self, attempt: Attempt) -> socket.socket:
+    def connect(self, attempt: Attempt) -> socket.socket | PipeEnd:
         """Connect."""
 
     def addresses(self) -> tuple[Native, ...]:
@@ -304,13 +306,39 @@ class Hybrid(Unix):
             )
 
 
-_KINDS: Final[dict[str, type[HyperV | Tcp | Unix | Inherited]]] = {
+class Pipe(Endpoint):
+    """A named pipe of Windows: ``npipe:NAME``."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self._path = "\\\\.\\pipe\\" + name.replace("/", "\\")
+        if len(self._path) > _LONGEST_PIPE:
+            raise ValueError(
+                f"the path of a pipe has {_LONGEST_PIPE} characters at most; {shown(self._path)} is longer"
+            )
+
+    @classmethod
+    def of(cls, text: str, written: Written) -> Self:
+        return cls(text, written.place)
+
+    def listen(self, closing: Wake) -> Listener:
+        return PipeListener(self.text, self._path)
+
+    def connect(self, attempt: Attempt) -> PipeEnd:
+        return connect_pipe(self._path, attempt)
+
+    def unavailable(self) -> str | None:
+        return None if sys.platform == "win32" else "only Windows has such pipes"
+
+
+_KINDS: Final[dict[str, type[HyperV | Tcp | Unix | Inherited | Pipe]]] = {
     "hvsock": HyperV,
     "vsock": HyperV,
     "tcp": Tcp,
     "unix": Unix,
     "hybrid": Hybrid,
     "fd": Inherited,
+    "npipe": Pipe,
 }
 
 

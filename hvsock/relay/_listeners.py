@@ -8,6 +8,7 @@ import errno
 import os
 import selectors
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -16,9 +17,10 @@ from hvsock._hvsock import Socket
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._attempt import Wake, wait_for
 from hvsock.relay._native import text_of
+from hvsock.relay._pipes import ClientWait, PipeEnd, make_pipe
 from hvsock.relay._tcp import FAMILIES, tcp_text, tune
 
-__all__ = ["InheritedListener", "Listener", "OwnListener", "TcpListener"]
+__all__ = ["InheritedListener", "Listener", "OwnListener", "PipeListener", "TcpListener"]
 
 
 class Listener(abc.ABC):
@@ -28,7 +30,7 @@ class Listener(abc.ABC):
         self.text = text
 
     @abc.abstractmethod
-    def accept(self) -> tuple[socket.socket, str]:
+    def accept(self) -> tuple[socket.socket | PipeEnd, str]:
         """Wait for a connection; return it and its name for the log."""
 
     @abc.abstractmethod
@@ -162,3 +164,52 @@ def _listens(sock: socket.socket) -> bool:
         if exc.errno != errno.ENOPROTOOPT:
             raise
         return True  # macOS does not tell
+
+
+class PipeListener(Listener):
+    """Instances of a named pipe of Windows: one for each client, and one for the next.
+
+    Raises:
+        OSError: another program listens on it, or as the system says.
+    """
+
+    def __init__(self, text: str, path: str) -> None:
+        super().__init__(text)
+        self._path = path
+        self._next: PipeEnd | None = make_pipe(path, first=True)  # belongs to the thread that accepts
+        self._lock = threading.Lock()  # guards what follows
+        self._is_over = False
+        self._waiting: ClientWait | None = None
+
+    def accept(self) -> tuple[PipeEnd, str]:
+        instance = self._next or make_pipe(self._path, first=False)
+        self._next = None
+        try:
+            self._wait(instance)
+        except OSError:  # its client has gone already, or the relay stops
+            instance.close()
+            raise
+        with contextlib.suppress(OSError):  # another try is due with the next accept()
+            self._next = make_pipe(self._path, first=False)
+        return instance, f"a client of {self.text}"
+
+    def _wait(self, instance: PipeEnd) -> None:
+        with self._lock:
+            if self._is_over:
+                raise OSError(errno.ECANCELED, "the relay stops")
+            waiting = self._waiting = ClientWait(instance)
+        if not waiting.result():
+            raise OSError(errno.ECANCELED, "the relay stops")
+
+    def interrupt(self) -> None:
+        with self._lock:
+            self._is_over = True
+            if self._waiting is not None:
+                self._waiting.cancel()
+
+    def sockets(self) -> Sequence[socket.socket]:
+        return ()
+
+    def close(self) -> None:
+        if self._next is not None:
+            self._next.close()

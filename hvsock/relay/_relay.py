@@ -14,15 +14,21 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
-from hvsock._hvsock import Pump, Socket
+from hvsock._hvsock import Socket
 from hvsock._retries import Retries
 from hvsock._transports.vsock import VsockTransport
 from hvsock.relay._attempt import Attempt, Wake, deadline_after, time_left, wait_for
 from hvsock.relay._endpoints import parse
 from hvsock.relay._engine import NO_DESCRIPTORS, Engine, error_text, warn_of_accept
 from hvsock.relay._listeners import Listener
+from hvsock.relay._pipes import PipeEnd
+
+if sys.platform != "win32":
+    from hvsock._hvsock import Pump
+else:
+    Pump = Any  # an engine serves all that there is
 
 __all__ = ["Counters", "Relay"]
 
@@ -36,6 +42,8 @@ _LONGEST_SLICE: Final = 3600.0  # seconds, for other threads, which do not get i
 _NOT_YET: Final = NO_DESCRIPTORS | {errno.ENOENT}
 _LINGER_NOT: Final = struct.pack("HH" if sys.platform == "win32" else "ii", 1, 0)  # close() resets
 _AF_VSOCK: Final = VsockTransport.family
+
+_Connected: TypeAlias = socket.socket | PipeEnd
 
 
 class Counters(NamedTuple):
@@ -129,8 +137,8 @@ class Relay:
         self._changed = threading.Condition()  # guards what follows
         self._state = _State.NEW
         self._parts: _Parts | None = None  # once started
-        self._pump: Pump | None = None  # while running
-        self._engine: Engine | None = None  # while running, if it has one
+        self._engine: Engine | None = None  # while running, if it can serve;
+        self._pump: Pump | None = None  # ... otherwise this
         self._counted = (0,) * len(Counters._fields)  # by these two, afterwards
         self._is_accepting = False  # the thread that does; it has the listener
         self._reaching: set[Socket] = set()  # what is connecting, to be closed by stop()
@@ -161,11 +169,11 @@ class Relay:
 
     def _moved(self) -> tuple[int, ...]:
         """Return the part of the counters that is not counted here."""
-        if self._pump is None:
-            return self._counted
         if self._engine is not None:
             return self._engine.counters
-        return (0, 0, 0, 0, 0, *self._pump.transferred)
+        if self._pump is not None:
+            return (0, 0, 0, 0, 0, *self._pump.transferred)
+        return self._counted
 
     def start(self) -> None:
         """Listen, and serve in threads of its own.
@@ -190,11 +198,9 @@ class Relay:
                     exc.add_note(f"listen on {self._source.text}")
                     raise
                 engine = self._start_engine(listener, undo) if Engine.serves(self._source, self._target) else None
-                pump = Pump()  # after what may fail: whoever keeps the error, with its trace, would keep it open
+                pump = Pump() if engine is None else None  # after what may fail: the error's trace would keep it open
                 if engine is None or not engine.accepts:
-                    thread = threading.Thread(
-                        target=self._accept, args=(listener, pump), name="relay-accept", daemon=True
-                    )
+                    thread = threading.Thread(target=self._accept, args=(listener,), name="relay-accept", daemon=True)
                     thread.start()  # it waits for the lock
                     self._running = 1
                     self._is_accepting = True
@@ -272,7 +278,7 @@ class Relay:
         if engine is not None:
             engine.end()
         with self._changed:
-            if self._pump is None:  # another stop() was faster
+            if self._state is _State.STOPPED:  # another stop() was faster
                 return
             self._counted = self._moved()
             self._pump = self._engine = None  # and their descriptors
@@ -357,7 +363,7 @@ class Relay:
             self._done.append(threading.current_thread())
             self._changed.notify_all()
 
-    def _accept(self, listener: Listener, pump: Pump) -> None:
+    def _accept(self, listener: Listener) -> None:
         pause = _FIRST_PAUSE
         try:
             with listener:
@@ -373,7 +379,7 @@ class Relay:
                         self._wait(functools.partial(self._has_news, running), pause)
                         pause = min(2 * pause, _LONGEST_PAUSE)
                     else:
-                        self._admit(pump, client, name, place)
+                        self._admit(client, name, place)
                         pause = _FIRST_PAUSE
         finally:
             with self._changed:
@@ -384,7 +390,7 @@ class Relay:
         """Whether stop() was called, or a connection has ended and returned resources that the system lacked."""
         return self._state is not _State.RUNNING or self._running < running
 
-    def _next_client(self, listener: Listener) -> tuple[socket.socket, str, socket.socket]:
+    def _next_client(self, listener: Listener) -> tuple[_Connected, str, socket.socket]:
         """Accept only while a descriptor for the target is reserved; otherwise leave the client in the backlog.
 
         What keeps it is a socket of no use, the last item: which kind the target needs may take a name server to know.
@@ -400,7 +406,7 @@ class Relay:
             undo.pop_all()
         return client, name, place
 
-    def _admit(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+    def _admit(self, client: _Connected, name: str, place: socket.socket) -> None:
         self._join()  # of threads that are about to end
         with self._changed:
             self._total += 1
@@ -408,7 +414,7 @@ class Relay:
             refusal = None if is_open < self._max_connections else f"{self._max_connections} connections are open"
             if refusal is None:
                 thread = threading.Thread(
-                    target=self._serve, args=(pump, client, name, place), name="relay-connection", daemon=True
+                    target=self._serve, args=(client, name, place), name="relay-connection", daemon=True
                 )
                 try:
                     thread.start()
@@ -424,14 +430,14 @@ class Relay:
             _abort(client)
             place.close()
 
-    def _serve(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
+    def _serve(self, client: _Connected, name: str, place: socket.socket) -> None:
         try:
-            self._connect_and_pump(pump, client, name, place)
+            self._connect_and_pump(client, name, place)
         finally:
             self._leave()
 
-    def _connect_and_pump(self, pump: Pump, client: socket.socket, name: str, place: socket.socket) -> None:
-        target: socket.socket | None = None
+    def _connect_and_pump(self, client: _Connected, name: str, place: socket.socket) -> None:
+        target: _Connected | None = None
         ended = False
         try:
             target = self._reach(place)
@@ -443,7 +449,8 @@ class Relay:
                 target.detach()
                 return
             logger.debug("%s: connected to %s", name, self.target)
-            ended = pump.run(client.fileno(), target.fileno(), self._idle_timeout, self._target.hold)
+            assert self._pump is not None
+            ended = self._pump.run(client.fileno(), target.fileno(), self._idle_timeout, self._target.hold)
             logger.debug("%s: %s", name, "ended" if ended else "aborted by stop()")
         except (OSError, ValueError) as exc:
             if target is None:
@@ -462,7 +469,7 @@ class Relay:
                 if sock is not None:
                     _close(sock) if ended else _abort(sock)
 
-    def _reach(self, place: socket.socket) -> socket.socket:
+    def _reach(self, place: socket.socket) -> _Connected:
         assert self._parts is not None
         aborting = self._parts.aborting
         room = functools.partial(self._room, place)
@@ -508,14 +515,15 @@ def _slice_of(left: float | None) -> float:
     return longest if left is None else max(0.0, min(left, longest))
 
 
-def _close(sock: socket.socket) -> None:
+def _close(sock: _Connected) -> None:
     with contextlib.suppress(OSError):
         sock.close()
 
 
-def _abort(sock: socket.socket) -> None:
+def _abort(sock: _Connected) -> None:
     """Close the socket with a reset, if its family has one: the peer must not take it for the end of the stream."""
-    if sock.family != _AF_VSOCK:  # it has none, and CPython takes no struct for its options
+    # AF_VSOCK has none, and CPython takes no struct for its options.
+    if isinstance(sock, socket.socket) and sock.family != _AF_VSOCK:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
     _close(sock)

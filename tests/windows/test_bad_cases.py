@@ -29,7 +29,6 @@ if sys.platform != "win32":
 
 import hvsock
 from hvsock import aio
-from hvsock._hvsock import Pump
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
@@ -301,54 +300,6 @@ def test_room_is_not_announced(pair: Pair, timeout: float | None) -> None:
         client.sendall(PAYLOAD[:100_000])
     client.shutdown(socket.SHUT_WR)
     assert reader.result() == PAYLOAD[:100_000]
-
-
-# The relay's pump
-
-
-@pytest.mark.parametrize("fault", ["", "sending=limit:5000*0", "sending=short:1000*0"])
-def test_pump(address: Address, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    monkeypatch.setenv("HVSIM_RING", str(RING))
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(hvsock.create_server(address))
-        ends: list[Any] = []
-        for _ in range(2):
-            ends.append(stack.enter_context(hvsock.create_connection(address, timeout=LIMIT)))
-            ends.append(stack.enter_context(server.accept()[0]))
-        left, one, other, right = ends
-        pump = Pump()
-        with hvsim.faults(*fault.split()):
-            running = utils.Task(pump.run, one.fileno(), other.fileno(), None, None)
-            readers = [Reader(left), Reader(right)]
-            senders = [utils.Task(left.sendall, PAYLOAD), utils.Task(right.sendall, PAYLOAD[::-1])]
-            for sender in senders:
-                sender.result()
-            left.shutdown(socket.SHUT_WR)
-            right.shutdown(socket.SHUT_WR)
-            assert readers[1].result() == PAYLOAD
-            assert readers[0].result() == PAYLOAD[::-1]
-            assert running.result() is True
-        assert pump.transferred == (len(PAYLOAD), len(PAYLOAD))
-
-
-def test_pump_is_stopped_while_it_waits_for_room(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HVSIM_RING", str(RING))
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(hvsock.create_server(address))
-        ends: list[Any] = []
-        for _ in range(2):
-            ends.append(stack.enter_context(hvsock.create_connection(address, timeout=LIMIT)))
-            ends.append(stack.enter_context(server.accept()[0]))
-        left, one, other, right = ends
-        pump = Pump()
-        running = utils.Task(pump.run, one.fileno(), other.fileno(), None, None)
-        utils.fill(left)
-        assert not running.wait(2 * TICK)
-        pump.stop()
-        assert running.result() is False
-        moved, _ = pump.transferred
-        right.settimeout(LIMIT)
-        assert len(utils.receive_exactly(right, moved)) == moved  # the count is what has arrived
 
 
 # accept and connect

@@ -24,6 +24,7 @@ if sys.platform != "win32":
 
 import hvsock
 from hvsock.relay import Relay
+from hvsock.relay._native import to_tcp
 
 hvsim = pytest.importorskip("hvsim", reason="the simulated provider only: tests/windows/run has it")
 
@@ -232,3 +233,12 @@ def test_the_client_in_the_log(rig: Callable[..., Rig], caplog: pytest.LogCaptur
     client.close()
     server.close()
     utils.wait_for(lambda: f"/{own}: ended" in caplog.text)
+
+
+def test_several_addresses_are_not_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows takes 2 s to see that a port refuses: connect() asks the other address meanwhile."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80)) for host in ("127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert to_tcp("localhost", 80) == ()
+    found.pop()
+    assert to_tcp("localhost", 80) == ((2, 6, b"\2\0\0\x50\x7f\0\0\2" + bytes(8)),)
