@@ -287,35 +287,38 @@ async def test_peer_that_vanishes(bed: Bed, with_transports: bool) -> None:
         assert isinstance(await ended, ConnectionError)
 
 
-class SocketOfGonePeer(hvsock.HyperVSocket):
-    """As AF_VSOCK is once its peer has gone."""
+class NotesShutdowns(hvsock.HyperVSocket):
+    """A socket that notes how it is shut down."""
 
-    sends: int
     shutdowns: list[int]
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        self.sends += 1
-        if self.sends == 1:
-            return 0
-        if self.sends == 2:
-            raise RuntimeError("amid a message")
-        raise BrokenPipeError
 
     def shutdown(self, how: int) -> None:
         self.shutdowns.append(how)
+        super().shutdown(how)
 
 
-async def test_gone_peer_of_vsock(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(utils.WINDOWS, reason="POSIX only: the looks are for Linux' AF_VSOCK")
+@pytest.mark.parametrize("amid_message", [False, True])
+async def test_gone_peer_of_vsock(bed: Bed, amid_message: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look in each second, until the socket cannot send any more: then shutdown() wakes what waits for it."""
     monkeypatch.setattr(_connect, "_LOOK", TICK / 100)
-    with SocketOfGonePeer(transport=bed.transport) as sock, hvsock.HyperVSocket(transport=bed.transport) as closed:
-        sock.sends, sock.shutdowns = 0, []
-        monkeypatch.setattr(_connect, "_AF_VSOCK", sock.family)
-        loop = asyncio.get_running_loop()
-        for _ in range(2):
-            _connect.end_with_peer(loop, sock)
+    loop = asyncio.get_running_loop()
+    one, peer = utils.make_pair(bed.transport)
+    monkeypatch.setattr(_connect, "_AF_VSOCK", one.family)
+    with peer, NotesShutdowns(fileno=one.detach()) as sock, hvsock.HyperVSocket(transport=bed.transport) as closed:
+        sock.setblocking(False)
+        sock.shutdowns = []
+        stream = aio.MessageStream(sock)  # looks, too
+        sending = asyncio.create_task(stream.send(bytes(1 << 24)) if amid_message else asyncio.sleep(0))
+        _connect.end_with_peer(loop, sock)
         _connect.end_with_peer(loop, closed)
         closed.close()
+        await asyncio.sleep(TICK / 5)
+        assert sock.shutdowns == []
+        peer.close()
         await eventually(lambda: sock.shutdowns)
+        await asyncio.wait([sending])
+        assert isinstance(sending.exception(), ConnectionError) == amid_message
         await asyncio.sleep(TICK / 10)
-        assert (sock.sends, sock.shutdowns) == (3, [socket.SHUT_WR])
+        assert sock.shutdowns == [socket.SHUT_WR]
+        await stream.aclose()

@@ -351,7 +351,8 @@ async def test_start_tls(bed: Bed) -> None:
         await writer.start_tls(client_context, server_hostname="")
         assert writer.get_extra_info("cipher")
         assert writer.get_extra_info("peername") == server.sockets[0].getsockname()
-        payload = random_bytes(MIB)
+        # After start_tls(), asyncio's own streams of 3.14 may not resume reading once they have paused, on AF_UNIX too.
+        payload = random_bytes(MIB if sys.version_info < (3, 14) else 100_000)
         writer.write(payload)
         assert await reader.readexactly(len(payload)) == payload
         assert [type(peer) for peer in seen] == [hvsock.HyperVAddress]

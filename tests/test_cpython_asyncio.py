@@ -72,10 +72,9 @@ TRANSPORT = {
     "test_events.*.test_create_datagram_endpoint": "makes a datagram socket, which Hyper-V has not",
     "test_events.*.test_create_datagram_endpoint_ipv6": "the same",
     "test_events.*.test_create_datagram_endpoint_sock": "the same",
-    "test_events.*.test_datagram_send_to_non_listening_address": "the same",
+    "test_events.*.test_datagram_*": "the same",
     "test_sendfile.*.test_sendfile_not_supported": "the same",
-    "test_sock_lowlevel.*.test_recvfrom": "the same",
-    "test_sock_lowlevel.*.test_recvfrom_into": "the same",
+    "test_sock_lowlevel.*.test_recvfrom*": "the same",
     "test_sock_lowlevel.*.test_sendto_blocking": "the same",
     "test_events.*.test_create_server_dual_stack": "IPv6 is TCP's",
     "test_events.*.test_create_server_reuse_port": "SO_REUSEPORT is TCP's",
@@ -109,6 +108,10 @@ if sys.version_info[:2] == (3, 12):
         "test_server.TestServer2.test_wait_closed_basic": "calls what is private in asyncio's Server",
         "test_server.TestServer2.test_wait_closed_race": "the same",
     }
+if sys.version_info >= (3, 14):
+    TRANSPORT["test_streams.StreamTests.test_open_connection_happy_eyeball_refcycles"] = (
+        "a Hyper-V address stands for no others that could be tried meanwhile"
+    )
 
 
 def tables(kind: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -178,6 +181,8 @@ def test_table_on_tcp() -> None:
 def test_transport(transport: str) -> None:
     if SHOWN_FAMILY == "hyperv":
         pytest.skip(NO_TLS)
+    if transport == "hyperv" and sys.version_info < (3, 12):
+        pytest.skip("CPython has sockets of AF_HYPERV from 3.12 on, and TLS makes one")
     check(transport)
 
 

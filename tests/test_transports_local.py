@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -582,7 +583,8 @@ def test_the_lock_is_no_childs(local_directory: Path) -> None:
     """A child that is forked while the lock is held has a part in it, and keeps it from nobody."""
     where = str(local_directory)
     read, write = os.pipe()
-    with local_module._locked(where):
+    with local_module._locked(where), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 and later warn of a fork beside a thread
         child = os.fork()
         if child == 0:
             os.close(write)

@@ -149,13 +149,11 @@ def _look(loop: asyncio.AbstractEventLoop, reference: weakref.ref[HyperVSocket])
     if sock is None or sock.fileno() < 0:
         return
     try:
-        sock.send(b"")
+        socket.socket.send(sock, b"")  # its own send() refuses amid a message
     except OSError:
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
         return
-    except RuntimeError:  # amid a message, whose sender looks by itself
-        pass
     loop.call_later(_LOOK, _look, loop, reference)
 
 

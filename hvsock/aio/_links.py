@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Final
 
 from hvsock._sockets import HyperVSocket
-from hvsock._transports.vsock import VsockTransport
 from hvsock.aio._connect import settle
 from hvsock.aio._parser import HEADER, LONGEST, SHORT, MessageParser
 from hvsock.aio._turns import Waiter
@@ -22,8 +21,6 @@ Buffer = bytes | bytearray | memoryview
 
 _MOST_BUFFERS: Final = 64  # of one system call; the systems' own limits are higher
 _LARGE: Final = 2**18  # bytes; what a system takes of a message at once is less as a rule
-_AF_VSOCK: Final = VsockTransport.family  # does not always say that its peer is gone, only a send does
-_SEND_RETRY: Final = 1.0  # seconds
 _SEND_LEAST: Final = 4096  # bytes that there has to be memory for
 
 
@@ -180,14 +177,9 @@ class WatchedLink(Link):
     async def writable(self) -> None:
         self._sender = self._loop.create_future()
         self._loop.add_writer(self._handle, settle, self._sender)
-        retry = None
-        if self._sock.family == _AF_VSOCK:
-            retry = self._loop.call_later(_SEND_RETRY, settle, self._sender)
         try:
             await self._sender
         finally:
-            if retry is not None:
-                retry.cancel()
             self._sender = None
             if self._sock.fileno() >= 0:
                 self._loop.remove_writer(self._handle)

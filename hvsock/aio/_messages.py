@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from hvsock._addresses import Address
 from hvsock._sockets import HyperVSocket
-from hvsock.aio._connect import connect, watches_sockets
+from hvsock.aio._connect import connect, end_with_peer, watches_sockets
 from hvsock.aio._links import Buffer, Link, OverlappedLink, WatchedLink, to_be_repeated
 from hvsock.aio._parser import HEADER
 from hvsock.aio._server import BaseServer, check_most, listener
@@ -56,6 +56,7 @@ class MessageStream:
         loop = asyncio.get_running_loop()
         self._sock = sock
         sock.setblocking(False)
+        end_with_peer(loop, sock)
         kind = WatchedLink if watches_sockets(loop) else OverlappedLink
         self._link: Link = kind(loop, sock)
         self._closed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import os
 import sys
 import time
@@ -29,6 +30,7 @@ def hand_over_by_fork(port: str) -> None:
     assert sys.platform != "win32"
     listener = hvsock.create_server(("wildcard", int(port)), transport="local")
     reader, writer = os.pipe()
+    faulthandler.cancel_dump_traceback_later()  # CPython 3.15 warns of its thread at a fork
     child = os.fork()
     if child == 0:
         os.read(reader, 1)
