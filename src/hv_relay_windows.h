@@ -240,8 +240,8 @@ hv_link_fill(hv_link *link, int side)
     hv_side *from = &link->sides[side];
     int size = HV_PUMP_ROOM - (int)from->end, n = recv(from->handle, from->room + from->end, size, 0);
     int error = n < 0 ? hv_last_error() : 0;
-    from->readable = n == 0 || n == size;
-    from->closing = n == 0;
+    from->closing = (uint8_t)(n == 0);
+    from->readable = (uint8_t)(n == 0 || n == size);
     if (n > 0) {
         from->end += (uint32_t)n;
         link->has_moved = 1;
@@ -358,7 +358,7 @@ hv_side_set_up(hv_side *side)
 {
     DWORD flags = 0;
     side->is_pipe = (uint8_t)GetNamedPipeInfo((HANDLE)side->handle, &flags, NULL, NULL, NULL);
-    side->is_message = side->is_pipe && (flags & PIPE_TYPE_MESSAGE) != 0;
+    side->is_message = (uint8_t)(side->is_pipe && (flags & PIPE_TYPE_MESSAGE) != 0);
 }
 
 static void

@@ -146,11 +146,11 @@ hv_error_is_reset(int error)
     return error == WSAECONNRESET;
 }
 
-/* Errors of AcceptEx that are of the client, which has gone already, and not of the listener. */
+/* Errors of AcceptEx that are of the client, which has gone already, and not of the listener; the last one is Wine's. */
 static inline int
 hv_error_is_of_client(int error)
 {
-    return error == WSAECONNRESET || error == WSAECONNABORTED || error == ERROR_NETNAME_DELETED;
+    return error == WSAECONNRESET || error == WSAECONNABORTED || error == ERROR_NETNAME_DELETED || error == WSAENOTCONN;
 }
 
 /* Hyper-V sockets have been seen to fail without an error (moby/vpnkit pull 83, while a VM reboots):
