@@ -435,11 +435,7 @@ hv_link_connect(hv_loop *loop, hv_link *link)
         hv_link_try_next(loop, link, error);
         return;
     }
-    link->state = HV_LINK_CONNECTING;
-    if (link->limit != HV_NEVER) {
-        link->deadline = link->limit;
-        hv_list_add(&loop->connecting, &link->timed);
-    }
+    hv_link_is_connecting(loop, link);
 }
 
 /* The target was not reached: it is the next one's turn, when the system has let go of the connect. */
