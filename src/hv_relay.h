@@ -573,6 +573,17 @@ hv_link_is_blocked(hv_loop *loop, hv_link *link)
 
 /* ---- connecting ---- */
 
+/* The connect is under way, until the limit. */
+static void
+hv_link_is_connecting(hv_loop *loop, hv_link *link)
+{
+    link->state = HV_LINK_CONNECTING;
+    if (link->limit != HV_NEVER) {
+        link->deadline = link->limit;
+        hv_list_add(&loop->connecting, &link->timed);
+    }
+}
+
 /* Connects to the target that is next. They share the time. */
 static void
 hv_link_try(hv_loop *loop, hv_link *link)

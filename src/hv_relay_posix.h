@@ -209,13 +209,9 @@ hv_link_connect(hv_loop *loop, hv_link *link)
         link->deadline = loop->now + HV_UNIX_RETRY;
         hv_list_add(&loop->retrying, &link->timed);
     } else if (error == EINPROGRESS && (error = hv_loop_watch(loop, link, 1)) == 0) {
-        link->state = HV_LINK_CONNECTING;
-        if (link->limit != HV_NEVER) {
-            link->deadline = link->limit;
-            hv_list_add(&loop->connecting, &link->timed);
-        }
+        hv_link_is_connecting(loop, link);
     } else {
-        hv_link_fail(loop, link, error);
+        hv_link_try_next(loop, link, error);
     }
 }
 

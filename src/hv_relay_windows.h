@@ -401,7 +401,7 @@ static int
 hv_link_begin_connect(hv_loop *loop, hv_link *link)
 {
     const hv_target *target = &loop->engine->targets[link->target];
-    struct sockaddr_storage any = {0};
+    hv_sockaddr any;
     hv_handle handle = hv_socket_new(target->family, target->proto);
     hv_transfer *transfer = &link->sides[1].receiving;
     LPFN_CONNECTEX connect_ex;
@@ -411,9 +411,10 @@ hv_link_begin_connect(hv_loop *loop, hv_link *link)
         return hv_last_error();
     }
     link->sides[1].handle = handle;
-    any.ss_family = (ADDRESS_FAMILY)target->family;
+    hv_sockaddr_clear(&any);
+    any.u.any.sa_family = (ADDRESS_FAMILY)target->family;
     if ((target->family == HV_AF_HYPERV && hv_set_connect_timeout(handle, loop->engine->connect_limit) != 0) ||
-        bind(handle, (const struct sockaddr *)&any, target->length) != 0) { /* ConnectEx wants a bound socket */
+        bind(handle, &any.u.any, target->length) != 0) { /* ConnectEx wants a bound socket */
         return hv_last_error();
     }
     error = hv_loop_watch(loop, link, 1);
@@ -434,11 +435,7 @@ hv_link_connect(hv_loop *loop, hv_link *link)
         hv_link_try_next(loop, link, error);
         return;
     }
-    link->state = HV_LINK_CONNECTING;
-    if (link->limit != HV_NEVER) {
-        link->deadline = link->limit;
-        hv_list_add(&loop->connecting, &link->timed);
-    }
+    hv_link_is_connecting(loop, link);
 }
 
 /* The target was not reached: it is the next one's turn, when the system has let go of the connect. */

@@ -1433,6 +1433,20 @@ def test_what_is_late_about_one_address_says_nothing_about_the_next(
         assert relay.counters[:5] == (0, 1, 0, 1, 0)
 
 
+def test_an_address_of_localhost_that_fails_at_once(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ::1 without IPv6: the next one is tried by the engine too."""
+    it = rig()
+    port = it.listener.getsockname()[1]
+    resolve, found = socket.getaddrinfo, [on_loopback(port, host) for host in ("255.255.255.255", "127.0.0.1")]
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *args, **kw: found if host == "localhost" else resolve(host, *args, **kw)
+    )
+    relay = Relay("tcp://:0", f"tcp://localhost:{port}")
+    with relay, dial(relay.address) as client, it.listener.accept()[0] as server:
+        server.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+
 @linux_only
 def test_addresses_that_all_stay_silent_time_out_together(
     name_service: Callable[[list[Resolved]], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
