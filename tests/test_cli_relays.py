@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import utils
 from command_line import ended, failure, posix, run, service, start
 
 from hvsock._cli import relays
+from hvsock._cli.relay import Orders
 
 
 def written(path: Path, *pairs: tuple[str, str], more: str = "") -> Path:
@@ -107,6 +110,23 @@ def refuses(port: int) -> bool:
 def echoes(sock: socket.socket) -> bool:
     sock.sendall(b"x")
     return sock.recv(1) == b"x"
+
+
+@posix
+def test_a_signal_that_another_thread_gets() -> None:
+    """The system chooses the thread; the one that waits is woken in any case."""
+    done: list[str] = []
+
+    def send() -> None:
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            time.sleep(2 * utils.TICK)  # until the other one waits
+            signal.pthread_kill(threading.get_ident(), number)
+
+    with Orders({signal.SIGUSR1: lambda: done.append("done")}) as orders:
+        task = utils.Task(send)
+        orders.carry_out()
+    task.result()
+    assert done == ["done"]
 
 
 @posix

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import signal
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -35,8 +36,6 @@ EXAMPLES = """
                 several in one process
 """
 
-_SLICE: Final = 0.1 if sys.platform == "win32" else None  # seconds: there, Ctrl-C does not interrupt such a wait
-
 if sys.platform == "win32":
     _COUNTERS: Final = signal.SIGBREAK  # Ctrl-Break
 else:
@@ -48,7 +47,7 @@ class Orders:
 
     def __init__(self, orders: Mapping[int, Callable[[], object]]) -> None:
         self._orders = orders
-        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()  # whose put() a signal may interrupt, and call
+        self._came: deque[int] = deque()
         self._taken = contextlib.ExitStack()
         self._ends = False
 
@@ -61,22 +60,36 @@ class Orders:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._take(number, self._end, taken)
+            reader = self._reader(taken)
             while not self._ends:
-                with contextlib.suppress(queue.Empty):
-                    self._orders.get(self._came.get(timeout=_SLICE), lambda: None)()
+                if self._came:
+                    self._orders.get(self._came.popleft(), lambda: None)()
+                else:
+                    reader.recv(1)
+
+    def _reader(self, stack: contextlib.ExitStack) -> socket.socket:
+        """Return a socket that has a byte for each signal.
+
+        A signal that comes just before a wait, or that the system gives to another thread, would not end the wait by
+        itself.
+        """
+        reader, writer = (stack.enter_context(sock) for sock in socket.socketpair())
+        writer.setblocking(False)
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False))
+        return reader
 
     def _end(self, number: int, _frame: object) -> None:
         if self._ends:
             raise KeyboardInterrupt
         self._ends = True
-        self._came.put(number)
+        self._came.append(number)
 
     def _take(self, number: int, handler: Callable[[int, Any], object], stack: contextlib.ExitStack) -> None:
         stack.callback(signal.signal, number, signal.signal(number, handler))
 
     def __enter__(self) -> Self:
         for number in self._orders:
-            self._take(number, lambda number, _frame: self._came.put(number), self._taken)
+            self._take(number, lambda number, _frame: self._came.append(number), self._taken)
         return self
 
     def __exit__(self, *_: object) -> None:
