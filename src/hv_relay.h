@@ -44,10 +44,10 @@ static void hv_loop_on_event(hv_loop *loop, const hv_event *event);
 static void hv_link_begin(hv_loop *loop, hv_link *link);   /* both sides are connected */
 static void hv_link_try(hv_loop *loop, hv_link *link);     /* connects to its target, for as long as that may take */
 static void hv_link_connect(hv_loop *loop, hv_link *link); /* to its target, until the limit */
-static void hv_link_try_next(hv_loop *loop, hv_link *link, int error); /* that target was not reached */
-static int hv_link_send(hv_loop *loop, hv_link *link, int side);       /* false: its peer takes nothing more now */
-static int hv_link_receive(hv_loop *loop, hv_link *link, int side);    /* 0, also if there is nothing, or the error */
-static int hv_link_await(hv_loop *loop, hv_link *link, int side); /* for something to be received; 0, or the error */
+static void hv_link_leave_target(hv_loop *loop, hv_link *link);     /* for the one that is next, which is tried */
+static int hv_link_send(hv_loop *loop, hv_link *link, int side);    /* false: its peer takes nothing more now */
+static int hv_link_receive(hv_loop *loop, hv_link *link, int side); /* 0, also if there is nothing, or the error */
+static int hv_link_await(hv_loop *loop, hv_link *link, int side);   /* for something to be received; 0, or the error */
 
 /* ---- lists ---- */
 
@@ -592,6 +592,25 @@ hv_link_try(hv_loop *loop, hv_link *link)
     link->state = HV_LINK_NEW;
     link->limit = limit < 0 ? HV_NEVER : loop->now + limit / loop->engine->target_count;
     hv_link_connect(loop, link);
+}
+
+static int
+hv_loop_watch(hv_loop *loop, hv_link *link, int side)
+{
+    return hv_poller_watch(&loop->poller, link->sides[side].handle, (uintptr_t)link | (uint64_t)side);
+}
+
+/* The target was not reached: it is the next one's turn. */
+static void
+hv_link_try_next(hv_loop *loop, hv_link *link, int error)
+{
+    if (link->target + 1 == loop->engine->target_count) {
+        hv_link_fail(loop, link, error);
+        return;
+    }
+    hv_node_remove(&link->timed);
+    link->target++;
+    hv_link_leave_target(loop, link);
 }
 
 /* ---- one thread ---- */

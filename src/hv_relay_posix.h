@@ -104,12 +104,6 @@ hv_link_lost(const hv_link *link, int side)
 
 /* ---- connecting ---- */
 
-static int
-hv_loop_watch(hv_loop *loop, hv_link *link, int side)
-{
-    return hv_poller_watch(&loop->poller, link->sides[side].handle, (uintptr_t)link | (uint64_t)side);
-}
-
 static void
 hv_socket_tune(hv_handle handle, int family)
 {
@@ -215,23 +209,17 @@ hv_link_connect(hv_loop *loop, hv_link *link)
     }
 }
 
-/* The target was not reached: it is the next one's turn. */
 static void
-hv_link_try_next(hv_loop *loop, hv_link *link, int error)
+hv_link_leave_target(hv_loop *loop, hv_link *link)
 {
     hv_side *side = &link->sides[1];
-    if (link->target + 1 == loop->engine->target_count) {
-        hv_link_fail(loop, link, error);
-        return;
-    }
     close(side->handle);
-    side->handle = hv_target_socket(loop->engine, &loop->engine->targets[++link->target]);
+    side->handle = hv_target_socket(loop->engine, &loop->engine->targets[link->target]);
     if (side->handle < 0) {
         hv_link_fail(loop, link, errno);
-        return;
+    } else {
+        hv_link_try(loop, link);
     }
-    hv_node_remove(&link->timed);
-    hv_link_try(loop, link);
 }
 
 static void

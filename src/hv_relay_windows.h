@@ -334,12 +334,6 @@ hv_link_has_received(hv_loop *loop, hv_link *link, int side, DWORD n)
 
 /* ---- connecting ---- */
 
-static int
-hv_loop_watch(hv_loop *loop, hv_link *link, int side)
-{
-    return hv_poller_watch(&loop->poller, link->sides[side].handle, (uintptr_t)link | (uint64_t)side);
-}
-
 static hv_handle
 hv_socket_new(int family, int proto)
 {
@@ -438,21 +432,15 @@ hv_link_connect(hv_loop *loop, hv_link *link)
     hv_link_is_connecting(loop, link);
 }
 
-/* The target was not reached: it is the next one's turn, when the system has let go of the connect. */
+/* When the system has let go of the connect. */
 static void
-hv_link_try_next(hv_loop *loop, hv_link *link, int error)
+hv_link_leave_target(hv_loop *loop, hv_link *link)
 {
     hv_side *side = &link->sides[1];
-    if (link->target + 1 == loop->engine->target_count) {
-        hv_link_fail(loop, link, error);
-        return;
-    }
     if (side->handle != HV_NO_HANDLE) {
         hv_handle_abort(side->handle);
         side->handle = HV_NO_HANDLE;
     }
-    hv_node_remove(&link->timed);
-    link->target++;
     if (!side->receiving.is_pending) {
         hv_link_try(loop, link);
     }
